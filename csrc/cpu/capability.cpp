@@ -1,0 +1,35 @@
+// Which instruction set runs here: the best one the machine has, or the one named by SPECSAMPLE_CPU.
+#include <cstdlib>
+#include <cstring>
+
+#include "passes.h"
+
+namespace specsample {
+
+const Capability* find_capability(const char* name) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  static const Capability avx512{"avx512", kAvx512Passes}, avx2{"avx2", kAvx2Passes};
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (!std::strcmp(name, "avx512")) return has_avx512 ? &avx512 : nullptr;
+  if (!std::strcmp(name, "avx2")) return has_avx2 ? &avx2 : nullptr;
+#endif
+  static const Capability base{"base", kBasePasses};
+  return std::strcmp(name, "base") ? nullptr : &base;
+}
+
+const Capability& cpu_capability() {
+  static const Capability& chosen = []() -> const Capability& {
+    if (const char* wanted = std::getenv("SPECSAMPLE_CPU"))
+      if (const Capability* found = find_capability(wanted)) return *found;
+    for (const char* name : {"avx512", "avx2"})
+      if (const Capability* found = find_capability(name)) return *found;
+    return *find_capability("base");
+  }();
+  return chosen;
+}
+
+}  // namespace specsample

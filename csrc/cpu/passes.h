@@ -1,0 +1,103 @@
+// The row passes of the CPU executor: what they take, and the table of one instruction set's versions of them.
+//
+// A pass runs over tokens [begin, end) of a row, begin a multiple of 64, and returns a partial result that merges. Sums are
+// added lane by lane in an order that does not depend on the instruction set, so they agree to the bit on every machine.
+#pragma once
+#include <algorithm>
+
+#include "../law.h"
+#include "../philox.h"
+
+namespace specsample {
+
+enum Dtype { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+constexpr int kGroup = 64;  // tokens handled at once: 16 Philox counters
+
+// log2 of a weight is (z - max) (high + low): the scale in two floats, since one would cost the tail 1e-6.
+struct Affine {
+  float max = 0, high = 0, low = 0;
+
+  static Affine of(const Law& law) {
+    const double scale = law.scale * kLog2e;
+    const float high = static_cast<float>(scale);
+    return {law.max, high, static_cast<float>(scale - high)};
+  }
+};
+
+// Winner of a race: the largest score log w - log E, the lowest id on ties.
+struct Best {
+  double score = -kInfinity;
+  int64_t id = -1;
+  bool infinite = false;  // a +inf logit was met: the row's law is uniform over those, and the race must be run on it
+
+  double threshold() const { return score; }
+  void offer(double value, int64_t token) {
+    if (value > score || (value == score && token < id)) score = value, id = token;
+  }
+  void merge(const Best& other) {
+    if (other.id >= 0) offer(other.score, other.id);
+    infinite |= other.infinite;
+  }
+};
+
+// The k largest scores in order, the lowest id first on ties; tokens are offered by ascending id.
+struct Arrivals {
+  int k;
+  double* score;
+  int64_t* id;
+  int count = 0;
+  bool infinite = false;
+
+  double threshold() const { return count < k ? -kInfinity : score[k - 1]; }
+  void offer(double value, int64_t token) {
+    if (!(value > threshold())) return;
+    int i = count < k ? count++ : k - 1;
+    for (; i > 0 && score[i - 1] < value; --i) score[i] = score[i - 1], id[i] = id[i - 1];
+    score[i] = value, id[i] = token;
+  }
+};
+
+struct RaceArgs {
+  const void* row;
+  double scale;
+  float cutoff;
+  Stream stream;
+  int64_t exclude;  // a token that does not take part, or -1
+};
+
+struct ResidualArgs {
+  Law target, draft;  // both with a row and a mass
+  double scale;       // of the target: weights are (scale t - d)+
+  Stream stream;
+};
+
+// Called with 16 logits (and their weights, when asked for) of which `mask` says which are >= the bound of the scan.
+using Visit = void (*)(void* context, int64_t first, uint32_t mask, const float* logits, const float* weights);
+
+struct Passes {
+  const char* name;
+  float (*value)(const void* row, int64_t token);
+  float (*max)(const void* row, int64_t begin, int64_t end);                        // -inf when nothing is finite
+  double (*sum)(const void* row, int64_t begin, int64_t end, Affine, float cutoff);  // of the kept weights
+  double (*residual_mass)(const Law& target, const Law& draft, double scale, int64_t begin, int64_t end);
+  void (*race)(const RaceArgs&, int64_t begin, int64_t end, Best*);
+  void (*arrivals)(const RaceArgs&, int64_t begin, int64_t end, Arrivals*);
+  void (*residual_race)(const ResidualArgs&, int64_t begin, int64_t end, Best*);
+  void (*scan)(const void* row, int64_t begin, int64_t end, float bound, const Affine*, Visit, void* context);
+};
+
+// One table a dtype, for the best instruction set of this machine (or SPECSAMPLE_CPU=base|avx2|avx512).
+struct Capability {
+  const char* name;
+  const Passes* passes;  // [3], by Dtype
+};
+const Capability& cpu_capability();
+const Capability* find_capability(const char* name);  // null when the machine lacks it
+
+extern const Passes kBasePasses[3];
+#if defined(__x86_64__)
+extern const Passes kAvx2Passes[3];
+extern const Passes kAvx512Passes[3];
+#endif
+
+}  // namespace specsample

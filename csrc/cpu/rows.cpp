@@ -1,0 +1,125 @@
+// sample, draft and row_stats on the CPU.
+#include "arguments.h"
+
+namespace specsample {
+namespace {
+
+Tensor sample(const Tensor& logits, const std::vector<double>& numbers, const OptionalTensor& sampling_rows, int64_t seed,
+              const OptionalTensor& seeds, int64_t position, const OptionalTensor& positions) {
+  const Rows rows = rows_of(logits, "logits");
+  const int64_t count = logits.size(0);
+  const Samplings sampling(numbers, sampling_rows, "sampling");
+  const PerRow seed_of(seed, seeds, count, 1, "seed"), position_of(position, positions, count, 0, "position");
+  Tensor out = torch::stable::new_empty(logits, {count}, ScalarType::Long);
+  auto* token = static_cast<int64_t*>(out.mutable_data_ptr());
+  for_requests(count, rows.vocab, [&](int64_t first, int64_t last, bool split) {
+    const RowRunner runner(split);
+    for (int64_t i = first; i < last; ++i)
+      token[i] = runner.race(*rows.passes, runner.law(rows, i, sampling[i], false),
+                             Stream(seed_of[i], position_of[i], kClock), -1);
+  });
+  return out;
+}
+
+// The first k arrivals of a race; without a stream, the k likeliest.
+void arrivals(const Rows& rows, Law law, const Stream* stream, int k, int64_t* token, std::vector<double>& score) {
+  score.resize(k);
+  Arrivals found{k, score.data(), token};
+  const auto run = [&] {
+    const RaceArgs args{law.row, law.scale, law.cutoff, *stream, -1};
+    rows.passes->arrivals(args, 0, law.vocab, &found);
+  };
+  if (law.broken) {
+  } else if (law.only >= 0) {
+    found.offer(0, law.only);
+  } else if (stream) {
+    run();
+    if (found.infinite) {
+      law.cutoff = kLargest, law.scale = 0, found = Arrivals{k, score.data(), token};
+      run();
+    }
+  } else {
+    const Visit visit = [](void* c, int64_t first, uint32_t mask, const float* logits, const float*) {
+      for (; mask; mask &= mask - 1) {
+        const int l = __builtin_ctz(mask);
+        static_cast<Arrivals*>(c)->offer(logits[l], first + l);
+      }
+    };
+    for (int64_t i = 0; i < law.vocab; i += kTile) {
+      const float bound = std::max(law.cutoff, static_cast<float>(std::max<double>(found.threshold(), -FLT_MAX)));
+      rows.passes->scan(law.row, i, std::min(law.vocab, i + kTile), bound, nullptr, visit, &found);
+    }
+    // +inf logits share all the mass: nothing else has positive weight.
+    if (found.count && score[0] >= kLargest)
+      while (score[found.count - 1] < kLargest) --found.count;
+  }
+  std::fill(token + found.count, token + k, -1);
+}
+
+Tensor draft(const Tensor& logits, int64_t k, const std::string& kind, const std::vector<double>& numbers,
+             const OptionalTensor& sampling_rows, int64_t seed, const OptionalTensor& seeds, int64_t position,
+             const OptionalTensor& positions, int64_t depth, const OptionalTensor& depths, int64_t node,
+             const OptionalTensor& nodes) {
+  const Rows rows = rows_of(logits, "logits");
+  const int64_t count = logits.size(0);
+  const Samplings sampling(numbers, sampling_rows, "sampling");
+  const PerRow seed_of(seed, seeds, count, 1, "seed"), position_of(position, positions, count, 0, "position");
+  const PerRow depth_of(depth, depths, count, 0, "depth"), node_of(node, nodes, count, 0, "node");
+  STD_TORCH_CHECK(kind == "iid" || kind == "arrivals" || kind == "topk", "kind: got ", kind);
+  STD_TORCH_CHECK(k >= 1 && k <= 1024, "k: expected 1 to 1024, got ", k);
+  Tensor out = torch::stable::new_empty(logits, {count, k}, ScalarType::Long);
+  auto* token = static_cast<int64_t*>(out.mutable_data_ptr());
+  for_requests(count, rows.vocab * (kind == "iid" ? k : 1), [&](int64_t first, int64_t last, bool split) {
+    const RowRunner runner(split);
+    std::vector<double> score;
+    for (int64_t i = first; i < last; ++i) {
+      const Law law = runner.law(rows, i, sampling[i], false);
+      if (kind == "iid") {
+        for (int64_t j = 0; j < k; ++j)
+          token[i * k + j] =
+              runner.race(*rows.passes, law, Stream(seed_of[i], position_of[i], kDraft, node_of[i] + j), -1);
+      } else if (kind == "arrivals" && k == 1) {
+        token[i] = runner.race(*rows.passes, law, Stream(seed_of[i], position_of[i] + depth_of[i], kClock), -1);
+      } else {
+        const Stream clocks(seed_of[i], position_of[i] + depth_of[i], kClock);
+        arrivals(rows, law, kind == "arrivals" ? &clocks : nullptr, static_cast<int>(k), token + i * k, score);
+      }
+    }
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> row_stats(const Tensor& logits, const std::vector<double>& numbers,
+                                             const OptionalTensor& sampling_rows) {
+  const Rows rows = rows_of(logits, "logits");
+  const int64_t count = logits.size(0);
+  const Samplings sampling(numbers, sampling_rows, "sampling");
+  Tensor out[3];
+  float* value[3];
+  for (int i = 0; i < 3; ++i) {
+    out[i] = torch::stable::new_empty(logits, {count}, ScalarType::Float);
+    value[i] = static_cast<float*>(out[i].mutable_data_ptr());
+  }
+  for_requests(count, rows.vocab, [&](int64_t first, int64_t last, bool split) {
+    const RowRunner runner(split);
+    for (int64_t i = first; i < last; ++i) {
+      const Law law = runner.law(rows, i, sampling[i], true);
+      float max = law.max, logsumexp = static_cast<float>(law.max * law.scale + std::log(law.mass)), cutoff = law.cutoff;
+      if (law.broken) max = logsumexp = cutoff = -HUGE_VALF;
+      else if (law.max >= kLargest) max = cutoff = HUGE_VALF, logsumexp = law.only >= 0 ? 0 : HUGE_VALF;
+      else if (law.only >= 0) logsumexp = 0, cutoff = max;
+      else if (cutoff <= -FLT_MAX) cutoff = -HUGE_VALF;
+      value[0][i] = max, value[1][i] = logsumexp, value[2][i] = cutoff;
+    }
+  });
+  return {out[0], out[1], out[2]};
+}
+
+}  // namespace
+}  // namespace specsample
+
+STABLE_TORCH_LIBRARY_IMPL(specsample, CPU, m) {
+  m.impl("sample", TORCH_BOX(&specsample::sample));
+  m.impl("draft", TORCH_BOX(&specsample::draft));
+  m.impl("row_stats", TORCH_BOX(&specsample::row_stats));
+}

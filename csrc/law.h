@@ -1,0 +1,52 @@
+// The law of a row, never written out: a few scalars from which any token's probability follows.
+#pragma once
+#include "common.h"
+
+namespace specsample {
+
+constexpr double kSlack = 0x1p-20;  // of top-p and min-p: decides exact ties of mass alike on every backend
+
+struct Sampling {
+  double temperature = 1, top_k = 0, top_p = 1, min_p = 0;
+
+  SPS_HD bool greedy() const { return !(temperature > 0); }  // includes NaN
+  SPS_HD double scale() const { return 1 / (temperature < 1e-30 ? 1e-30 : temperature); }
+  SPS_HD bool by_k(int64_t vocab) const { return top_k >= 1 && top_k < static_cast<double>(vocab); }
+  SPS_HD bool by_p() const { return top_p < 1; }
+  SPS_HD bool by_min_p() const { return min_p > 0; }
+  SPS_HD bool filters(int64_t vocab) const { return by_k(vocab) || by_p() || by_min_p(); }
+};
+
+struct Law {
+  const void* row = nullptr;  // logits; null for a point mass without a row
+  int64_t vocab = 0;
+  double scale = 1;         // 1 / temperature
+  float max = 0;            // largest logit
+  float cutoff = -FLT_MAX;  // tokens with logit >= cutoff are kept (excludes -inf and NaN even when nothing filters)
+  double mass = 0;          // sum over the kept tokens of exp((logit - max) scale)
+  int64_t only = -1;        // >= 0: all the mass on this token (greedy rows, one-hot drafts)
+  bool broken = false;      // no finite logit
+
+  static SPS_HD Law point(int64_t token) {
+    Law law;
+    law.only = token;
+    return law;
+  }
+  static SPS_HD Law none() {
+    Law law;
+    law.broken = true;
+    return law;
+  }
+
+  // Unnormalised: exp((z - max) scale) for a kept logit, else 0.
+  SPS_HD double weight(float z) const { return z >= cutoff ? exp((static_cast<double>(z) - max) * scale) : 0; }
+  SPS_HD double prob(float z) const { return weight(z) / mass; }
+  SPS_HD double log_prob(float z) const {
+    return z >= cutoff ? (static_cast<double>(z) - max) * scale - log(mass) : -kInfinity;
+  }
+};
+
+// Logits as the laws see them: NaN stays NaN (every comparison with it is false, so it is never kept).
+SPS_HD float clamp_logit(float z) { return z > kLargest ? kLargest : z; }
+
+}  // namespace specsample

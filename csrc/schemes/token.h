@@ -1,0 +1,29 @@
+// `token`: accept the child x when u d(x) < t(x), otherwise emit one token of the residual law (t - d)+.
+// Leviathan et al. 2022, Algorithm 1; the reference is specsample/schemes/token.py.
+#pragma once
+#include "../walk.h"
+
+namespace specsample {
+
+struct TokenRule {
+  static constexpr bool kNeedsMass = true, kSharesToken = false;
+
+  template <class Ex>
+  static SPS_HD Step step(const Request& request, Ex& ex, const Law& target, int node, int child, int depth) {
+    for (; child >= 0; child = request.child(node, child)) {
+      const Law draft = ex.draft(child);
+      if (draft.broken) continue;  // drawn from nothing: the node does not exist
+      const int64_t x = request.token(child);
+      if (ex.accept(child, ex.prob(target, x), ex.prob(draft, x))) return {child, -1};
+      return {-1, ex.residual_race(target, draft, 1.0)};
+    }
+    return {-1, ex.clock_race(target, depth)};
+  }
+};
+
+template <class Ex>
+SPS_HD void verify_token(const Request& request, Ex& ex, const Output& out) {
+  walk<TokenRule>(request, ex, out);
+}
+
+}  // namespace specsample

@@ -1,0 +1,27 @@
+"""specsample: exact, fast verification for speculative decoding, from raw logits."""
+
+from .api import RowStats, Verdict, draft, log_probs, row_stats, sample, schemes, verify
+from .decoding import NgramDrafter, Proposal, Stats, generate
+from .info import build_info
+from .sampling import Sampling
+from .schemes import Scheme
+from .version import __version__
+
+__all__ = [
+    "NgramDrafter",
+    "Proposal",
+    "RowStats",
+    "Sampling",
+    "Scheme",
+    "Stats",
+    "Verdict",
+    "__version__",
+    "build_info",
+    "draft",
+    "generate",
+    "log_probs",
+    "row_stats",
+    "sample",
+    "schemes",
+    "verify",
+]

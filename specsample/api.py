@@ -1,0 +1,355 @@
+"""Sampling, drafting and verification from logits. See each function; all of them take `backend=None`.
+
+Dimensions: B requests, N draft nodes of a request (a chain of L tokens has N = L), R rows of logits a request, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from . import backends, reference
+from .errors import expect
+from .sampling import Sampling, pack
+from .schemes import SCHEMES
+
+MAX_NODES = 1024  # of a request
+DRAFT_KINDS = ("iid", "arrivals", "topk")
+_LOGPROBS = {None: 0, "filtered": 1, "raw": 2}
+_DEFAULT = Sampling()
+
+
+class RowStats(NamedTuple):
+    """Statistics of rows, float32 [R] each.
+
+    max        largest logit
+    logsumexp  log Σ exp(logit / temperature) over the kept tokens; 0 for a greedy row
+    cutoff     smallest logit that the filters keep (−inf: no filter)
+
+    A token that is kept has log-probability logit / temperature − logsumexp.
+    """
+
+    max: torch.Tensor
+    logsumexp: torch.Tensor
+    cutoff: torch.Tensor
+
+
+class Verdict(NamedTuple):
+    """What a round decided, D = max_depth.
+
+    tokens        int64 [B, D + 1]: emitted tokens, padded with −1
+    num_accepted  int32 [B]: how many of them are draft tokens (one more is always emitted, but for a broken row)
+    nodes         int32 [B, D]: the accepted nodes, root to leaf, padded with −1: what a KV cache keeps
+    logprobs      float32 [B, D + 1]: log-probabilities of the emitted tokens, padded with 0; None when not asked for
+    """
+
+    tokens: torch.Tensor
+    num_accepted: torch.Tensor
+    nodes: torch.Tensor
+    logprobs: torch.Tensor | None
+
+
+def schemes():
+    """{name: Scheme}: every verification scheme, with the backends that have it on this machine."""
+    return {name: card._replace(backends=backends.schemes_of(name)) for name, card in SCHEMES.items()}
+
+
+def sample(logits, *, sampling=_DEFAULT, seed, position, backend=None):
+    """One token of each row's law: the winner of an exponential race on the clocks of (seed, position).
+
+    logits    [B, V], float32, bfloat16 or float16 (any float dtype under `reference`)
+    seed      int64 [B], or an int s, short for s, s + 1, …, s + B − 1
+    position  int or int64 [B]: the absolute index of the token
+    -> int64 [B]; −1 for a row without a finite logit
+
+    Errors: ValueError naming the argument for wrong shapes, dtypes, devices and ranges.
+    Source: the exponential race (Gumbel-max trick); purpose-0 clocks, the same that `verify` uses for `race` and bonus.
+    """
+    rows = _check_logits(logits, "logits", 2)
+    numbers, per_row = pack(sampling, (rows,), logits.device)
+    seed, seeds = _int_or_tensor(seed, "seed", rows, logits.device)
+    position, positions = _int_or_tensor(position, "position", rows, logits.device)
+    run = backends.pick(backend, logits, "logits").sample
+    return run(logits, numbers, per_row, seed, seeds, position, positions)
+
+
+def draft(logits, k=1, *, kind="iid", sampling=_DEFAULT, seed, position, depth=0, node=0, backend=None):
+    """k children for each row of logits, one row a node to be expanded.
+
+    logits    [R, V] as in `sample`
+    kind      "iid": k independent draws (for every scheme but `race`);
+              "arrivals": the first k arrivals of the race on the clocks of the child's own position (for `race`; k = 1 is
+              `sample` there); "topk": the k likeliest, lowest id first on ties
+    seed      int64 [R], or an int s, short for s, s + 1, …, s + R − 1
+    position  int or int64 [R]: the round's, i.e. the index of the first token the round will emit
+    depth     int or int64 [R]: how far below the root the expanded node is (0 for the root)
+    node      int or int64 [R]: index that the first child will have in the tree; child j gets node + j
+    -> int64 [R, k]; −1 where fewer than k tokens have positive weight
+
+    Errors: ValueError naming the argument.
+    """
+    rows = _check_logits(logits, "logits", 2)
+    expect(kind in DRAFT_KINDS, "kind", f"one of {', '.join(DRAFT_KINDS)}", repr(kind))
+    expect(isinstance(k, int) and 1 <= k <= MAX_NODES, "k", f"an integer in [1, {MAX_NODES}]", k)
+    numbers, per_row = pack(sampling, (rows,), logits.device)
+    seed, seeds = _int_or_tensor(seed, "seed", rows, logits.device)
+    position, positions = _int_or_tensor(position, "position", rows, logits.device)
+    depth, depths = _int_or_tensor(depth, "depth", rows, logits.device)
+    node, nodes = _int_or_tensor(node, "node", rows, logits.device)
+    run = backends.pick(backend, logits, "logits").draft
+    return run(
+        logits, k, kind, numbers, per_row, seed, seeds, position, positions, depth, depths, node, nodes
+    )
+
+
+def row_stats(logits, *, sampling=_DEFAULT, backend=None):
+    """RowStats of each row of logits [R, V]: what rebuilds its law without another pass.
+
+    Pass the drafts' to `verify(draft_stats=...)` to spare it a pass over each draft row. Rows whose |logsumexp| is above
+    32 are read again there, since float32 would not hold their law to 1e-6 (very low temperatures).
+    """
+    rows = _check_logits(logits, "logits", 2)
+    numbers, per_row = pack(sampling, (rows,), logits.device)
+    return RowStats(*backends.pick(backend, logits, "logits").row_stats(logits, numbers, per_row))
+
+
+def log_probs(logits, *, sampling=_DEFAULT, backend=None):
+    """The law itself: log-probabilities [R, V], −inf where filtered; float32, or float64 from `reference`.
+
+    It writes R·V numbers, which nothing else here does: for tests and notebooks. Compiled backends take the row
+    statistics from their kernels and finish in torch.
+    """
+    rows = _check_logits(logits, "logits", 2)
+    numbers, per_row = pack(sampling, (rows,), logits.device)
+    chosen = backends.pick(backend, logits, "logits")
+    if chosen is reference or not logits.numel():
+        return reference.log_probs(logits, numbers, per_row)
+    # Only what a row needs: cut-off, the winner of a greedy row and the normaliser come from the kernel.
+    stats = chosen.row_stats(logits, numbers, per_row)
+    temperature = per_row[0][:, None] if per_row is not None else torch.full((1, 1), numbers[0], dtype=torch.float64)
+    top, cutoff = stats[0][:, None], stats[2][:, None]
+    z = logits.float()
+    kept = (z >= cutoff) & (z > -torch.inf)
+    infinite, greedy = top == torch.inf, ~(temperature > 0)
+    law = (z.double() - top.double()) / torch.where(greedy, 1.0, temperature).clamp(min=1e-30)
+    law = torch.where(kept, torch.where(infinite, 0.0, law), -torch.inf)
+    law = law - law.logsumexp(-1, keepdim=True)
+    winner = z.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(-1, keepdim=True)
+    point = torch.full_like(law, -torch.inf).scatter(1, winner, 0.0)
+    law = torch.where(greedy, point, law)
+    return torch.where(kept.any(-1, keepdim=True), law, -torch.inf).float()
+
+
+def verify(
+    target_logits,
+    draft_tokens,
+    draft_logits=None,
+    *,
+    parents=None,
+    rows=None,
+    draft_rows=None,
+    lists=None,
+    max_depth=None,
+    scheme="token",
+    options=None,
+    sampling=_DEFAULT,
+    draft_sampling=None,
+    draft_stats=None,
+    seed,
+    position,
+    cu_rows=None,
+    logprobs=None,
+    backend=None,
+):
+    """Verify drafted tokens against the target: one draft-and-verify round of every request, exactly, from raw logits.
+
+    target_logits   [B, R, V]; by default R = N + 1, row 0 after the committed prefix, row i + 1 after draft node i.
+                    Packed: [>= total, V]
+    draft_tokens    [B, N] int64 or int32 (packed: [>= total − B]); −1 = no such node
+    draft_logits    [B, R', V'], the rows the drafts were drawn from; None = deterministic drafts (one-hot). V' may differ
+                    from V: missing ids have weight 0. Packed like the target, or one row a node
+    parents         [N] or [B, N] int, tensor or list; −1 = child of the root, parent < own index. None = a chain
+    rows            [N + 1] or [B, N + 1] int: target row of the root and of each node. None = 0..N
+    draft_rows      [N] or [B, N] int: draft row each node was drawn from. None = its parent's target row index
+    lists           [N] or [B, N] int: clock list of each node; no scheme of this version reads it
+    max_depth       int, width of the output; nodes below it do not exist. None = N, or the tree's depth
+    scheme          see `schemes()`
+    options         mapping of numbers, the scheme's own settings
+    sampling        of the target; draft_sampling: of the drafts, per request or per draft row, None = the target's
+    draft_stats     RowStats of the draft rows, when kept from drafting
+    seed            int64 [B], or an int s, short for s, s + 1, …, s + B − 1
+    position        int or int64 [B]: the absolute index of the first token this call emits
+    cu_rows         int32 [B + 1] with a leading 0: packed layout; request b owns rows cu_rows[b] .. cu_rows[b + 1] − 1 and
+                    one node less; without rows it emits nothing. max_depth is required
+    logprobs        None, "filtered" (under the target's law) or "raw" (temperature 1, no filters)
+    backend         None = the best available; "reference", "cpu"
+    -> Verdict
+
+    Errors: ValueError naming the argument, for all that is known without reading device memory. In the data: a node with
+    an id outside [−1, V), a parent not before it, a row out of range, or drawn from a row without a finite logit does
+    not exist; a target row without a finite logit emits −1 and stops.
+    """
+    card = SCHEMES.get(scheme)
+    if card is None:
+        expect(False, "scheme", f"one of {', '.join(SCHEMES)}", repr(scheme))
+    packed = cu_rows is not None
+    _check_logits(target_logits, "target_logits", 2 if packed else 3)
+    device, shape = target_logits.device, target_logits.shape
+    expect(isinstance(draft_tokens, torch.Tensor), "draft_tokens", "a tensor", type(draft_tokens).__name__)
+    expect(draft_tokens.dtype in _INTS, "draft_tokens", "int64 or int32", draft_tokens.dtype)
+    expect(draft_tokens.device == device, "draft_tokens", f"a tensor on {device}", draft_tokens.device)
+    if packed:
+        expect(isinstance(cu_rows, torch.Tensor) and cu_rows.dtype == torch.int32, "cu_rows", "an int32 tensor", cu_rows)
+        expect(cu_rows.dim() == 1 and cu_rows.shape[0] >= 1, "cu_rows", "shape [B + 1]", tuple(cu_rows.shape))
+        expect(cu_rows.device == device, "cu_rows", f"a tensor on {device}", cu_rows.device)
+        expect(draft_tokens.dim() == 1, "draft_tokens", "shape [total − B] when packed", tuple(draft_tokens.shape))
+        expect(max_depth is not None, "max_depth", "an int when packed", None)
+        batch, nodes, limit = cu_rows.shape[0] - 1, draft_tokens.shape[0], max_depth
+    else:
+        batch = shape[0]
+        good = draft_tokens.dim() == 2 and draft_tokens.shape[0] == batch
+        expect(good, "draft_tokens", f"shape [{batch}, N]", tuple(draft_tokens.shape))
+        nodes = draft_tokens.shape[1]
+        expect(nodes <= MAX_NODES, "draft_tokens", f"at most {MAX_NODES} nodes a request", nodes)
+        if rows is None:
+            expect(shape[1] == nodes + 1, "target_logits", f"shape [{batch}, N + 1 = {nodes + 1}, V]", tuple(shape))
+        limit = nodes
+    expect(shape[-1] > 0 or batch == 0, "target_logits", "a vocabulary of at least one token", tuple(shape))
+
+    if draft_logits is not None:
+        _check_draft_logits(draft_logits, target_logits, nodes, packed, draft_rows)
+        if not card.uses_draft_logits:
+            draft_logits = None
+    if parents is not None or rows is not None or draft_rows is not None or lists is not None:
+        parents = _per_node(parents, "parents", batch, nodes, packed, device)
+        rows = _per_node(rows, "rows", batch, nodes, packed, device, extra=1)
+        draft_rows = _per_node(draft_rows, "draft_rows", batch, nodes, packed, device)
+        lists = _per_node(lists, "lists", batch, nodes, packed, device)
+        if parents is not None and device.type == "cpu" and not packed:
+            limit = _check_parents(parents, card, nodes)
+    if max_depth is None:
+        max_depth = limit
+    else:
+        expect(isinstance(max_depth, int) and max_depth >= 0, "max_depth", "an int >= 0", max_depth)
+    if options:
+        _check_options(options, card)
+    expect(logprobs in _LOGPROBS, "logprobs", 'None, "filtered" or "raw"', repr(logprobs))
+
+    numbers, per_request = pack(sampling, (batch,), device)
+    draft_max = draft_logsumexp = draft_cutoff = None
+    if draft_sampling is None:
+        draft_numbers, draft_rows_sampling = numbers, per_request
+    else:
+        counts = (batch,) if draft_logits is None else (batch, draft_logits.numel() // max(1, draft_logits.shape[-1]))
+        draft_numbers, draft_rows_sampling = pack(draft_sampling, counts, device, "draft_sampling")
+    if draft_stats is not None and draft_logits is not None:
+        draft_max, draft_logsumexp, draft_cutoff = _check_stats(draft_stats, draft_logits)
+    seed, seeds = _int_or_tensor(seed, "seed", batch, device)
+    position, positions = _int_or_tensor(position, "position", batch, device)
+
+    tokens, num_accepted, path, emitted = backends.pick(backend, target_logits, "target_logits").verify(
+        target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, scheme,
+        [float((options or {}).get(name, default)) for name, (default, _) in card.options.items()],
+        numbers, per_request, draft_numbers, draft_rows_sampling, draft_max, draft_logsumexp, draft_cutoff,
+        seed, seeds, position, positions, cu_rows, _LOGPROBS[logprobs],
+    )  # fmt: skip
+    return Verdict(tokens, num_accepted, path, emitted if logprobs is not None else None)
+
+
+_INTS = (torch.int64, torch.int32)
+
+
+def _check_logits(logits, name, dim):
+    """Check a tensor of rows of logits; -> its first size."""
+    if not isinstance(logits, torch.Tensor):
+        expect(False, name, "a tensor", type(logits).__name__)
+    shape = logits.shape
+    if logits.dim() != dim:
+        expect(False, name, f"shape {'[B, R, V]' if dim == 3 else '[rows, V]'}", tuple(shape))
+    if not logits.dtype.is_floating_point:
+        expect(False, name, "float32, bfloat16 or float16", logits.dtype)
+    if logits.stride(-1) != 1 and shape[-1] > 1:
+        expect(False, name, "a contiguous last dimension (stride 1)", f"strides {logits.stride()}")
+    return shape[0]
+
+
+def _check_draft_logits(draft, target, nodes, packed, draft_rows):
+    _check_logits(draft, "draft_logits", target.dim())
+    expect(draft.dtype == target.dtype, "draft_logits", f"{target.dtype} like target_logits", draft.dtype)
+    expect(draft.device == target.device, "draft_logits", f"a tensor on {target.device}", draft.device)
+    if packed:
+        good = draft.shape[0] >= target.shape[0] or draft.shape[0] >= nodes
+        expect(good, "draft_logits", f"at least {nodes} rows (or {target.shape[0]} like the target)", tuple(draft.shape))
+    else:
+        expect(draft.shape[0] == target.shape[0], "draft_logits", f"{target.shape[0]} requests", tuple(draft.shape))
+        if draft_rows is None:
+            expect(draft.shape[1] >= nodes, "draft_logits", f"at least {nodes} rows a request", tuple(draft.shape))
+    expect(draft.shape[-1] > 0 or draft.numel() == 0, "draft_logits", "a vocabulary", tuple(draft.shape))
+
+
+def _per_node(values, name, batch, nodes, packed, device, extra=0):
+    """A per-node argument as an int tensor [N + extra] or [B, N + extra] (packed: one dimension), or None."""
+    if values is None:
+        return None
+    if not isinstance(values, torch.Tensor):
+        try:
+            values = torch.as_tensor(values, dtype=torch.int64).to(device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name}: expected a tensor or list of ints, got {values!r}") from error
+    expect(values.dtype in _INTS, name, "int64 or int32", values.dtype)
+    expect(values.device == device, name, f"a tensor on {device}", values.device)
+    if packed:
+        expect(values.dim() == 1 and values.shape[0] >= nodes, name, f"shape [>= {nodes}]", tuple(values.shape))
+    else:
+        size = nodes + extra
+        good = tuple(values.shape) in ((size,), (batch, size))
+        expect(good, name, f"shape [{size}] or [{batch}, {size}]", tuple(values.shape))
+    return values
+
+
+def _check_parents(parents, card, nodes):
+    """On the CPU the tree can be read: refuse siblings under a chain scheme; -> the tree's depth."""
+    tree = parents.view(1, nodes) if parents.dim() == 1 else parents
+    depth = torch.zeros_like(tree)
+    for i in range(nodes):
+        above = depth.gather(1, tree[:, i : i + 1].clamp(0, max(nodes - 1, 0)))[:, 0]
+        depth[:, i] = torch.where((tree[:, i] >= 0) & (tree[:, i] < i), above, 0) + 1
+    if not card.trees and nodes > 1:
+        valid = tree.clamp(min=-1)
+        siblings = (valid[:, :, None] == valid[:, None, :]).sum() > valid.numel()
+        expect(not bool(siblings), "parents", f"a chain (scheme {card.name!r} takes one child a node)", parents.tolist())
+    return int(depth.max()) if depth.numel() else 0
+
+
+def _check_options(options, card):
+    known = ", ".join(card.options) or "none"
+    for name, value in options.items():
+        expect(name in card.options, "options", f"settings of scheme {card.name!r}: {known}", repr(name))
+        expect(isinstance(value, (int, float)), f"options[{name!r}]", "a number", value)
+
+
+def _check_stats(stats, draft):
+    expect(isinstance(stats, tuple) and len(stats) == 3, "draft_stats", "a RowStats", type(stats).__name__)
+    count = draft.numel() // max(1, draft.shape[-1])
+    for field, value in zip(RowStats._fields, stats):
+        good = isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.numel() == count
+        expect(good, f"draft_stats.{field}", f"float32 with {count} values, one a draft row", value)
+        expect(value.device == draft.device, f"draft_stats.{field}", f"a tensor on {draft.device}", value.device)
+    return [value.reshape(-1) for value in stats]
+
+
+def _int_or_tensor(value, name, count, device):
+    """(int, None) or (0, int64 [count])"""
+    if isinstance(value, torch.Tensor):
+        expect(value.dtype in _INTS, name, "an int or an int64 tensor", value.dtype)
+        expect(value.device == device, name, f"a tensor on {device}", value.device)
+        good = value.dim() == 0 or tuple(value.shape) == (count,)
+        expect(good, name, f"an int or shape [{count}]", tuple(value.shape))
+        return 0, value.to(torch.int64).expand(count)
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        try:
+            value = int(value.__index__())
+        except AttributeError:
+            expect(False, name, "an int or an int64 tensor", value)
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        expect(False, name, "an int of 64 bits", value)
+    return value, None

@@ -1,0 +1,84 @@
+"""Which implementation runs a call: the one dispatch point.
+
+A backend is a namespace with the functions `sample`, `draft`, `row_stats` and `verify` of specsample/ops.py. `reference`
+is plain Python over torch; `cpu` (and `cuda`) are torch's own dispatch of the ops to the compiled kernels.
+"""
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+
+from . import ops, reference  # noqa: F401  (ops defines torch.ops.specsample)
+from .errors import expect
+
+COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INSTALL_HINT = "reinstall with a C++ compiler and torch present: pip install --no-build-isolation ."
+
+
+class Backend(NamedTuple):
+    functions: Any  # the namespace; None where unavailable
+    device: str | None  # the device type it runs on; None = any
+    dtypes: tuple | None  # logits it reads; None = any floating dtype
+    schemes: tuple | None  # None = all
+    missing: str | None  # why it is unavailable
+
+
+def _load_extension():
+    """Load the compiled kernels, which register themselves. -> why not, or None"""
+    if os.environ.get("SPECSAMPLE_NO_EXTENSION", "0") not in ("", "0"):
+        return "switched off by SPECSAMPLE_NO_EXTENSION"
+    try:
+        from . import _C  # noqa: F401
+    except ImportError as error:
+        return f"the compiled extension specsample._C is not loadable ({error}); {INSTALL_HINT}"
+    return None
+
+
+_missing = _load_extension()
+_compiled = None if _missing else torch.ops.specsample
+_CUDA = "this build has no CUDA kernels"
+_TRITON = "this version has no Triton kernels"
+
+BACKENDS = {
+    "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, ("token", "block", "race"), _missing),
+    "cuda": Backend(None, "cuda", COMPILED_DTYPES, (), _CUDA),
+    "triton": Backend(None, None, COMPILED_DTYPES, (), _TRITON),
+    "reference": Backend(reference, None, None, None, None),
+}
+
+
+def pick(name, logits, argument):
+    """The functions of backend `name`, or of the best available one for `logits` when name is None."""
+    if name is None:
+        for backend in BACKENDS.values():
+            if backend.functions is not None and (backend.device is None or backend.device == logits.device.type):
+                if backend.dtypes is None or logits.dtype in backend.dtypes:
+                    return backend.functions
+    expect(name in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", repr(name))
+    backend = BACKENDS[name]
+    if backend.functions is None:
+        raise ValueError(f"backend: {name!r} is not available: {backend.missing}")
+    if backend.device is not None:
+        expect(logits.device.type == backend.device, argument, f"a tensor on {backend.device}", logits.device)
+    if backend.dtypes is not None:
+        expect(logits.dtype in backend.dtypes, argument, _dtype_names(backend.dtypes), logits.dtype)
+    return backend.functions
+
+
+def _dtype_names(dtypes):
+    return " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def available():
+    """{backend: None, or why it is not available}"""
+    return {name: None if b.functions is not None else b.missing for name, b in BACKENDS.items()}
+
+
+def schemes_of(scheme):
+    """Names of the available backends that have `scheme`."""
+    return tuple(
+        name
+        for name, b in BACKENDS.items()
+        if b.functions is not None and (b.schemes is None or scheme in b.schemes)
+    )

@@ -1,0 +1,28 @@
+"""What was built, what runs here, and why the rest does not."""
+
+import torch
+
+from . import backends
+from .version import __version__
+
+
+def build_info():
+    """dict: version; torch built against and running; cuda version and architectures of the compiled part (None, []);
+    cpu: the instruction set its kernels use here and the threads; backends: those available; unavailable: {name: why}."""
+    compiled = {}
+    if backends.BACKENDS["cpu"].functions is not None:
+        from . import _C
+
+        compiled = _C.build_info()
+    available = backends.available()
+    return {
+        "version": __version__,
+        "torch_built": compiled.get("torch_built"),
+        "torch_running": torch.__version__,
+        "cuda": compiled.get("cuda"),
+        "architectures": compiled.get("architectures", []),
+        "cpu": compiled.get("cpu_capability"),
+        "threads": torch.get_num_threads(),
+        "backends": [name for name, why in available.items() if why is None],
+        "unavailable": {name: why for name, why in available.items() if why is not None},
+    }

@@ -1,0 +1,62 @@
+"""The ops: one schema and one fake kernel each, defined here and nowhere else.
+
+Compiled kernels register themselves for their device when `specsample._C` is loaded (csrc/cpu/ops.cpp). Numbers travel
+as numbers and tensors as tensors: each of seed, position, sampling, … comes as a pair (number, tensor or None), so that
+the common call makes no tensor of its own.
+"""
+
+import torch
+
+_SAMPLING = "float[] sampling, Tensor? sampling_rows"
+_SEED = "SymInt seed, Tensor? seeds, SymInt position, Tensor? positions"
+
+SCHEMAS = {
+    "sample": f"(Tensor logits, {_SAMPLING}, {_SEED}) -> Tensor",
+    "draft": (
+        f"(Tensor logits, SymInt k, str kind, {_SAMPLING}, {_SEED}, "
+        "SymInt depth, Tensor? depths, SymInt node, Tensor? nodes) -> Tensor"
+    ),
+    "row_stats": f"(Tensor logits, {_SAMPLING}) -> (Tensor max, Tensor logsumexp, Tensor cutoff)",
+    "verify": (
+        "(Tensor target_logits, Tensor draft_tokens, Tensor? draft_logits, Tensor? parents, Tensor? rows, "
+        "Tensor? draft_rows, Tensor? lists, SymInt max_depth, str scheme, float[] options, "
+        f"{_SAMPLING}, float[] draft_sampling, Tensor? draft_sampling_rows, "
+        "Tensor? draft_max, Tensor? draft_logsumexp, Tensor? draft_cutoff, "
+        f"{_SEED}, Tensor? cu_rows, int logprobs) "
+        "-> (Tensor tokens, Tensor num_accepted, Tensor nodes, Tensor logprobs)"
+    ),
+}
+
+_library = torch.library.Library("specsample", "DEF")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema)
+
+
+@torch.library.register_fake("specsample::sample")
+def _(logits, sampling, sampling_rows, seed, seeds, position, positions):
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
+
+
+@torch.library.register_fake("specsample::draft")
+def _(logits, k, kind, sampling, sampling_rows, seed, seeds, position, positions, depth, depths, node, nodes):
+    return logits.new_empty(logits.shape[0], k, dtype=torch.int64)
+
+
+@torch.library.register_fake("specsample::row_stats")
+def _(logits, sampling, sampling_rows):
+    return tuple(logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(3))
+
+
+@torch.library.register_fake("specsample::verify")
+def _(
+    target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, scheme, options,
+    sampling, sampling_rows, draft_sampling, draft_sampling_rows, draft_max, draft_logsumexp, draft_cutoff,
+    seed, seeds, position, positions, cu_rows, logprobs,
+):  # fmt: skip
+    batch = target_logits.shape[0] if cu_rows is None else cu_rows.shape[0] - 1
+    return (
+        target_logits.new_empty(batch, max_depth + 1, dtype=torch.int64),
+        target_logits.new_empty(batch, dtype=torch.int32),
+        target_logits.new_empty(batch, max_depth, dtype=torch.int32),
+        target_logits.new_empty((batch, max_depth + 1) if logprobs else (0,), dtype=torch.float32),
+    )

@@ -1,0 +1,71 @@
+"""Sampling, drafting and statistics of independent rows of logits."""
+
+import math
+
+import torch
+
+from . import rng
+from .law import Params, warp
+
+
+def spread(number, values, count, device, step=0):
+    """An int argument or its tensor, as int64 [count]; an int s becomes s, s + step, s + 2·step, …"""
+    if values is not None:
+        return values.to(torch.int64).expand(count)
+    return number + step * torch.arange(count, device=device)
+
+
+def winner(score):
+    """argmax of float64 scores [B, V], lowest id on ties; −1 where nothing has a finite score. -> int64 [B]"""
+    ids = torch.arange(score.shape[-1], device=score.device)
+    best = score.amax(-1, keepdim=True)
+    first = torch.where(score == best, ids, score.shape[-1]).amin(-1)
+    return torch.where(best[:, 0] > -math.inf, first, -1)
+
+
+def race(log_weights, seed, position, purpose, slot):
+    """argmin E_i / w_i: a draw of law w / Σw (MATH: the exponential race). log_weights [B, V] -> int64 [B]"""
+    clock = rng.clocks(seed, position, purpose, slot, log_weights.shape[-1])
+    return winner(log_weights - clock.log())
+
+
+def sample(logits, sampling, sampling_rows, seed, seeds, position, positions):
+    count, device = logits.shape[0], logits.device
+    seed = spread(seed, seeds, count, device, step=1)
+    position = spread(position, positions, count, device)
+    law = warp(logits, Params.of(sampling, sampling_rows, count, device))[0]
+    return race(law, seed, position, rng.CLOCK, torch.zeros_like(seed))
+
+
+def draft(
+    logits, k, kind, sampling, sampling_rows, seed, seeds, position, positions, depth, depths, node, nodes
+):
+    count, device = logits.shape[0], logits.device
+    seed = spread(seed, seeds, count, device, step=1)
+    position = spread(position, positions, count, device)
+    depth, node = spread(depth, depths, count, device), spread(node, nodes, count, device)
+    law = warp(logits, Params.of(sampling, sampling_rows, count, device))[0]
+    if kind == "iid":
+        return torch.stack([race(law, seed, position, rng.DRAFT, node + j) for j in range(k)], -1)
+    if kind == "arrivals":
+        clock = rng.clocks(seed, position + depth, rng.CLOCK, torch.zeros_like(seed), law.shape[-1])
+        return _largest(law - clock.log(), k)
+    assert kind == "topk", kind
+    return _largest(law, k)
+
+
+def _largest(score, k):
+    """Ids of the k largest scores in order, lowest id first on ties; −1 where the score is −inf. -> int64 [B, k]"""
+    value, order = torch.sort(score, dim=-1, descending=True, stable=True)
+    found = torch.where(value > -math.inf, order, -1)[:, :k]
+    return torch.nn.functional.pad(found, (0, k - found.shape[-1]), value=-1)
+
+
+def row_stats(logits, sampling, sampling_rows):
+    stats = warp(logits, Params.of(sampling, sampling_rows, logits.shape[0], logits.device))[1:]
+    return tuple(s.to(torch.float32) for s in stats)
+
+
+def log_probs(logits, sampling, sampling_rows):
+    """log law of each row, float64 [B, V], −inf where filtered."""
+    return warp(logits, Params.of(sampling, sampling_rows, logits.shape[0], logits.device))[0]

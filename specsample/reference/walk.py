@@ -1,0 +1,262 @@
+"""The walk of one verification round from the root of the drafts to the token that is emitted, for a batch at once.
+
+`Round` knows the layout (dense or packed), which nodes exist and every row's law. A scheme's reference stands in
+`specsample/schemes/<name>.py`: either a rule for one node, run by `walk`, or a whole round of its own (`block`).
+"""
+
+import math
+
+import torch
+
+from ..sampling import OFF
+from . import rng
+from .law import Params, from_stats, usable, warp
+from .rows import race, spread
+
+
+class Draws:
+    """The random decisions of a round, [B] at a time. The enumeration tests put exact ones in its place."""
+
+    def __init__(self, seed, position):
+        self.seed, self.position = seed, position
+
+    def accept(self, node, numerator, denominator):
+        """u·denominator < numerator for the acceptance uniform of `node` -> bool [B]"""
+        u = rng.uniforms(self.seed, self.position, rng.ACCEPT, node)[:, 0]
+        return u * denominator < numerator
+
+    def clock_race(self, log_weights, depth):
+        """Winner on the clocks of the emitted token's own position (`race`, bonus) -> int64 [B]"""
+        return race(log_weights, self.seed, self.position + depth, rng.CLOCK, torch.zeros_like(self.seed))
+
+    def residual_race(self, log_weights):
+        return race(log_weights, self.seed, self.position, rng.RESIDUAL, torch.zeros_like(self.seed))
+
+
+class Round:
+    """One round's inputs. Nodes are numbered 0..N−1, −1 is the root; per-node vectors are int64 [B].
+
+    target_logits [B, R, V] or packed [rows, V]; the other arguments as in the op's schema (specsample/ops.py).
+    """
+
+    def __init__(
+        self, target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, max_depth,
+        sampling, sampling_rows, draft_sampling, draft_sampling_rows, draft_stats, seed, seeds, position, positions,
+        cu_rows, draws=None,
+    ):  # fmt: skip
+        self.device = device = target_logits.device
+        self.target_logits, self.draft_logits, self.max_depth = target_logits, draft_logits, max_depth
+        self.vocab = target_logits.shape[-1]
+        self.batch = batch = target_logits.shape[0] if cu_rows is None else cu_rows.shape[0] - 1
+        self.index = torch.arange(batch, device=device)
+        nodes = draft_tokens.shape[-1]
+        node_ids = torch.arange(nodes, device=device)
+        if cu_rows is None:
+            count = torch.full((batch,), target_logits.shape[1], device=device)
+            node_count = torch.full((batch,), nodes, device=device)
+            node_start = None
+        else:
+            start = cu_rows.to(torch.int64)
+            count = (start[1:] - start[:-1]).clamp(min=0)
+            node_count = (count - 1).clamp(min=0)
+            node_start = node_count.cumsum(0) - node_count
+            self.row_start = start[:-1]
+        self.packed, self.row_count = cu_rows is not None, count
+
+        def per_node(values, default, offset=0):
+            """A per-node input as int64 [B, N + offset] (offset 1: the root's entry comes first)."""
+            if values is None:
+                return default.expand(batch, -1)
+            if values.dim() == 1 and not self.packed:
+                values = values[None]
+            if self.packed:
+                if values.shape[0] == 0:
+                    return default.expand(batch, -1)
+                at = (node_start if offset == 0 else self.row_start)[:, None]
+                at = at + torch.arange(nodes + offset, device=device)
+                values = values[at.clamp(max=values.shape[0] - 1)]
+            return values.to(torch.int64).expand(batch, -1)
+
+        self.tokens = per_node(draft_tokens, node_ids)
+        self.parents = per_node(parents, node_ids[None] - 1)
+        self.rows = per_node(rows, torch.arange(nodes + 1, device=device)[None], offset=1)
+        self.one_row_a_node = self.packed and draft_logits is not None and draft_logits.shape[0] != target_logits.shape[0]
+        above = self.rows.gather(1, (self.parents + 1).clamp(0, nodes))
+        self.draft_rows = per_node(draft_rows, node_ids[None] if self.one_row_a_node else above)
+
+        id_limit = self.vocab if draft_logits is None else max(self.vocab, draft_logits.shape[-1])
+        self.exists = (
+            (node_ids < node_count[:, None])
+            & (self.tokens >= 0)
+            & (self.tokens < id_limit)
+            & (self.parents >= -1)
+            & (self.parents < node_ids)
+            & (self.rows[:, 1:] >= 0)
+            & (self.rows[:, 1:] < count[:, None])
+        )
+        if draft_logits is not None:
+            self.node_start = node_start
+            if self.one_row_a_node:
+                draft_count = node_count
+            else:
+                draft_count = count if self.packed else torch.full((batch,), draft_logits.shape[1], device=device)
+            self.exists = self.exists & (self.draft_rows >= 0) & (self.draft_rows < draft_count[:, None])
+            flat = draft_logits.flatten(0, -2)
+            has_law = ((flat > -math.inf) & ~flat.isnan()).any(-1)
+            if flat.shape[0] and nodes:
+                where = self._draft_row(self.draft_rows)
+                self.exists = self.exists & has_law[where]
+            else:
+                self.exists = self.exists & False
+
+        self.params = Params.of(sampling, sampling_rows, batch, device)
+        self.draft_params = Params.of(draft_sampling, draft_sampling_rows, batch, device)
+        self.draft_stats = draft_stats
+        seed = spread(seed, seeds, batch, device, step=1)
+        self.draws = draws or Draws(seed, spread(position, positions, batch, device))
+
+    # -- layout ------------------------------------------------------------------------------------------------
+
+    def _target_row(self, row):
+        row = row.clamp(min=0)
+        if self.packed:
+            return self.target_logits[(self.row_start + row).clamp(max=self.target_logits.shape[0] - 1)]
+        return self.target_logits[self.index, row.clamp(max=self.target_logits.shape[1] - 1)]
+
+    def _draft_row(self, row):
+        """Index into the flattened draft rows; row: [B] or [B, N]."""
+        lead = (lambda x: x[:, None]) if row.dim() == 2 else (lambda x: x)
+        if not self.packed:
+            at = lead(self.index) * self.draft_logits.shape[1] + row.clamp(0, self.draft_logits.shape[1] - 1)
+            return at
+        at = lead(self.node_start if self.one_row_a_node else self.row_start) + row.clamp(min=0)
+        return at.clamp(max=self.draft_logits.shape[0] - 1)
+
+    # -- what schemes ask for ----------------------------------------------------------------------------------
+
+    def start(self):
+        """(node, live, active): at the root, everything ahead, which requests have a row to start from."""
+        node = torch.full((self.batch,), -1, device=self.device)
+        live = torch.zeros(self.batch, self.exists.shape[1] + 1, dtype=torch.bool, device=self.device)
+        live[:, 0] = True
+        return node, live, (self.rows[:, 0] >= 0) & (self.rows[:, 0] < self.row_count)
+
+    def children(self, live):
+        """Existing nodes whose parent is live: bool [B, N]"""
+        return self.exists & live.gather(1, (self.parents + 1).clamp(0, live.shape[1] - 1))
+
+    def target(self, node):
+        """Log law of the target after `node`: float64 [B, V]; −inf throughout where the row is broken."""
+        row = self.rows.gather(1, node[:, None] + 1)[:, 0]
+        return warp(self._target_row(row), self.params)[0]
+
+    def draft(self, node):
+        """Log law that `node` was drawn from, on the target's vocabulary (missing ids −inf): float64 [B, V]"""
+        if self.draft_logits is None:
+            token = self.token(node)
+            point = torch.arange(self.vocab, device=self.device) == token[:, None]
+            return torch.where(point, 0.0, -math.inf).to(torch.float64)
+        at = self._draft_row(self.draft_rows.gather(1, node[:, None].clamp(min=0))[:, 0])
+        logits = self.draft_logits.flatten(0, -2)[at]
+        per_request = self.draft_params.values.shape[1] == self.batch
+        settings = self.draft_params if per_request else self.draft_params.rows(at)
+        law = warp(logits, settings)[0]
+        if self.draft_stats is not None:
+            kept = [s[at] for s in self.draft_stats]
+            law = torch.where(usable(settings, kept)[:, None], from_stats(logits, settings, kept), law)
+        law = torch.nn.functional.pad(law, (0, max(0, self.vocab - law.shape[-1])), value=-math.inf)
+        return law[:, : self.vocab]
+
+    def token(self, node):
+        """Token of `node`, 0 where node is −1."""
+        if self.tokens.shape[1] == 0:
+            return torch.zeros_like(node)
+        return torch.where(node >= 0, self.tokens.gather(1, node[:, None].clamp(min=0))[:, 0], 0)
+
+    def residual(self, target, draft, scale=1.0):
+        """Log weights (scale·t − d)⁺; where they vanish (the draft covers the target up to rounding) the target's."""
+        weight = (scale * target.exp() - draft.exp()).clamp(min=0.0)
+        return torch.where((weight > 0).any(-1, keepdim=True), weight.log(), target)
+
+
+def first(children):
+    """Lowest index that is set, −1 where none: bool [B, N] -> int64 [B]"""
+    ids = torch.arange(children.shape[1], device=children.device)
+    found = torch.where(children, ids, children.shape[1]).amin(-1) if children.shape[1] else ids.new_zeros(len(children))
+    return torch.where(found < children.shape[1], found, -1)
+
+
+def prob(law, token):
+    """Probability of `token` [B] under a log law [B, V]; 0 beyond the law's vocabulary."""
+    value = law.gather(1, token[:, None].clamp(0, law.shape[1] - 1))[:, 0].exp()
+    return torch.where(token < law.shape[1], value, 0.0)
+
+
+def walk(round, rule):
+    """Node by node: `rule(round, node, children, target, depth)` gives (children moved to [B, N], emitted token [B]).
+
+    -> tokens int64 [B, D + 1], num_accepted int32 [B], nodes int32 [B, D]
+    """
+    node, live, active = round.start()
+    count = torch.zeros(round.batch, dtype=torch.int32, device=round.device)
+    tokens, path = [], []
+    for depth in range(round.max_depth + 1):
+        target = round.target(node)
+        children = round.children(live) & active[:, None]
+        if depth == round.max_depth:
+            children = children & False
+        moved, emitted = rule(round, node, children, target, depth)
+        goes = active & moved.any(-1)
+        chosen = first(moved)
+        emitted = torch.where(goes, round.token(chosen), emitted)
+        broken = (target == -math.inf).all(-1)
+        tokens.append(torch.where(active & ~broken, emitted, -1))
+        path.append(torch.where(goes & ~broken, chosen, -1))
+        active = goes & ~broken
+        count = count + active
+        node = torch.where(active, chosen, node)
+        live = torch.nn.functional.pad(moved, (1, 0))
+    nodes = torch.stack(path[: round.max_depth], -1) if round.max_depth else count.new_zeros(round.batch, 0)
+    return torch.stack(tokens, -1), count.to(torch.int32), nodes.to(torch.int32)
+
+
+def verify(
+    target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, scheme, options,
+    sampling, sampling_rows, draft_sampling, draft_sampling_rows, draft_max, draft_logsumexp, draft_cutoff,
+    seed, seeds, position, positions, cu_rows, logprobs, draws=None,
+):  # fmt: skip
+    """The op `specsample::verify` (schema in specsample/ops.py), as its specification."""
+    from ..schemes import SCHEMES
+
+    card = SCHEMES[scheme]
+    stats = None if draft_max is None else (draft_max, draft_logsumexp, draft_cutoff)
+    round = Round(
+        target_logits, draft_tokens, draft_logits if card.uses_draft_logits else None, parents, rows, draft_rows,
+        max_depth, sampling, sampling_rows, draft_sampling, draft_sampling_rows, stats,
+        seed, seeds, position, positions, cu_rows, draws,
+    )  # fmt: skip
+    if round.batch == 0 or target_logits.numel() == 0:
+        empty = torch.full((round.batch, max_depth + 1), -1, device=round.device)
+        nodes = empty[:, 1:].to(torch.int32)
+        tokens, count = empty, torch.zeros(round.batch, dtype=torch.int32, device=round.device)
+    else:
+        tokens, count, nodes = card.reference(round)
+    return tokens, count, nodes, _logprobs(round, tokens, nodes, logprobs)
+
+
+def _logprobs(round, tokens, nodes, kind):
+    """Log-probabilities of the emitted tokens, float32 [B, D + 1], 0 where nothing is emitted; [0] when not asked."""
+    if kind == 0:
+        return torch.empty(0, device=round.device)
+    if kind == 2:
+        round.params = Params.of(OFF, None, round.batch, round.device)
+    out = torch.zeros(tokens.shape, dtype=torch.float32, device=round.device)
+    if round.batch == 0 or round.target_logits.numel() == 0:
+        return out
+    node = torch.full((round.batch,), -1, device=round.device)
+    for depth in range(tokens.shape[1]):
+        value = round.target(node).gather(1, tokens[:, depth : depth + 1].clamp(min=0))[:, 0]
+        out[:, depth] = torch.where(tokens[:, depth] >= 0, value, 0.0)
+        if depth < nodes.shape[1]:
+            node = torch.where(nodes[:, depth] >= 0, nodes[:, depth].to(torch.int64), node)
+    return out

@@ -1,0 +1,29 @@
+"""What a scheme tells about itself."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+
+class Scheme(NamedTuple):
+    """A verification scheme. `ss.schemes()` lists them.
+
+    name               the `scheme=` argument, and the stem of every file of the scheme
+    family             "single draft", "exponential race", …
+    draft_kind         the `kind=` of `ss.draft` that its drafts must come from
+    trees              whether a node may have several children
+    uses_draft_logits  whether the drafts' law enters the decision (without one, drafts are deterministic)
+    options            its own settings: name -> (default, what it does)
+    paper              where the rule comes from
+    reference          the reference round: reference.walk.Round -> (tokens, num_accepted, nodes)
+    backends           those that have it on this machine (filled in by `ss.schemes()`)
+    """
+
+    name: str
+    family: str
+    draft_kind: str
+    trees: bool
+    uses_draft_logits: bool
+    options: Mapping
+    paper: str
+    reference: Callable
+    backends: tuple = ()

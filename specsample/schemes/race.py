@@ -1,0 +1,32 @@
+"""`race`: draft and target run on the same clocks; the target's winner is emitted, the draft accepted when equal to it.
+
+The output is a function of (seed, prefix, target) alone: whatever is drafted, from whatever law, the same text.
+Acceptance with one child: Σ_j 1 / Σ_i max(t_i/t_j, d_i/d_j).
+Kobus and Gündüz, "Speculative sampling via exponential races" (arXiv 2504.15475).
+"""
+
+import torch
+
+from ..reference.walk import walk
+from .card import Scheme
+
+
+def reference(round):
+    return walk(round, _step)
+
+
+def _step(round, node, children, target, depth):
+    winner = round.draws.clock_race(target, depth)
+    return children & (round.tokens == winner[:, None]), winner
+
+
+CARD = Scheme(
+    name="race",
+    family="exponential race",
+    draft_kind="arrivals",
+    trees=True,
+    uses_draft_logits=False,
+    options={},
+    paper="Kobus and Gündüz 2025 (arXiv 2504.15475)",
+    reference=reference,
+)
