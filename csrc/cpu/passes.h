@@ -83,6 +83,7 @@ struct Passes {
   void (*race)(const RaceArgs&, int64_t begin, int64_t end, Best*);
   void (*arrivals)(const RaceArgs&, int64_t begin, int64_t end, Arrivals*);
   void (*residual_race)(const ResidualArgs&, int64_t begin, int64_t end, Best*);
+  void (*words)(const Stream&, int64_t first, uint32_t* out);  // of 64 tokens, first a multiple of 64
   void (*scan)(const void* row, int64_t begin, int64_t end, float bound, const Affine*, Visit, void* context);
 };
 

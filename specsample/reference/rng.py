@@ -54,6 +54,7 @@ def uniforms(seed, position, purpose, slot, count=1):
     u = (r + (s + ½)·2⁻³²)·2⁻³². Exact in float64, never 0 or 1."""
     r = words(seed, position, purpose, slot, count)
     s = words(seed, position, purpose, slot, count, refine=True)
+    r, s = r.to(torch.float64), s.to(torch.float64)  # int64 tensors plus a number would be float32
     fraction = torch.where(r < _REFINE_BELOW, (s + 0.5) * 2.0**-32, 0.5)
     return (r + fraction) * 2.0**-32
 

@@ -1,0 +1,59 @@
+"""The C++ internals for the tests: builds csrc/testing/bindings.cpp with ninja (or make-style fallback) and imports it."""
+
+import functools
+import importlib.util
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = [
+    ROOT / "csrc/testing/bindings.cpp",
+    ROOT / "csrc/cpu/capability.cpp",
+    *sorted((ROOT / "csrc/cpu").glob("isa_*.cpp")),
+]
+
+
+def build(directory, flags=()):
+    """Compile the bindings into `directory` with ninja; -> the shared object. Only what changed is compiled again."""
+    import pybind11
+
+    directory.mkdir(parents=True, exist_ok=True)
+    output = directory / f"specsample_testing{sysconfig.get_config_var('EXT_SUFFIX')}"
+    includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    cflags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-w", *flags, *(f"-I{path}" for path in includes)]
+    lines = [
+        "rule cc",
+        f"  command = c++ -MMD -MF $out.d {' '.join(cflags)} -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = c++ -shared {' '.join(flags)} $in -o $out",
+    ]
+    objects = []
+    for source in SOURCES:
+        objects.append(source.stem + ".o")
+        lines.append(f"build {objects[-1]}: cc {source}")
+    lines.append(f"build {output.name}: link {' '.join(objects)}")
+    (directory / "build.ninja").write_text("\n".join(lines) + "\n")
+    ninja = shutil.which("ninja") or [str(Path(sys.executable).parent / "ninja")]
+    command = [ninja] if isinstance(ninja, str) else ninja
+    done = subprocess.run([*command, "-j2", "-C", str(directory)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+@functools.cache
+def load():
+    """The module `specsample_testing`; skips the test where no C++ compiler is installed."""
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler (c++) on the path")
+    output = build(ROOT / "build/testing")
+    spec = importlib.util.spec_from_file_location("specsample_testing", output)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
