@@ -188,7 +188,7 @@ def verify(
     an id outside [−1, V), a parent not before it, a row out of range, or drawn from a row without a finite logit does
     not exist; a target row without a finite logit emits −1 and stops.
     """
-    card = SCHEMES.get(scheme)
+    card = SCHEMES.get(scheme) if isinstance(scheme, str) else None
     if card is None:
         expect(False, "scheme", f"one of {', '.join(SCHEMES)}", repr(scheme))
     packed = cu_rows is not None
@@ -283,7 +283,7 @@ def _check_draft_logits(draft, target, nodes, packed, draft_rows):
         expect(draft.shape[0] == target.shape[0], "draft_logits", f"{target.shape[0]} requests", tuple(draft.shape))
         if draft_rows is None:
             expect(draft.shape[1] >= nodes, "draft_logits", f"at least {nodes} rows a request", tuple(draft.shape))
-    expect(draft.shape[-1] > 0 or draft.numel() == 0, "draft_logits", "a vocabulary", tuple(draft.shape))
+    expect(draft.shape[-1] > 0 or 0 in draft.shape[:-1], "draft_logits", "a vocabulary", tuple(draft.shape))
 
 
 def _per_node(values, name, batch, nodes, packed, device, extra=0):

@@ -28,6 +28,20 @@ inline Dtype dtype_of(const Tensor& logits, const char* name) {
   return kFloat32;
 }
 
+// Uninitialised CPU memory. Through the C shim: torch::stable::new_empty looks its operator up by name at every call.
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
+  std::vector<int64_t> size(sizes), stride(sizes);
+  int64_t step = 1;
+  for (size_t i = size.size(); i-- > 0; step *= size[i]) stride[i] = step;
+  const int32_t dtype = type == ScalarType::Long  ? aoti_torch_dtype_int64()
+                        : type == ScalarType::Int ? aoti_torch_dtype_int32()
+                                                  : aoti_torch_dtype_float32();
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(), dtype,
+                                                   aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 inline Tensor compact(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 // Logits [rows, V], or [B, R, V] seen from request 0.

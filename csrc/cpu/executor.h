@@ -12,7 +12,7 @@
 namespace specsample {
 
 constexpr int kMaxTiles = 64;
-constexpr int64_t kTile = 2048, kSplitAbove = 16384;
+constexpr int64_t kTile = kAhead, kSplitAbove = 16384;
 
 // A matrix of logits: rows at a stride, the last dimension contiguous.
 struct Rows {

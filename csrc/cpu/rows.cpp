@@ -10,7 +10,7 @@ Tensor sample(const Tensor& logits, const std::vector<double>& numbers, const Op
   const int64_t count = logits.size(0);
   const Samplings sampling(numbers, sampling_rows, "sampling");
   const PerRow seed_of(seed, seeds, count, 1, "seed"), position_of(position, positions, count, 0, "position");
-  Tensor out = torch::stable::new_empty(logits, {count}, ScalarType::Long);
+  Tensor out = empty({count}, ScalarType::Long);
   auto* token = static_cast<int64_t*>(out.mutable_data_ptr());
   for_requests(count, rows.vocab, [&](int64_t first, int64_t last, bool split) {
     const RowRunner runner(split);
@@ -67,7 +67,7 @@ Tensor draft(const Tensor& logits, int64_t k, const std::string& kind, const std
   const PerRow depth_of(depth, depths, count, 0, "depth"), node_of(node, nodes, count, 0, "node");
   STD_TORCH_CHECK(kind == "iid" || kind == "arrivals" || kind == "topk", "kind: got ", kind);
   STD_TORCH_CHECK(k >= 1 && k <= 1024, "k: expected 1 to 1024, got ", k);
-  Tensor out = torch::stable::new_empty(logits, {count, k}, ScalarType::Long);
+  Tensor out = empty({count, k}, ScalarType::Long);
   auto* token = static_cast<int64_t*>(out.mutable_data_ptr());
   for_requests(count, rows.vocab * (kind == "iid" ? k : 1), [&](int64_t first, int64_t last, bool split) {
     const RowRunner runner(split);
@@ -97,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor> row_stats(const Tensor& logits, const std::ve
   Tensor out[3];
   float* value[3];
   for (int i = 0; i < 3; ++i) {
-    out[i] = torch::stable::new_empty(logits, {count}, ScalarType::Float);
+    out[i] = empty({count}, ScalarType::Float);
     value[i] = static_cast<float*>(out[i].mutable_data_ptr());
   }
   for_requests(count, rows.vocab, [&](int64_t first, int64_t last, bool split) {

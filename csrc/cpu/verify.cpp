@@ -126,11 +126,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
     }
   }
 
-  Tensor out_tokens = torch::stable::new_empty(target_logits, {batch, max_depth + 1}, ScalarType::Long);
-  Tensor out_count = torch::stable::new_empty(target_logits, {batch}, ScalarType::Int);
-  Tensor out_nodes = torch::stable::new_empty(target_logits, {batch, max_depth}, ScalarType::Int);
-  Tensor out_logprobs = logprobs ? torch::stable::new_empty(target_logits, {batch, max_depth + 1}, ScalarType::Float)
-                                 : torch::stable::new_empty(target_logits, {0}, ScalarType::Float);
+  Tensor out_tokens = empty({batch, max_depth + 1}, ScalarType::Long);
+  Tensor out_count = empty({batch}, ScalarType::Int);
+  Tensor out_nodes = empty({batch, max_depth}, ScalarType::Int);
+  Tensor out_logprobs = logprobs ? empty({batch, max_depth + 1}, ScalarType::Float)
+                                 : empty({0}, ScalarType::Float);
   auto* token_data = static_cast<int64_t*>(out_tokens.mutable_data_ptr());
   auto* count_data = static_cast<int32_t*>(out_count.mutable_data_ptr());
   auto* node_data = static_cast<int32_t*>(out_nodes.mutable_data_ptr());

@@ -1,0 +1,164 @@
+"""What the tests share: backends, cases with really drawn tokens, packing, and the chi-square test.
+
+Statistical tests fail a correct implementation once in `1 / FAILURE_RATE` sets of seeds; their seeds are fixed, so each
+of them passes always or never. A negative control must fall below `CAUGHT`, so that it shows the test's power.
+"""
+
+import pytest
+import torch
+from scipy.stats import chi2
+
+import specsample as ss
+
+BACKENDS = ("reference", "cpu")
+SCHEMES = tuple(ss.schemes())
+FAILURE_RATE = 1e-6
+CAUGHT = 1e-30
+
+
+def require(backend):
+    """Skip the test where `backend` is missing, with the reason."""
+    why = ss.build_info()["unavailable"].get(backend)
+    if why is not None:
+        pytest.skip(f"backend {backend}: {why}")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    require(request.param)
+    return request.param
+
+
+@pytest.fixture(params=SCHEMES)
+def scheme(request):
+    return request.param
+
+
+def numbers(*shape, seed, scale=1.0, dtype=torch.float32):
+    """Normal numbers: logits of a law neither flat nor certain for a scale of some units."""
+    return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def drawn(draft_logits, scheme="token", *, seed, position, sampling=None, backend="reference"):
+    """Draft tokens of chains, really drawn from draft_logits [B, N, V] in the way the scheme asks for: int64 [B, N]"""
+    kind, settings = ss.schemes()[scheme].draft_kind, {"sampling": sampling or ss.Sampling()}
+    rows = [
+        ss.draft(
+            draft_logits[:, i], kind=kind, seed=seed, position=position, depth=i, node=i, backend=backend, **settings
+        )
+        for i in range(draft_logits.shape[1])
+    ]
+    return torch.cat(rows, 1) if rows else torch.zeros(len(draft_logits), 0, dtype=torch.int64)
+
+
+def case(
+    B, N, V, dtype=torch.float32, scheme="token", sharpness=3.0, seed=0, *,
+    noise=0.5, draft_vocab=None, one_hot=False, sampling=None, draft_sampling=None,
+):  # fmt: skip
+    """Arguments of `verify` (a dict): B chains of N tokens drawn from laws that are near the target's.
+
+    sharpness: standard deviation of the logits; noise: of the draft's distance from the target, in units of sharpness
+    """
+    target = numbers(B, N + 1, V, seed=3 * seed, scale=sharpness)
+    width = V if draft_vocab is None else draft_vocab
+    draft = numbers(B, N, width, seed=3 * seed + 1, scale=sharpness * (noise if V > 0 else 1))
+    shared = min(V, width)
+    draft[..., :shared] += target[:, :N, :shared]
+    target, draft = target.to(dtype), draft.to(dtype)
+    generator = torch.Generator().manual_seed(3 * seed + 2)
+    seeds = torch.randint(-(1 << 62), 1 << 62, (B,), generator=generator)
+    positions = torch.randint(1 << 34, (B,), generator=generator)  # both halves of the counter's position
+    law = draft_sampling or sampling
+    tokens = drawn(draft, scheme, seed=seeds, position=positions, sampling=law)
+    args = {"target_logits": target, "draft_tokens": tokens, "draft_logits": None if one_hot else draft}
+    args |= {"scheme": scheme, "seed": seeds, "position": positions}
+    if sampling is not None:
+        args["sampling"] = sampling
+    if draft_sampling is not None:
+        args["draft_sampling"] = draft_sampling
+    return args
+
+
+def select(args, index):
+    """The requests `index` (a list of ints) of a dense case."""
+    out = dict(args)
+    for name in ("target_logits", "draft_tokens", "draft_logits", "seed", "position"):
+        if isinstance(out.get(name), torch.Tensor):
+            out[name] = out[name][index]
+    for name in ("sampling", "draft_sampling"):
+        if out.get(name) is not None:
+            fields = [f[index] if isinstance(f, torch.Tensor) and f.dim() else f for f in out[name]]
+            out[name] = ss.Sampling(*fields)
+    return out
+
+
+def packed(cases, *, row_a_node=False, spare=0):
+    """Cases of one request each (None: a request without rows) in the packed layout, with `spare` unused rows at the end.
+
+    row_a_node: one draft row a node, instead of rows like the target's
+    """
+    real = [c for c in cases if c is not None]
+    like = real[0]
+    device_rows, tokens, drafts, cu = [], [], [], [0]
+    for c in cases:
+        cu.append(cu[-1] + (0 if c is None else c["target_logits"].shape[1]))
+        if c is None:
+            continue
+        device_rows.append(c["target_logits"][0])
+        tokens.append(c["draft_tokens"][0])
+        if c.get("draft_logits") is not None:
+            rows = c["draft_logits"][0]
+            drafts.append(rows if row_a_node else torch.cat([rows, torch.full_like(c["target_logits"][0, :1], 7.0)]))
+    filler = torch.full((spare, like["target_logits"].shape[-1]), torch.nan, dtype=like["target_logits"].dtype)
+    out = {"target_logits": torch.cat([*device_rows, filler]), "draft_tokens": torch.cat(tokens), "scheme": like["scheme"]}
+    out["draft_tokens"] = torch.nn.functional.pad(out["draft_tokens"], (0, spare), value=-7)
+    if drafts:
+        out["draft_logits"] = torch.cat([*drafts, filler])
+    blank = torch.zeros(1, dtype=torch.int64)
+    for name in ("seed", "position"):
+        out[name] = torch.cat([blank if c is None else c[name] for c in cases])
+    for name in ("sampling", "draft_sampling"):
+        if like.get(name) is not None:
+            out[name] = like[name]
+    out["cu_rows"] = torch.tensor(cu, dtype=torch.int32)
+    out["max_depth"] = max(c["draft_tokens"].shape[1] for c in real)
+    return out
+
+
+def widened(verdict, depth):
+    """A verdict as a call of a larger max_depth would return it."""
+    extra = depth - verdict.nodes.shape[1]
+
+    def pad(x, value):
+        return None if x is None else torch.nn.functional.pad(x, (0, extra), value=value)
+
+    return ss.Verdict(pad(verdict.tokens, -1), verdict.num_accepted, pad(verdict.nodes, -1), pad(verdict.logprobs, 0.0))
+
+
+def identical(a, b):
+    """Assert that two verdicts are the same bit for bit."""
+    for name, x, y in zip(a._fields, a, b):
+        assert (x is None) == (y is None), name
+        if x is not None:
+            assert x.dtype == y.dtype and torch.equal(x, y), f"{name}: {x} against {y}"
+
+
+def stacked(verdicts):
+    """Verdicts of the same width, one below the other."""
+    return ss.Verdict(*(None if x[0] is None else torch.cat(x) for x in zip(*verdicts)))
+
+
+def probabilities(logits, sampling=None):
+    """The law of rows of logits, float64"""
+    return ss.log_probs(logits, sampling=sampling or ss.Sampling(), backend="reference").exp()
+
+
+def p_value(outcomes, law):
+    """Chi-square test of outcomes (int64, any shape) against probabilities [cells]; 0 where an impossible one occurs."""
+    law = torch.as_tensor(law, dtype=torch.float64).flatten()
+    counts = torch.bincount(outcomes.flatten(), minlength=len(law)).double()
+    if len(counts) > len(law) or counts[law == 0].sum() > 0:
+        return 0.0
+    expected = law[law > 0] / law.sum() * counts.sum()
+    statistic = ((counts[law > 0] - expected) ** 2 / expected).sum()
+    return float(chi2.sf(float(statistic), max(int((law > 0).sum()) - 1, 1)))
