@@ -3,6 +3,7 @@
 Dimensions: B requests, N draft nodes of a request (a chain of L tokens has N = L), R rows of logits a request, V vocabulary.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -192,14 +193,15 @@ def verify(
     if card is None:
         expect(False, "scheme", f"one of {', '.join(SCHEMES)}", repr(scheme))
     packed = cu_rows is not None
+    if packed:
+        expect(isinstance(cu_rows, torch.Tensor) and cu_rows.dtype == torch.int32, "cu_rows", "an int32 tensor", cu_rows)
+        expect(cu_rows.dim() == 1 and cu_rows.shape[0] >= 1, "cu_rows", "shape [B + 1]", tuple(cu_rows.shape))
     _check_logits(target_logits, "target_logits", 2 if packed else 3)
     device, shape = target_logits.device, target_logits.shape
     expect(isinstance(draft_tokens, torch.Tensor), "draft_tokens", "a tensor", type(draft_tokens).__name__)
     expect(draft_tokens.dtype in _INTS, "draft_tokens", "int64 or int32", draft_tokens.dtype)
     expect(draft_tokens.device == device, "draft_tokens", f"a tensor on {device}", draft_tokens.device)
     if packed:
-        expect(isinstance(cu_rows, torch.Tensor) and cu_rows.dtype == torch.int32, "cu_rows", "an int32 tensor", cu_rows)
-        expect(cu_rows.dim() == 1 and cu_rows.shape[0] >= 1, "cu_rows", "shape [B + 1]", tuple(cu_rows.shape))
         expect(cu_rows.device == device, "cu_rows", f"a tensor on {device}", cu_rows.device)
         expect(draft_tokens.dim() == 1, "draft_tokens", "shape [total − B] when packed", tuple(draft_tokens.shape))
         expect(max_depth is not None, "max_depth", "an int when packed", None)
@@ -213,12 +215,8 @@ def verify(
         if rows is None:
             expect(shape[1] == nodes + 1, "target_logits", f"shape [{batch}, N + 1 = {nodes + 1}, V]", tuple(shape))
         limit = nodes
-    expect(shape[-1] > 0 or batch == 0, "target_logits", "a vocabulary of at least one token", tuple(shape))
-
     if draft_logits is not None:
-        _check_draft_logits(draft_logits, target_logits, nodes, packed, draft_rows)
-        if not card.uses_draft_logits:
-            draft_logits = None
+        _check_draft_logits(draft_logits, target_logits, nodes, packed, rows is not None or draft_rows is not None)
     if parents is not None or rows is not None or draft_rows is not None or lists is not None:
         parents = _per_node(parents, "parents", batch, nodes, packed, device)
         rows = _per_node(rows, "rows", batch, nodes, packed, device, extra=1)
@@ -230,9 +228,9 @@ def verify(
         max_depth = limit
     else:
         expect(isinstance(max_depth, int) and max_depth >= 0, "max_depth", "an int >= 0", max_depth)
-    if options:
+    if options is not None:
         _check_options(options, card)
-    expect(logprobs in _LOGPROBS, "logprobs", 'None, "filtered" or "raw"', repr(logprobs))
+    expect(logprobs is None or isinstance(logprobs, str) and logprobs in _LOGPROBS, "logprobs", 'None, "filtered" or "raw"', repr(logprobs))
 
     numbers, per_request = pack(sampling, (batch,), device)
     draft_max = draft_logsumexp = draft_cutoff = None
@@ -243,6 +241,8 @@ def verify(
         draft_numbers, draft_rows_sampling = pack(draft_sampling, counts, device, "draft_sampling")
     if draft_stats is not None and draft_logits is not None:
         draft_max, draft_logsumexp, draft_cutoff = _check_stats(draft_stats, draft_logits)
+    if not card.uses_draft_logits:  # checked like the rest, but the drafts' law does not enter
+        draft_logits = draft_rows_sampling = draft_max = draft_logsumexp = draft_cutoff = None
     seed, seeds = _int_or_tensor(seed, "seed", batch, device)
     position, positions = _int_or_tensor(position, "position", batch, device)
 
@@ -267,12 +267,14 @@ def _check_logits(logits, name, dim):
         expect(False, name, f"shape {'[B, R, V]' if dim == 3 else '[rows, V]'}", tuple(shape))
     if not logits.dtype.is_floating_point:
         expect(False, name, "float32, bfloat16 or float16", logits.dtype)
+    if shape[-1] == 0 and shape[0] > 0:
+        expect(False, name, "a vocabulary of at least one token", tuple(shape))
     if logits.stride(-1) != 1 and shape[-1] > 1:
         expect(False, name, "a contiguous last dimension (stride 1)", f"strides {logits.stride()}")
     return shape[0]
 
 
-def _check_draft_logits(draft, target, nodes, packed, draft_rows):
+def _check_draft_logits(draft, target, nodes, packed, mapped):
     _check_logits(draft, "draft_logits", target.dim())
     expect(draft.dtype == target.dtype, "draft_logits", f"{target.dtype} like target_logits", draft.dtype)
     expect(draft.device == target.device, "draft_logits", f"a tensor on {target.device}", draft.device)
@@ -281,9 +283,8 @@ def _check_draft_logits(draft, target, nodes, packed, draft_rows):
         expect(good, "draft_logits", f"at least {nodes} rows (or {target.shape[0]} like the target)", tuple(draft.shape))
     else:
         expect(draft.shape[0] == target.shape[0], "draft_logits", f"{target.shape[0]} requests", tuple(draft.shape))
-        if draft_rows is None:
+        if not mapped:
             expect(draft.shape[1] >= nodes, "draft_logits", f"at least {nodes} rows a request", tuple(draft.shape))
-    expect(draft.shape[-1] > 0 or 0 in draft.shape[:-1], "draft_logits", "a vocabulary", tuple(draft.shape))
 
 
 def _per_node(values, name, batch, nodes, packed, device, extra=0):
@@ -314,13 +315,16 @@ def _check_parents(parents, card, nodes):
         above = depth.gather(1, tree[:, i : i + 1].clamp(0, max(nodes - 1, 0)))[:, 0]
         depth[:, i] = torch.where((tree[:, i] >= 0) & (tree[:, i] < i), above, 0) + 1
     if not card.trees and nodes > 1:
-        valid = tree.clamp(min=-1)
-        siblings = (valid[:, :, None] == valid[:, None, :]).sum() > valid.numel()
-        expect(not bool(siblings), "parents", f"a chain (scheme {card.name!r} takes one child a node)", parents.tolist())
+        index = torch.arange(nodes)
+        exists = (tree >= -1) & (tree < index)  # the others are no nodes, so nobody's siblings
+        same = (tree[:, :, None] == tree[:, None, :]) & exists[:, :, None] & exists[:, None, :]
+        siblings = bool((same & (index[:, None] < index)).any())
+        expect(not siblings, "parents", f"a chain (scheme {card.name!r} takes one child a node)", parents.tolist())
     return int(depth.max()) if depth.numel() else 0
 
 
 def _check_options(options, card):
+    expect(isinstance(options, Mapping), "options", "a mapping of names to numbers", options)
     known = ", ".join(card.options) or "none"
     for name, value in options.items():
         expect(name in card.options, "options", f"settings of scheme {card.name!r}: {known}", repr(name))

@@ -93,25 +93,25 @@ def select(args, index):
 
 
 def packed(cases, *, row_a_node=False, spare=0):
-    """Cases of one request each (None: a request without rows) in the packed layout, with `spare` unused rows at the end.
+    """Cases of one request each (None: a request without rows) in the packed layout; `spare`: unused rows at the end.
 
     row_a_node: one draft row a node, instead of rows like the target's
     """
     real = [c for c in cases if c is not None]
     like = real[0]
-    device_rows, tokens, drafts, cu = [], [], [], [0]
+    target_rows, tokens, drafts, cu = [], [], [], [0]
     for c in cases:
         cu.append(cu[-1] + (0 if c is None else c["target_logits"].shape[1]))
         if c is None:
             continue
-        device_rows.append(c["target_logits"][0])
+        target_rows.append(c["target_logits"][0])
         tokens.append(c["draft_tokens"][0])
         if c.get("draft_logits") is not None:
             rows = c["draft_logits"][0]
             drafts.append(rows if row_a_node else torch.cat([rows, torch.full_like(c["target_logits"][0, :1], 7.0)]))
     filler = torch.full((spare, like["target_logits"].shape[-1]), torch.nan, dtype=like["target_logits"].dtype)
-    out = {"target_logits": torch.cat([*device_rows, filler]), "draft_tokens": torch.cat(tokens), "scheme": like["scheme"]}
-    out["draft_tokens"] = torch.nn.functional.pad(out["draft_tokens"], (0, spare), value=-7)
+    out = {"target_logits": torch.cat([*target_rows, filler]), "scheme": like["scheme"]}
+    out["draft_tokens"] = torch.nn.functional.pad(torch.cat(tokens), (0, spare), value=-7)
     if drafts:
         out["draft_logits"] = torch.cat([*drafts, filler])
     blank = torch.zeros(1, dtype=torch.int64)
@@ -154,7 +154,7 @@ def probabilities(logits, sampling=None):
 
 
 def p_value(outcomes, law):
-    """Chi-square test of outcomes (int64, any shape) against probabilities [cells]; 0 where an impossible one occurs."""
+    """Chi-square test of outcomes (int64, any shape) against probabilities [cells]; 0 if an impossible one occurs."""
     law = torch.as_tensor(law, dtype=torch.float64).flatten()
     counts = torch.bincount(outcomes.flatten(), minlength=len(law)).double()
     if len(counts) > len(law) or counts[law == 0].sum() > 0:

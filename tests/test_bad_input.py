@@ -35,7 +35,7 @@ VERIFY = [
         INTS.tolist(), INTS.float(), INTS[0], INTS[:2], INTS.bool(), INTS.to("meta"), INTS[..., None])),
     ("draft_logits", "draft_logits", (
         LOGITS.tolist(), LOGITS[0], LOGITS.long(), LOGITS.double(), LOGITS[:2], LOGITS[:, :1], LOGITS.to("meta"),
-        LOGITS[:, :, :0], LOGITS.transpose(1, 2).contiguous().transpose(1, 2))),
+        LOGITS.transpose(1, 2).contiguous().transpose(1, 2))),
     ("parents", "parents", (*PER_NODE, [-1, -1])),
     ("rows", "rows", PER_NODE),
     ("draft_rows", "draft_rows", PER_NODE),
@@ -50,13 +50,13 @@ VERIFY = [
         STATS._replace(logsumexp=None), STATS._replace(max=STATS.max.to("meta")))),
     ("seed", "seed", STREAM),
     ("position", "position", STREAM),
-    ("cu_rows", "cu_rows", (CU.tolist(), CU.long(), CU[None], CU[:0], CU.to("meta"))),
     ("logprobs", "logprobs", ("yes", True, 2, ["raw"])),
     ("backend", "backend", BACKENDS_REFUSED),
     *((f"sampling.{f}", "sampling", [ss.Sampling(**{f: x}) for x in bad]) for f, bad in SETTINGS),
     *((f"draft_sampling.{f}", "draft_sampling", [ss.Sampling(**{f: x}) for x in bad]) for f, bad in SETTINGS),
 ]  # fmt: skip
 PACKED = [
+    ("cu_rows", "cu_rows", (CU.tolist(), CU.long(), CU[None], CU[:0], CU.to("meta"))),
     ("target_logits", "target_logits", (LOGITS,)),
     ("draft_tokens", "draft_tokens", (INTS, INTS.float().flatten())),
     ("draft_logits", "draft_logits", (LOGITS, LOGITS.flatten(0, 1)[: N * B - 1])),
@@ -124,7 +124,7 @@ def test_messages_show_both_sides():
     for call, (function, good, table) in CALLS.items():
         name, keyword, values = table[0]
         with pytest.raises(ValueError, match="expected .* got "):
-            function(**good | {keyword: values[1]})
+            function(**good | {keyword: values[-1]})
 
 
 def test_unavailable_backend_says_why():
@@ -202,8 +202,10 @@ def test_special_logits_of_rows(backend, kind):
         laws = [ss.log_probs(x, **at).double().exp() for x in (bad, clean)]
         torch.testing.assert_close(*laws, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(laws[0].sum(-1), torch.ones(8, dtype=torch.float64))
-        for call in (ss.sample, lambda x, **s: ss.draft(x, 2, **s), lambda x, **s: ss.draft(x, 1, kind="arrivals", **s)):
-            assert torch.equal(*(call(x, **at, seed=5, position=6) for x in (bad, clean)))
+        at |= {"seed": 5, "position": 6}
+        assert torch.equal(*(ss.sample(x, **at) for x in (bad, clean)))
+        for kind, k in (("iid", 2), ("arrivals", 1)):
+            assert torch.equal(*(ss.draft(x, k, kind=kind, **at) for x in (bad, clean)))
 
 
 @pytest.mark.parametrize("value", [NAN, -INF])
@@ -371,8 +373,9 @@ def test_temperature_tensor_below_zero_or_nan_is_greedy(backend, scheme):
     identical(*results)
     assert torch.equal(results[0].tokens[:4, 0], args["target_logits"][:4, 0].argmax(-1))
     rows = args["target_logits"][:, 0]
+    at = {"seed": 0, "position": 0, "backend": backend}
     for call in (ss.sample, ss.draft):
-        assert torch.equal(*(call(rows, sampling=ss.Sampling(t), seed=0, position=0, backend=backend) for t in (bad, zero)))
+        assert torch.equal(*(call(rows, sampling=ss.Sampling(t), **at) for t in (bad, zero)))
     assert torch.equal(*(ss.log_probs(rows, sampling=ss.Sampling(t), backend=backend) for t in (bad, zero)))
 
 

@@ -74,7 +74,8 @@ def test_packed(args, backend, row_a_node):
     for b in range(B):
         one = select(args, [b])
         length = b % (N + 1)
-        one["target_logits"], one["draft_tokens"] = one["target_logits"][:, : length + 1], one["draft_tokens"][:, :length]
+        one["target_logits"] = one["target_logits"][:, : length + 1]
+        one["draft_tokens"] = one["draft_tokens"][:, :length]
         if one["draft_logits"] is not None:
             one["draft_logits"] = one["draft_logits"][:, :length]
         cases.append(one)

@@ -1,4 +1,4 @@
-"""Any strides with a contiguous last dimension, shared rows, packed layouts, small trees: the same result as plain tensors."""
+"""Any strides with a contiguous last dimension, shared rows, packed layouts, small trees: as from plain tensors."""
 
 import pytest
 import torch
@@ -82,9 +82,8 @@ def test_expanded(backend, scheme):
     args = {"scheme": scheme, "backend": backend, "draft_tokens": drawn(draft, scheme, seed=seed, position=position)}
     got = ss.verify(target, draft_logits=draft, seed=seed, position=position, sampling=ss.Sampling(temperature), **args)
     plain = ss.Sampling(temperature.contiguous())
-    expected = ss.verify(
-        target.contiguous(), draft_logits=draft.contiguous(), seed=seed.contiguous(), position=70, sampling=plain, **args
-    )
+    target, draft, seed = target.contiguous(), draft.contiguous(), seed.contiguous()
+    expected = ss.verify(target, draft_logits=draft, seed=seed, position=70, sampling=plain, **args)
     identical(got, expected)
 
 

@@ -13,11 +13,13 @@ from specsample.reference import rng
 from specsample.reference.rows import race, winner
 
 TRIALS = 200_000
+TRIALS_OF = {"reference": 20_000}  # it is slow; fewer find the same bugs, with less to spare
 LOSSY = [name for name, card in ss.schemes().items() if card.uses_draft_logits]  # those that compare two laws
 
 
 def every(law, rows=1, trials=TRIALS, dtype=torch.float32):
-    """One law's logits [V] for all requests and rows, without copies: [trials, rows, V]"""
+    """One law's logits [V] for all requests and rows, [trials, rows, V]; trials: how many, or of which backend"""
+    trials = TRIALS_OF.get(trials, TRIALS) if isinstance(trials, str) else trials
     return torch.as_tensor(law, dtype=dtype).expand(trials, rows, -1)
 
 
@@ -35,8 +37,8 @@ TARGET_16, DRAFT_16 = numbers(NARROW, seed=1, scale=1.0), numbers(NARROW, seed=2
 def test_bug_1_draft_noise_is_not_reused(backend, scheme):
     """Bug 1 (vLLM #47386, #54282): the noise that had drawn the draft also decided its acceptance or the residual."""
     kind, at = ss.schemes()[scheme].draft_kind, {"seed": 0, "position": 40, "backend": backend}
-    tokens = ss.draft(every(DRAFT_16)[:, 0], kind=kind, **at)
-    verdict = ss.verify(every(TARGET_16, 2), tokens, every(DRAFT_16), scheme=scheme, **at)
+    tokens = ss.draft(every(DRAFT_16, 1, backend)[:, 0], kind=kind, **at)
+    verdict = ss.verify(every(TARGET_16, 2, backend), tokens, every(DRAFT_16, 1, backend), scheme=scheme, **at)
     assert p_value(verdict.tokens[:, 0], probabilities(TARGET_16[None])) > FAILURE_RATE
     bonus = verdict.tokens[:, 1][verdict.num_accepted == 1]
     assert p_value(bonus, probabilities(TARGET_16[None])) > FAILURE_RATE
@@ -53,7 +55,9 @@ def test_bug_1_control(reused):
     u = own if reused == "acceptance" else rng.uniforms(seed, position, rng.ACCEPT, slot)[:, 0]
     accepted = u * draft[0, drafted] < target[0, drafted]
     residual = (target - draft).clamp(min=0).log().expand(TRIALS, -1)
-    other = winner(residual - clocks.log()) if reused == "residual" else race(residual, seed, position, rng.RESIDUAL, slot)
+    other = race(residual, seed, position, rng.RESIDUAL, slot)
+    if reused == "residual":
+        other = winner(residual - clocks.log())
     p = p_value(torch.where(accepted, drafted, other), target)
     assert p > FAILURE_RATE if reused == "nothing" else p < CAUGHT
 
@@ -78,9 +82,9 @@ def test_bug_4_whole_rounds_have_the_targets_law(backend, scheme):
     """Bug 4 (vllm-ascend #7807, #13730): block verification kept the token-wise test inside, or its u was always 0."""
     target, draft = logits_of(*TARGET_3), logits_of(*DRAFT_3)
     kind, at = ss.schemes()[scheme].draft_kind, {"seed": 0, "position": 40, "backend": backend}
-    tokens = [ss.draft(every(draft)[:, 0], kind=kind, depth=i, node=i, **at) for i in range(2)]
-    verdict = ss.verify(every(target, 3), torch.cat(tokens, 1), every(draft, 2), scheme=scheme, **at)
-    other = ss.sample(every(target)[:, 0], seed=0, position=41, backend=backend)
+    tokens = [ss.draft(every(draft, 1, backend)[:, 0], kind=kind, depth=i, node=i, **at) for i in range(2)]
+    verdict = ss.verify(every(target, 3, backend), torch.cat(tokens, 1), every(draft, 2, backend), scheme=scheme, **at)
+    other = ss.sample(every(target, 1, backend)[:, 0], seed=0, position=41, backend=backend)
     assert p_value(two_tokens(verdict.tokens[:, 0], verdict.tokens[:, 1], other), joint_law()) > FAILURE_RATE
 
 
@@ -122,10 +126,11 @@ def first_token_p(backend, scheme, drafted_from, tested_with, drawn_with, test_a
     """p-value of the first token, drafted from one law and verified as if from another."""
     target = TARGET_16.to(tested_with.dtype)
     kind, at = ss.schemes()[scheme].draft_kind, {"seed": 0, "position": 40, "backend": backend}
-    tokens = ss.draft(every(drafted_from, dtype=drafted_from.dtype)[:, 0], kind=kind, sampling=drawn_with, **at)
+    rows = every(drafted_from, 1, backend, dtype=drafted_from.dtype)[:, 0]
+    tokens = ss.draft(rows, kind=kind, sampling=drawn_with, **at)
     verdict = ss.verify(
-        every(target, 2, dtype=target.dtype), tokens, every(tested_with, dtype=target.dtype), scheme=scheme,
-        sampling=sampling, draft_sampling=test_as, **at,
+        every(target, 2, backend, dtype=target.dtype), tokens, every(tested_with, 1, backend, dtype=target.dtype),
+        scheme=scheme, sampling=sampling, draft_sampling=test_as, **at,
     )  # fmt: skip
     return p_value(verdict.tokens[:, 0], probabilities(target[None], sampling))
 
@@ -194,7 +199,7 @@ def test_bug_7_no_drafts_in_the_middle_of_a_batch(backend, scheme):
 @pytest.mark.parametrize("how", ["−inf", "top-k", "underflow", "greedy"])
 def test_bug_8_probability_zero_is_never_accepted(backend, scheme, how, draft_logit):
     """Bug 8: with u in [0, 1) and t >= u·d, u = 0 accepted a token of target probability 0."""
-    trials, token = 20_000, 2
+    trials, token = 1000 if backend == "reference" else 20_000, 2
     target, draft = numbers(8, seed=8), numbers(8, seed=9)
     target[token] = {"−inf": -torch.inf, "underflow": -3e4}.get(how, target.min() - 1)
     draft[token] = draft_logit
@@ -215,11 +220,13 @@ def test_bug_8_probability_zero_is_never_accepted(backend, scheme, how, draft_lo
 def test_bug_9_every_request_has_its_own_seed(backend, scheme):
     """Bug 9 (FlashInfer #2345): only the first request's seed was used."""
     requests = 50
-    target, draft = numbers(1, 3, 60, seed=10).expand(requests, 3, 60), numbers(1, 2, 60, seed=11).expand(requests, 2, 60)
+    target = numbers(1, 3, 60, seed=10).repeat(requests, 1, 1)
+    draft = numbers(1, 2, 60, seed=11).repeat(requests, 1, 1)
+    target[..., 5], draft[..., 5] = -3.0, 5.0  # hardly ever accepted
     tokens = torch.tensor([[5, 6]]).expand(requests, 2)
     at = {"position": 9, "scheme": scheme, "backend": backend}
     each = ss.verify(target, tokens, draft, seed=torch.arange(requests), **at)
-    assert len(each.tokens[:, 0].unique()) > 20
+    assert len(each.tokens[:, 0].unique()) >= 10  # one seed for all would give one token
     one = ss.verify(target, tokens, draft, seed=torch.full((requests,), 7), **at)
     assert (one.tokens == one.tokens[0]).all() and torch.equal(one.tokens[0], each.tokens[7])
 
@@ -235,7 +242,7 @@ def test_bug_9_a_stream_does_not_belong_to_a_slot(backend, scheme):
 
 
 def test_bug_9_no_two_unseeded_requests_share_a_stream(backend):
-    """Bug 9 (vLLM #19487): requests without a seed of their own got one stream. An int seed is a different one for each."""
+    """Bug 9 (vLLM #19487): requests without a seed shared a stream. An int seed is another one for each."""
     rows = numbers(1, 5000, seed=13, scale=0.1).expand(40, 5000)
     assert len(ss.sample(rows, seed=0, position=0, backend=backend).unique()) > 35
 
@@ -255,7 +262,7 @@ def test_bug_10_equal_laws_accept_every_draft(backend, scheme, sampling, dtype):
 @pytest.mark.parametrize("scheme", LOSSY)
 def test_bug_10_a_forced_rejection_without_residual_mass(backend, scheme):
     """Bug 10 (transformers): equal laws and a rejected token left nothing to normalise. The target's law it is then."""
-    trials = 100_000
+    trials = 20_000
     law = numbers(9, seed=15)
     law[4] = -torch.inf  # the drafted token has probability 0 under both
     at = {"seed": 0, "position": 3, "backend": backend, "scheme": scheme}

@@ -138,7 +138,9 @@ def test_rows(compiled, V, dtype):
         calls = [lambda backend: ss.sample(logits, **at, backend=backend)]
         for kind, k in kinds:
             at_node = at | {"depth": ids % 2, "node": 5 * ids}
-            calls.append(lambda backend, kind=kind, k=k, at=at_node: ss.draft(logits, k, kind=kind, **at, backend=backend))
+            calls.append(
+                lambda backend, kind=kind, k=k, at=at_node: ss.draft(logits, k, kind=kind, **at, backend=backend)
+            )
         for call in calls:
             assert torch.equal(call(compiled), call("reference"))
 
@@ -151,6 +153,15 @@ def test_rows(compiled, V, dtype):
             got = ss.log_probs(logits, sampling=sampling, backend=compiled)
             assert got.dtype == torch.float32 and expected.dtype == torch.float64
             torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [1e4, -1e6, 1e8, -1e16, 1e20, -1e36])
+def test_large_logits(compiled, shift):
+    """A law does not depend on what is added to its logits (beyond 2^24 it becomes flat), and neither do the clocks."""
+    logits = numbers(200, 50, seed=20, scale=2.0) + shift
+    for sampling in (SAMPLINGS["plain"], SAMPLINGS["temperature"], SAMPLINGS["top-p"]):
+        at = {"sampling": sampling, "seed": 0, "position": 0}
+        assert torch.equal(ss.sample(logits, **at, backend=compiled), ss.sample(logits, **at, backend="reference"))
 
 
 def test_every_scheme_is_compared():

@@ -12,6 +12,7 @@
 namespace specsample {
 
 constexpr int kMaxTiles = 64;
+constexpr double kPlainScores = 1e6;  // scores above it, not relative to the row's maximum, would cost the clocks digits
 constexpr int64_t kTile = kAhead, kSplitAbove = 16384;
 
 // A matrix of logits: rows at a stride, the last dimension contiguous.
@@ -94,6 +95,11 @@ class RowRunner {
       law.cutoff = kLargest, law.scale = 0;
       best = race_once(passes, law, stream, exclude);
     }
+    // Nothing finite, or logits so large that the clocks are lost beside them: run relative to the largest.
+    if (best.id < 0 || std::fabs(best.score) > kPlainScores) {
+      const float top = largest(passes, law, exclude);
+      if (top > -HUGE_VALF) best = race_once(passes, law, stream, exclude, top);
+    }
     return best.id;
   }
 
@@ -154,8 +160,17 @@ class RowRunner {
     return part[0];
   }
 
-  Best race_once(const Passes& passes, const Law& law, const Stream& stream, int64_t exclude) const {
-    const RaceArgs args{law.row, law.scale, law.cutoff, stream, exclude};
+  // Largest logit of the row but for one token.
+  static float largest(const Passes& passes, const Law& law, int64_t exclude) {
+    const float below = passes.max(law.row, 0, exclude < 0 ? law.vocab : exclude);
+    if (exclude < 0) return below;
+    float above = -HUGE_VALF;  // token by token: the passes start at multiples of 64
+    for (int64_t i = exclude + 1; i < law.vocab; ++i) above = std::max(above, passes.value(law.row, i));
+    return std::max(below, above);
+  }
+
+  Best race_once(const Passes& passes, const Law& law, const Stream& stream, int64_t exclude, float level = 0) const {
+    const RaceArgs args{law.row, law.scale, law.cutoff, stream, exclude, level};
     return merged([&](int64_t begin, int64_t end, Best* b) { passes.race(args, begin, end, b); }, law.vocab);
   }
 

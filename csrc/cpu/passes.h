@@ -63,7 +63,8 @@ struct RaceArgs {
   double scale;
   float cutoff;
   Stream stream;
-  int64_t exclude;  // a token that does not take part, or -1
+  int64_t exclude;    // a token that does not take part, or -1
+  float level = 0;    // logits are read relative to this one: the row's maximum where float would overflow otherwise
 };
 
 struct ResidualArgs {

@@ -25,8 +25,9 @@ Tensor sample(const Tensor& logits, const std::vector<double>& numbers, const Op
 void arrivals(const Rows& rows, Law law, const Stream* stream, int k, int64_t* token, std::vector<double>& score) {
   score.resize(k);
   Arrivals found{k, score.data(), token};
-  const auto run = [&] {
-    const RaceArgs args{law.row, law.scale, law.cutoff, *stream, -1};
+  const auto run = [&](float level = 0) {
+    found = Arrivals{k, score.data(), token};
+    const RaceArgs args{law.row, law.scale, law.cutoff, *stream, -1, level};
     rows.passes->arrivals(args, 0, law.vocab, &found);
   };
   if (law.broken) {
@@ -35,8 +36,12 @@ void arrivals(const Rows& rows, Law law, const Stream* stream, int k, int64_t* t
   } else if (stream) {
     run();
     if (found.infinite) {
-      law.cutoff = kLargest, law.scale = 0, found = Arrivals{k, score.data(), token};
+      law.cutoff = kLargest, law.scale = 0;
       run();
+    }
+    if (found.count < k || std::fabs(score[0]) > kPlainScores) {  // as in RowRunner::race
+      const float top = rows.passes->max(law.row, 0, law.vocab);
+      if (top > -HUGE_VALF) run(top);
     }
   } else {
     const Visit visit = [](void* c, int64_t first, uint32_t mask, const float* logits, const float*) {

@@ -34,6 +34,8 @@ def warp(logits, params):
     """
     temperature, top_k, top_p, min_p = (p[:, None] for p in params.values)
     z = logits.to(torch.float64)
+    if z.shape[-1] == 0:  # no vocabulary, so no rows either
+        return z, *z.new_zeros(3, z.shape[0])
     z = torch.where(z.isnan(), -math.inf, z)
     top = z.amax(-1, keepdim=True)
     infinite = top == math.inf  # +inf logits share all the mass equally

@@ -17,6 +17,8 @@ def spread(number, values, count, device, step=0):
 
 def winner(score):
     """argmax of float64 scores [B, V], lowest id on ties; −1 where nothing has a finite score. -> int64 [B]"""
+    if score.shape[-1] == 0:
+        return score.new_full(score.shape[:1], -1, dtype=torch.int64)
     ids = torch.arange(score.shape[-1], device=score.device)
     best = score.amax(-1, keepdim=True)
     first = torch.where(score == best, ids, score.shape[-1]).amin(-1)

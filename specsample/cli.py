@@ -1,0 +1,107 @@
+"""The command line: demo, info, bench."""
+
+import argparse
+import runpy
+import sys
+from pathlib import Path
+
+from .api import schemes
+from .info import build_info
+
+DESCRIPTION = "Exact, fast verification for speculative decoding."
+
+
+def main(arguments=None):
+    """Run a command. arguments: list of str, None = sys.argv. -> exit status"""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["bench"]:  # its options are the runner's
+        return bench(arguments[1:])
+    options = parser().parse_args(arguments)
+    if options.command == "info":
+        print(info())
+        return 0
+    from .demo import demo
+
+    return demo(options)
+
+
+def parser():
+    """The argument parser of all commands."""
+    top = argparse.ArgumentParser(prog="specsample", description=DESCRIPTION)
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser("info", help="versions, backends, schemes, devices")
+    commands.add_parser("bench", help="the benchmark runner; takes its options", add_help=False)
+    demo = commands.add_parser("demo", help="speculative decoding of a real model, beside plain decoding")
+    demo.add_argument("--prompt", action="append", help="instead of the built-in prompts; may be repeated")
+    demo.add_argument("--tokens", type=_positive, default=64, help="new tokens a prompt (64)")
+    demo.add_argument("--temperature", type=_temperature, help="1 and greedy; this one instead (0 = greedy)")
+    demo.add_argument("--depth", type=_positive, default=3, help="tokens drafted a round (3)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--scheme", choices=list(schemes()), help="only this scheme")
+    demo.add_argument("--drafter", choices=["student", "ngram"], help="only this drafter")
+    demo.add_argument("--color", action="store_true", help="colours even when the output is not a terminal")
+    demo.add_argument("--no-color", action="store_true")
+    return top
+
+
+def _positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text}")
+    return value
+
+
+def _temperature(text):
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number >= 0, got {text}")
+    return value
+
+
+def info():
+    """Text of `info`: versions, backends and why others are missing, schemes."""
+    facts = build_info()
+    cuda = f"{facts['cuda']} ({', '.join(facts['architectures'])})" if facts["cuda"] else "not in this build"
+    lines = [
+        f"specsample {facts['version']}",
+        f"  torch      {facts['torch_running']} (built against {facts['torch_built'] or 'none: no compiled kernels'})",
+        f"  cuda       {cuda}",
+        f"  cpu        {facts['cpu'] or 'no compiled kernels'}, {facts['threads']} threads",
+        f"  devices    {', '.join(_devices())}",
+        "backends",
+    ]
+    lines += [f"  {name:<10} available" for name in facts["backends"]]
+    lines += [f"  {name:<10} not available: {why}" for name, why in facts["unavailable"].items()]
+    lines += ["schemes", f"  {'name':<10} {'family':<18} {'drafts':<10} {'trees':<6} {'backends':<22} paper"]
+    for card in schemes().values():
+        row = f"  {card.name:<10} {card.family:<18} {card.draft_kind:<10} {'yes' if card.trees else 'no':<6}"
+        lines.append(f"{row} {', '.join(card.backends):<22} {card.paper}")
+    return "\n".join(lines)
+
+
+def _devices():
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ["cpu"] + [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(count)]
+
+
+def bench(arguments):
+    """Run benchmarks/run.py of the source tree with `arguments`."""
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "run.py"
+    if not script.is_file():
+        print(f"specsample bench: the benchmarks are not installed; they are part of the source tree ({script})",
+              file=sys.stderr)  # fmt: skip
+        return 1
+    before = sys.argv, sys.path[:]
+    sys.argv, sys.path[:] = [str(script), *arguments], [str(script.parent), *sys.path]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    finally:
+        sys.argv, sys.path[:] = before
+    return 0

@@ -1,0 +1,97 @@
+"""Checks of generate's arguments, all made before the first forward."""
+
+from types import SimpleNamespace
+
+import torch
+
+from .. import api
+from ..backends import BACKENDS
+from ..errors import expect
+from ..sampling import pack
+from ..schemes import SCHEMES
+from .cache import embedded_ids
+from .drafters import as_drafter
+
+_INTS = (torch.int64, torch.int32)
+
+
+def check(
+    model, draft, input_ids, attention_mask, max_new_tokens, depth, paths, tree, scheme, options, sampling,
+    draft_sampling, seed, eos_token_id, streamer, backend,
+):  # fmt: skip
+    """-> namespace: drafter; mask bool [B, W]; seed int64 [B]; eos int64 [E]; pad int; card. ValueError otherwise."""
+    expect(callable(model), "model", "a causal language model", type(model).__name__)
+    expect(not getattr(model, "_is_stateful", False), "model", "a cache that can be rewound", "a recurrent state")
+    expect(isinstance(input_ids, torch.Tensor), "input_ids", "a tensor", type(input_ids).__name__)
+    good = input_ids.dim() == 2 and input_ids.shape[0] > 0 and input_ids.shape[1] > 0
+    expect(good, "input_ids", "shape [B, prompt width]", tuple(input_ids.shape))
+    expect(input_ids.dtype in _INTS, "input_ids", "int64", input_ids.dtype)
+    batch, device = input_ids.shape[0], input_ids.device
+    weight = next(model.parameters(), None) if hasattr(model, "parameters") else None
+    if weight is not None:
+        expect(weight.device == device, "input_ids", f"a tensor on {weight.device} like the model", device)
+    mask = _mask(attention_mask, input_ids)
+    embedded = embedded_ids(model)
+    lowest = int(torch.where(mask, input_ids, 0).min())
+    expect(lowest >= 0, "input_ids", "ids >= 0", lowest)
+    if embedded is not None:
+        highest = int(torch.where(mask, input_ids, 0).max())
+        expect(highest < embedded, "input_ids", f"ids below the vocabulary size {embedded}", highest)
+
+    _count(max_new_tokens, "max_new_tokens", 1, None)
+    _count(depth, "depth", 1, api.MAX_NODES)
+    expect(paths == 1, "paths", "1 (this version drafts chains only)", repr(paths))
+    expect(tree is None, "tree", "None (this version drafts chains only)", repr(tree))
+    expect(scheme in SCHEMES, "scheme", f"one of {', '.join(SCHEMES)}", repr(scheme))
+    card = SCHEMES[scheme]
+    if options:
+        api._check_options(options, card)
+    pack(sampling, (batch,), device, "sampling")
+    if draft_sampling is not None:
+        pack(draft_sampling, (batch,), device, "draft_sampling")
+    number, seeds = api._int_or_tensor(seed, "seed", batch, device)
+    seeds = number + torch.arange(batch, device=device) if seeds is None else seeds.contiguous()
+    if backend is not None:
+        expect(backend in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", repr(backend))
+        missing = BACKENDS[backend].missing
+        expect(missing is None, "backend", "one that is available", f"{backend!r}: {missing}")
+    if streamer is not None:
+        good = callable(getattr(streamer, "put", None)) and callable(getattr(streamer, "end", None))
+        expect(good, "streamer", "an object with put and end", type(streamer).__name__)
+        expect(batch == 1, "streamer", "None for a batch of requests", f"a streamer and {batch} requests")
+    eos, pad = _ends(model, eos_token_id)
+    return SimpleNamespace(
+        drafter=as_drafter(draft), mask=mask, seed=seeds, eos=torch.tensor(eos, dtype=torch.int64, device=device),
+        pad=pad, card=card,
+    )  # fmt: skip
+
+
+def _count(value, name, low, high):
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    expect(good, name, f"an int >= {low}" if high is None else f"an int in [{low}, {high}]", repr(value))
+
+
+def _mask(attention_mask, input_ids):
+    if attention_mask is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    expect(isinstance(attention_mask, torch.Tensor), "attention_mask", "a tensor", type(attention_mask).__name__)
+    shape = tuple(input_ids.shape)
+    expect(tuple(attention_mask.shape) == shape, "attention_mask", f"shape {shape}", tuple(attention_mask.shape))
+    expect(attention_mask.device == input_ids.device, "attention_mask", f"on {input_ids.device}", attention_mask.device)
+    expect(bool(((attention_mask == 0) | (attention_mask == 1)).all()), "attention_mask", "zeros and ones", "others")
+    mask = attention_mask.to(torch.bool)
+    expect(bool(mask.any(1).all()), "attention_mask", "at least one token a request", "a request without tokens")
+    return mask
+
+
+def _ends(model, eos_token_id):
+    """(list of ids that end a request, id to pad with)"""
+    config = getattr(model, "generation_config", None)
+    eos = getattr(config, "eos_token_id", None) if eos_token_id is None else eos_token_id
+    if isinstance(eos, torch.Tensor):
+        eos = eos.tolist()
+    eos = [] if eos is None else list(eos) if isinstance(eos, (list, tuple)) else [eos]
+    good = all(isinstance(e, int) and not isinstance(e, bool) and e >= 0 for e in eos)
+    expect(good, "eos_token_id", "an id, a list of ids, or None", repr(eos_token_id))
+    pad = getattr(config, "pad_token_id", None)
+    return eos, pad if pad is not None else eos[0] if eos else 0

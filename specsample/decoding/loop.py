@@ -1,0 +1,176 @@
+"""The decoding loop: draft, run the target once, verify, keep what was accepted, until every request is finished."""
+
+import torch
+
+from ..api import Verdict, sample, verify
+from ..errors import expect
+from ..sampling import Sampling
+from .arguments import check
+from .cache import CachedModel
+from .drafters import Prefixes, RoundInfo
+from .stats import Laps, Stats
+
+
+@torch.no_grad()
+def generate(
+    model,
+    draft,
+    input_ids,
+    *,
+    attention_mask=None,
+    max_new_tokens,
+    depth=4,
+    paths=1,
+    tree=None,
+    scheme="token",
+    options=None,
+    sampling=Sampling(),
+    draft_sampling=None,
+    seed=0,
+    eos_token_id=None,
+    streamer=None,
+    return_stats=False,
+    backend=None,
+):
+    """Continue each prompt with tokens that have exactly the target's law, in fewer target calls than tokens.
+
+    model           the target, any causal LM of transformers, or anything that is called and answers like one
+    draft           a causal LM with the same tokens (its vocabulary may be narrower or wider), `NgramDrafter()`, any
+                    object with `propose` and `commit` (specsample/decoding/drafters.py), or None: plain sampling
+    input_ids       int64 [B, W], padded left or right where attention_mask [B, W] is 0; None = all tokens are real
+    max_new_tokens  int >= 1, of each request
+    depth           int: tokens drafted a round, fewer when fewer may still be emitted
+    paths, tree     1 and None: this version drafts chains
+    scheme          see `ss.schemes()`. Under "race" the output is that of `draft=None`, token for token
+    options         the scheme's own settings
+    sampling        of the target; draft_sampling of the draft, None = the target's. Fields may hold one value a request
+    seed            int64 [B], or an int s, short for s, s + 1, …, s + B − 1
+    eos_token_id    int or list; None = the one of model.generation_config, if any
+    streamer        for one request: `put(tokens)` gets the prompt, then each round's tokens, then `end()`. If it has
+                    `put_round(tokens, num_accepted)`, rounds go there: the first num_accepted tokens are drafts.
+    return_stats    also return `Stats`
+    backend         as in `verify`
+    -> int64 [B, W + new]: the prompts as given, then the new tokens, after eos the model's pad id (or the eos)
+       With return_stats: (that, Stats)
+
+    A request's tokens depend on its own prompt, seed and settings; companions in the batch and padding change them only
+    where they change the model's own rounding. Positions count a request's own tokens, without padding.
+
+    Errors: ValueError naming the argument, before the first forward; for a drafter's proposals as they come.
+    """
+    given = check(
+        model, draft, input_ids, attention_mask, max_new_tokens, depth, paths, tree, scheme, options, sampling,
+        draft_sampling, seed, eos_token_id, streamer, backend,
+    )  # fmt: skip
+    stats = Stats()
+    lap = Laps(stats.seconds)
+    device, batch = input_ids.device, input_ids.shape[0]
+    tokens, prompt_lengths = _unpad(input_ids.long(), given.mask, max_new_tokens)
+    # Lengths and flags live on the host, where every shape is decided; one copy a round brings them there.
+    lengths, remaining = prompt_lengths, torch.full((batch,), max_new_tokens)
+    active = torch.ones(batch, dtype=torch.bool)
+    target = CachedModel(model, batch, device)
+    if streamer is not None:
+        streamer.put(input_ids.cpu())
+
+    while active.any():
+        prefixes, position = Prefixes(tokens, lengths), lengths.to(device)
+        # A round emits one token more than it accepts. The limit is the request's own: under `block` the number of
+        # drafts enters the decision, and companions must not.
+        limit = torch.where(active, remaining - 1, 0).clamp(max=depth)
+        drafts, draft_logits = tokens[:, :0], None
+        if given.drafter is not None and limit.max() > 0:
+            info = RoundInfo(
+                given.seed, position, sampling if draft_sampling is None else draft_sampling, scheme,
+                given.card.draft_kind, active, backend,
+            )  # fmt: skip
+            proposal = given.drafter.propose(prefixes, int(limit.max()), info)
+            drafts, draft_logits = _chain(proposal, batch, limit.to(device))
+        lap("draft")
+
+        logits = target(prefixes, drafts)
+        lap("target" if stats.target_calls else "prefill")
+
+        if drafts.shape[1] == 0:
+            drawn = sample(logits[:, 0], sampling=sampling, seed=given.seed, position=position, backend=backend)
+            verdict = Verdict(drawn[:, None], torch.zeros_like(drawn), drafts, None)
+        else:
+            if not given.card.uses_draft_logits:
+                draft_logits = None
+            elif draft_logits is not None and draft_logits.dtype != logits.dtype:
+                # The wider dtype holds both exactly, so the laws stay those that were sampled from.
+                wider = torch.promote_types(draft_logits.dtype, logits.dtype)
+                draft_logits, logits = draft_logits.to(wider), logits.to(wider)
+            verdict = verify(
+                logits, drafts, draft_logits, scheme=scheme, options=options, sampling=sampling,
+                draft_sampling=draft_sampling, seed=given.seed, position=position, backend=backend,
+            )  # fmt: skip
+        ended, counts = _cut(verdict, drafts, given.eos)
+        ended, kept, accepted, drafted = torch.stack([ended, *counts]).cpu()
+        lap("verify")
+
+        kept = torch.where(active, kept, 0)
+        stats.count(active, kept, accepted, drafted)
+        column = torch.arange(verdict.tokens.shape[1], device=device)
+        # Beyond `kept` lands behind the new length, where nothing reads it; the last column is there to be overwritten.
+        at = (position[:, None] + column).clamp(max=tokens.shape[1] - 1)
+        tokens.scatter_(1, at, verdict.tokens)
+        if given.drafter is not None:
+            given.drafter.commit(torch.where(column < kept.to(device)[:, None], verdict.tokens, -1))
+        if streamer is not None:
+            _stream(streamer, tokens[0, lengths[0] : lengths[0] + kept[0]].cpu(), int(accepted[0]))
+        lengths, remaining = lengths + kept, remaining - kept
+        active = active & (ended == 0) & (remaining > 0)
+        lap("other")
+
+    if streamer is not None:
+        streamer.end()
+    new = lengths - prompt_lengths
+    column = torch.arange(int(new.max()))
+    written = tokens.gather(1, (prompt_lengths[:, None] + column).to(device))
+    written = torch.where((column < new[:, None]).to(device), written, given.pad)
+    output = torch.cat([input_ids.long(), written], 1)
+    lap("other")
+    return (output, stats) if return_stats else output
+
+
+def _unpad(input_ids, mask, more):
+    """(tokens int64 [B, longest + more + 1], each prompt's real tokens from column 0 on; lengths int64 [B] on the CPU)"""
+    lengths = mask.sum(1).cpu()
+    order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, : int(lengths.max())]
+    return torch.nn.functional.pad(input_ids.gather(1, order), (0, more + 1)), lengths
+
+
+def _chain(proposal, batch, limit):
+    """Check a proposal and drop what lies beyond each request's limit. -> tokens [B, N], draft_logits"""
+    tokens, parents, draft_logits = proposal
+    good = isinstance(tokens, torch.Tensor) and tokens.dim() == 2 and tokens.shape[0] == batch
+    shape = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
+    expect(good, "Proposal.tokens", f"an int64 tensor of shape [{batch}, N]", shape)
+    expect(tokens.dtype in (torch.int64, torch.int32), "Proposal.tokens", "int64", tokens.dtype)
+    expect(tokens.device == limit.device, "Proposal.tokens", f"a tensor on {limit.device}", tokens.device)
+    node = torch.arange(tokens.shape[1], device=tokens.device)
+    if parents is not None:
+        chain = torch.as_tensor(parents, device=tokens.device)
+        good = chain.shape[-1:] == node.shape and bool((chain == node - 1).all())
+        expect(good, "Proposal.parents", "None or −1, 0, 1, … (this version drafts chains only)", parents)
+    return torch.where(node < limit[:, None], tokens.long(), -1), draft_logits
+
+
+def _cut(verdict, drafts, eos):
+    """-> (int64 [B]: 1 where the request is over, by eos or a row without a finite logit;
+    [kept, accepted, drafted] int64 [B]: tokens up to the first eos; drafts accepted; drafts proposed)"""
+    emitted, accepted = verdict.tokens, verdict.num_accepted.long()
+    column = torch.arange(emitted.shape[1], device=emitted.device)
+    count = (emitted >= 0).sum(1)
+    first = torch.where(torch.isin(emitted, eos), column, emitted.shape[1]).amin(1)
+    ended = (first < emitted.shape[1]) | (count <= accepted)
+    drafted = (drafts >= 0).long().cumprod(1).sum(1)
+    return ended.long(), [torch.minimum(count, first + 1), accepted, drafted]
+
+
+def _stream(streamer, tokens, accepted):
+    if hasattr(streamer, "put_round"):
+        streamer.put_round(tokens, min(accepted, len(tokens)))
+    else:
+        streamer.put(tokens)

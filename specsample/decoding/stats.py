@@ -1,0 +1,83 @@
+"""What a call of `generate` counted and timed."""
+
+import time
+from dataclasses import dataclass, field
+
+PHASES = ("prefill", "draft", "target", "verify", "other")
+
+
+@dataclass
+class Stats:
+    """Counts and times of one `generate`; `print(stats)` shows a table.
+
+    target_calls  forward calls of the target, the prefill included (it already verifies drafts)
+    rounds        rounds summed over requests: how often a request took part in a call
+    emitted       new tokens, after cutting at eos
+    reached       list: how often the i-th draft of a round was up for a decision (it exists, and those before it were
+                  accepted); accepted: how often it was taken
+    seconds       host seconds by phase: prefill (the first target call), draft, target, verify, other. On an
+                  accelerator, work is counted where the host waits for it.
+    """
+
+    target_calls: int = 0
+    rounds: int = 0
+    emitted: int = 0
+    reached: list = field(default_factory=list)
+    accepted: list = field(default_factory=list)
+    seconds: dict = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+    @property
+    def block_efficiency(self):
+        """Tokens per target call and request; 1 for plain decoding."""
+        return self.emitted / self.rounds if self.rounds else 0.0
+
+    @property
+    def acceptance(self):
+        """Acceptance rate by depth: accepted / reached."""
+        return [a / r if r else 0.0 for a, r in zip(self.accepted, self.reached)]
+
+    @property
+    def tokens_per_second(self):
+        total = sum(self.seconds.values())
+        return self.emitted / total if total else 0.0
+
+    def count(self, active, kept, accepted, drafted):
+        """Add one round. active: bool [B]; kept, accepted, drafted: int64 [B] emitted, accepted, proposed tokens; CPU."""
+        self.target_calls += 1
+        self.rounds += int(active.sum())
+        self.emitted += int(kept.sum())
+        for i in range(int(drafted.max())):
+            if i == len(self.reached):
+                self.reached.append(0)
+                self.accepted.append(0)
+            here = active & (kept > i) & (drafted > i)
+            self.reached[i] += int((here & (accepted >= i)).sum())
+            self.accepted[i] += int((here & (accepted > i)).sum())
+
+    def __str__(self):
+        lines = [
+            f"{'target calls':<18}{self.target_calls:>8}",
+            f"{'tokens emitted':<18}{self.emitted:>8}",
+            f"{'block efficiency':<18}{self.block_efficiency:>8.2f}  tokens per target call and request",
+        ]
+        if self.reached:
+            lines.append(f"{'draft position':<18}" + "".join(f"{i + 1:>8}" for i in range(len(self.reached))))
+            for name in ("reached", "accepted"):
+                lines.append(f"  {name:<16}" + "".join(f"{n:>8}" for n in getattr(self, name)))
+            lines.append(f"{'  acceptance':<18}" + "".join(f"{rate:>8.3f}" for rate in self.acceptance))
+        lines.append(f"{'seconds':<18}" + "".join(f"{phase:>9}" for phase in PHASES) + f"{'total':>9}")
+        times = [self.seconds[phase] for phase in PHASES]
+        lines.append(" " * 18 + "".join(f"{t:>9.3f}" for t in times + [sum(times)]))
+        return "\n".join(lines)
+
+
+class Laps:
+    """A stopwatch: `laps(phase)` books the time since the last lap to `phase`."""
+
+    def __init__(self, seconds):
+        self.seconds, self.last = seconds, time.perf_counter()
+
+    def __call__(self, phase):
+        now = time.perf_counter()
+        self.seconds[phase] += now - self.last
+        self.last = now
