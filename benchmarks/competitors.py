@@ -1,0 +1,161 @@
+"""The others' implementations on the same inputs, and the check that each of them emits the right law.
+
+Each takes (target_logits [B, L + 1, V], draft_tokens int64 [B, L], draft_logits [B, L, V], temperature) and returns
+(tokens int64 [B, L + 1] padded with −1, num_accepted int64 [B]). What a user has to do before a call (dividing by the
+temperature, converting to float32) is part of it, since verification from raw logits spares it.
+"""
+
+import torch
+from harness import check_law
+
+import specsample as ss
+
+try:
+    from transformers.generation.utils import _speculative_sampling
+except ImportError:
+    _speculative_sampling = None
+
+
+def _probabilities(logits, temperature):
+    return (logits.float() / temperature).softmax(-1)
+
+
+def _emit(draft_tokens, count, weights):
+    """The first `count` [B] drafts and one token drawn from `weights` [B, V]."""
+    place = torch.arange(draft_tokens.shape[1] + 1, device=draft_tokens.device)
+    tokens = torch.where(place < count[:, None], torch.nn.functional.pad(draft_tokens, (0, 1), value=-1), -1)
+    return tokens.scatter(1, count[:, None], torch.multinomial(weights, 1)), count
+
+
+def _rest(target, draft, count, weight):
+    """(weight·t − d)⁺ of the row each request stops at; the target's own law after the last draft.
+
+    target [B, L + 1, V], draft [B, L, V], count int64 [B], weight [B] -> [B, V]
+    """
+    request, length = torch.arange(len(count), device=count.device), draft.shape[1]
+    stop = target[request, count]
+    rest = (weight[:, None] * stop - draft[request, count.clamp(max=length - 1)]).relu_()
+    keep = (count == length) | ~(rest.sum(-1) > 0)  # nothing left: the draft covers the target up to rounding
+    return torch.where(keep[:, None], stop, rest)
+
+
+def token_torch(target_logits, draft_tokens, draft_logits, temperature):
+    target, draft = _probabilities(target_logits, temperature), _probabilities(draft_logits, temperature)
+    t = target[:, :-1].gather(-1, draft_tokens[:, :, None])[:, :, 0]
+    d = draft.gather(-1, draft_tokens[:, :, None])[:, :, 0]
+    count = (torch.rand_like(t) * d < t).long().cumprod(-1).sum(-1)
+    return _emit(draft_tokens, count, _rest(target, draft, count, torch.ones_like(t[:, 0])))
+
+
+def block_torch(target_logits, draft_tokens, draft_logits, temperature):
+    target, draft = _probabilities(target_logits, temperature), _probabilities(draft_logits, temperature)
+    t = target[:, :-1].gather(-1, draft_tokens[:, :, None])[:, :, 0]
+    d = draft.gather(-1, draft_tokens[:, :, None])[:, :, 0]
+    weight = [torch.ones_like(t[:, 0])]  # P_i = min(1, P_{i−1} t_i / d_i)
+    for i in range(t.shape[1]):
+        weight.append((weight[-1] * t[:, i] / d[:, i]).clamp(max=1.0))
+    weight = torch.stack(weight, -1)
+    inner = weight[:, 1:-1]
+    mass = (inner[:, :, None] * target[:, 1:-1] - draft[:, 1:]).relu_().sum(-1)
+    inner = torch.where((mass == 0) & (inner == 1), 1.0, mass / (mass + 1 - inner))
+    accepted = torch.rand_like(t) < torch.cat([inner, weight[:, -1:]], -1)
+    place = torch.arange(1, t.shape[1] + 1, device=t.device)
+    count = (accepted * place).amax(-1)  # the longest accepted prefix
+    kept = weight.gather(1, count[:, None])[:, 0]
+    return _emit(draft_tokens, count, _rest(target, draft, count, kept))
+
+
+def race_torch(target_logits, draft_tokens, draft_logits, temperature):
+    """Noise of the size of the logits, drawn once and shared by every row's race (coupled drafts would reuse it)."""
+    clocks = torch.empty(target_logits.shape, dtype=torch.float32, device=target_logits.device).exponential_()
+    winner = (_probabilities(target_logits, temperature) / clocks).argmax(-1)
+    count = (winner[:, :-1] == draft_tokens).long().cumprod(-1).sum(-1)
+    place = torch.arange(winner.shape[1], device=winner.device)
+    return torch.where(place <= count[:, None], winner, -1), count
+
+
+def token_transformers(target_logits, draft_tokens, draft_logits, temperature):
+    """transformers' own, one request at a time as it has it."""
+    draft, target = draft_logits.float() / temperature, target_logits.float() / temperature
+    tokens, count = _speculative_sampling(draft_tokens, draft, draft_tokens.shape[1], target)
+    return torch.nn.functional.pad(tokens, (0, target.shape[1] - tokens.shape[1]), value=-1), count[None]
+
+
+def sample_torch(logits, temperature):
+    return torch.multinomial(_probabilities(logits, temperature), 1)[:, 0]
+
+
+def row_stats_torch(logits, temperature):
+    scaled = logits.float() / temperature
+    return scaled.amax(-1), scaled.logsumexp(-1)
+
+
+def package_reference(scheme):
+    """The package's own specification, for the same arguments."""
+
+    def verify(target_logits, draft_tokens, draft_logits, temperature, seed=0):
+        return ss.verify(
+            target_logits, draft_tokens, draft_logits, scheme=scheme, sampling=ss.Sampling(temperature),
+            seed=seed, position=0, backend="reference",
+        )[:2]  # fmt: skip
+
+    return verify
+
+
+def compiled(function, example):
+    """(function compiled for fixed shapes, how): one graph if it can be, else with breaks, and `how` says which."""
+    torch._dynamo.reset()
+    for full in (True, False):
+        call = torch.compile(function, fullgraph=full, dynamic=False)
+        try:
+            call(*example)
+        except Exception as error:  # whatever stops one graph is reported, not hidden
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+            continue
+        return call, "one graph" if full else f"with graph breaks ({reason})"
+    return None, reason
+
+
+VERIFY_TORCH = {"token": token_torch, "block": block_torch, "race": race_torch}
+HAS_TRANSFORMERS = _speculative_sampling is not None
+
+
+def check_all(trials=20000, vocab=8, length=2, temperature=0.7):
+    """Each implementation's first token against the target's law, on a vocabulary small enough to see every token.
+
+    -> [name]; raises AssertionError naming the one that is wrong.
+    """
+    generator = torch.Generator().manual_seed(5)
+    target = torch.randn(1, length + 1, vocab, generator=generator)
+    draft = target[:, :-1] + torch.randn(1, length, vocab, generator=generator)
+    law, draft_law = (target[0, 0] / temperature).softmax(-1), (draft[0] / temperature).softmax(-1)
+    # float64: at this many trials the rounding of a float32 multinomial is not what should be seen
+    tokens = torch.multinomial(draft_law.double(), trials, True, generator=generator).T.contiguous()
+    many = [target.expand(trials, -1, -1).contiguous(), tokens, draft.expand(trials, -1, -1).contiguous()]
+    checked = []
+    for scheme, function in VERIFY_TORCH.items():
+        emitted, count = function(*many, temperature)
+        check_law(f"{scheme} in torch", emitted[:, 0], law)
+        if not torch.equal((emitted >= 0).sum(-1), count + 1):
+            raise AssertionError(f"{scheme} in torch: the number of tokens is not num_accepted + 1")
+        checked.append(f"torch {scheme}")
+    if HAS_TRANSFORMERS:
+        few, threads = trials // 10, torch.get_num_threads()
+        torch.set_num_threads(1)  # thousands of tiny calls: waking a second thread is all that would cost
+        first = [token_transformers(target, tokens[i : i + 1], draft, temperature)[0][0, 0] for i in range(few)]
+        torch.set_num_threads(threads)
+        check_law("transformers", torch.stack(first), law)
+        checked.append("transformers")
+    check_law("sample in torch", sample_torch(many[0][:, 0], temperature), law)
+    for scheme, card in ss.schemes().items():
+        if scheme not in VERIFY_TORCH:
+            continue
+        seeds = torch.arange(trials)
+        place = {"sampling": ss.Sampling(temperature), "seed": seeds, "position": 7}
+        drawn = [
+            ss.draft(many[2][:, i], kind=card.draft_kind, depth=i, node=i, **place)[:, 0] for i in range(length)
+        ]
+        verdict = ss.verify(many[0], torch.stack(drawn, 1), many[2], scheme=scheme, **place)
+        check_law(f"specsample {scheme}", verdict.tokens[:, 0], law)
+        checked.append(f"specsample {scheme}")
+    return checked

@@ -1,0 +1,189 @@
+"""What is measured: cases (operation × scheme × logits × dtype × shape), their inputs, bytes and competitors.
+
+A new scheme adds its line to BYTES (which rows it must read), and a competitor if anybody has one.
+"""
+
+import functools
+from typing import NamedTuple
+
+import competitors as others
+import torch
+
+import specsample as ss
+
+TEMPERATURE, SEED, POSITION = 0.7, 1000, 100
+SAMPLING = ss.Sampling(TEMPERATURE)
+BATCHES, LENGTHS, VOCABS = (1, 8, 32), (1, 4, 8), (32000, 128256)
+SCHEMES = ("token", "block", "race")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+POOL = 40  # different rows of a kind; larger inputs repeat them in memory
+
+
+class Case(NamedTuple):
+    op: str  # "verify", "sample" or "row_stats"
+    scheme: str | None
+    rows: str  # "peaked" or "flat"
+    dtype: str
+    B: int  # requests, or rows of `sample` and `row_stats`
+    L: int  # drafts a request; 0 where there are none
+    V: int
+
+    @property
+    def name(self):
+        length = f"-L{self.L}" if self.op == "verify" else ""
+        return f"{self.scheme or self.op}-{self.rows}-{self.dtype}-B{self.B}{length}-V{self.V}"
+
+    @property
+    def compiled_too(self):
+        """torch.compile takes tens of seconds a shape, so only these have it."""
+        chosen = self.rows == "peaked" and self.dtype == "float32" and self.V == 32000
+        return chosen and (self.B, self.L) in ((8, 4), (8, 0))
+
+    @property
+    def row_bytes(self):
+        return self.V * DTYPES[self.dtype].itemsize
+
+
+def cases(quick=False):
+    """Every case, those of equal inputs next to each other."""
+    if quick:
+        shapes = [(1, 4, 32000), (8, 4, 32000), (8, 4, 128256)]
+        kinds = [("peaked", "float32"), ("peaked", "bfloat16")]
+        found = [Case("verify", s, *k, *shape) for k in kinds for shape in shapes for s in SCHEMES]
+        found = [c for c in found if c.dtype == "float32" or c.B == 8]
+        found += [Case(op, None, "peaked", "float32", 8, 0, 32000) for op in ("sample", "row_stats")]
+    else:
+        kinds = [(rows, dtype) for rows in ("peaked", "flat") for dtype in DTYPES]
+        found = [
+            Case("verify", s, *k, b, n, v) for k in kinds for v in VOCABS for b in BATCHES for n in LENGTHS
+            for s in SCHEMES
+        ]  # fmt: skip
+        found += [
+            Case(op, None, *k, b, 0, v)
+            for k in kinds for v in VOCABS for b in BATCHES for op in ("sample", "row_stats")
+        ]  # fmt: skip
+    # A vocabulary without work: the call's own cost. And a row pass over more than the caches hold.
+    found += [Case("verify", s, "peaked", "float32", 1, 4, 100) for s in SCHEMES]
+    return found + [Case("row_stats", None, "peaked", "float32", 512, 0, 128256)]
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------------
+
+
+class Inputs(NamedTuple):
+    target: torch.Tensor  # [B, L + 1, V], or [B, V]
+    draft: torch.Tensor | None  # [B, L, V]
+    tokens: dict  # {draft kind: int64 [B, L], drawn from the draft rows' law}
+
+
+@functools.lru_cache(maxsize=2)
+def _pool(rows, vocab):
+    """(target, draft) float32 [POOL, V].
+
+    peaked: like a language model's: Zipf with exponent 1.1 over shuffled ids, noise on top; scaled so that at the
+    temperature here the likeliest token mostly has 0.3 to 0.9. flat: all tokens about equally likely.
+    """
+    generator = torch.Generator().manual_seed(1)
+    target = torch.randn(POOL, vocab, generator=generator)
+    if rows == "flat":
+        target *= 0.1
+        return target, torch.randn(POOL, vocab, generator=generator) * 0.1
+    zipf = -1.1 * torch.arange(1, vocab + 1).float().log()
+    for row in target:
+        row += zipf[torch.randperm(vocab, generator=generator)]
+    target *= 1.3
+    return target, target + 0.8 * torch.randn(POOL, vocab, generator=generator)
+
+
+@functools.lru_cache(maxsize=1)  # the schemes of a shape share its inputs; larger ones are not kept
+def inputs_of(rows, dtype, B, L, V):
+    target, draft = (part.to(DTYPES[dtype]) for part in _pool(rows, V))
+    index = torch.arange(B * (L + 1)).view(B, L + 1) % POOL
+    if L == 0:
+        return Inputs(target[index[:, 0]], None, {})
+    target, draft = target[index], draft[index[:, :-1]]
+    seeds = SEED + torch.arange(B)
+    tokens = {}
+    for kind in ("iid", "arrivals"):
+        level = [
+            ss.draft(draft[:, i], kind=kind, sampling=SAMPLING, seed=seeds, position=POSITION, depth=i, node=i)
+            for i in range(L)
+        ]
+        tokens[kind] = torch.cat(level, 1)
+    return Inputs(target, draft, tokens)
+
+
+# -- bytes -------------------------------------------------------------------------------------------------------------
+# Rows of the vocabulary for a request whose L drafts were accepted up to n: (those the scheme must read, reads that our
+# kernels make). Tiles of a row are read twice for a law (maximum, then sum), but the second time from the first-level
+# cache, which counts as one read. Gathers of single tokens do not count.
+
+
+def _token(L, n):
+    # The target's row and the draft's at every node up to the first refusal, which the residual race reads again on the
+    # target's side; or, with all of them accepted, the bonus row, raced without its law.
+    return (2 * L + 1, 2 * L + 1) if n == L else (2 * (n + 1), 2 * (n + 1) + 1)
+
+
+def _block(L, n):
+    # A later token may accept an earlier one, so every pair of rows is read; those above the leaf again for M_i; then
+    # the row of the residual race, or the bonus row.
+    return (2 * L + 1 if n == L else 2 * L), 2 * L + 2 * (L - 1) + 1
+
+
+def _race(L, n):
+    # One race over each target row up to the first token that is not the draft's; no law, no draft row.
+    return n + 1, n + 1
+
+
+BYTES = {"token": _token, "block": _block, "race": _race}
+
+
+def bytes_of(case, num_accepted):
+    """(bytes that must be read, bytes that our kernels read) by one call of `case`; num_accepted int32 [B] or None."""
+    if case.op != "verify":
+        return (case.B * case.row_bytes,) * 2
+    rows = [BYTES[case.scheme](case.L, n) for n in num_accepted.tolist()]
+    return tuple(sum(column) * case.row_bytes for column in zip(*rows))
+
+
+# -- who runs a case ---------------------------------------------------------------------------------------------------
+
+
+def ours(case, inputs, backend="cpu", requests=None):
+    """The package's call of a case, on its first `requests` requests when given."""
+    target = inputs.target[:requests]
+    if case.op == "sample":
+        return lambda: ss.sample(target, sampling=SAMPLING, seed=SEED, position=POSITION, backend=backend)
+    if case.op == "row_stats":
+        return lambda: ss.row_stats(target, sampling=SAMPLING, backend=backend)
+    tokens = inputs.tokens[ss.schemes()[case.scheme].draft_kind][:requests]
+    draft = inputs.draft[:requests]
+    return lambda: ss.verify(
+        target, tokens, draft, scheme=case.scheme, sampling=SAMPLING, seed=SEED, position=POSITION, backend=backend
+    )
+
+
+def competitors(case, inputs, compile=True, compile_reference=False):
+    """({name: call}, {name: what to know about it}) of the others on the same inputs."""
+    calls, notes = {}, {}
+    if case.op == "verify":
+        tokens = inputs.tokens[ss.schemes()[case.scheme].draft_kind]
+        arguments = (inputs.target, tokens, inputs.draft, TEMPERATURE)
+        eager = others.VERIFY_TORCH[case.scheme]
+        if case.scheme == "token" and case.B == 1 and others.HAS_TRANSFORMERS:
+            calls["transformers"] = lambda: others.token_transformers(*arguments)
+        if (case.B, case.V) == (1, 32000) and case.L <= 4 and (case.rows, case.dtype) == ("peaked", "float32"):
+            calls["reference"] = ours(case, inputs, "reference")
+    else:
+        arguments = (inputs.target, TEMPERATURE)
+        eager = others.sample_torch if case.op == "sample" else others.row_stats_torch
+    calls["torch"] = lambda: eager(*arguments)
+    wanted = {"torch.compile": eager} if compile and case.compiled_too else {}
+    if compile_reference and "reference" in calls and case.L == 1:
+        wanted["reference, torch.compile"] = others.package_reference(case.scheme)
+    for name, function in wanted.items():
+        call, notes[name] = others.compiled(function, arguments)
+        if call is not None:
+            calls[name] = lambda call=call: call(*arguments)
+    return calls, notes
