@@ -26,6 +26,8 @@ struct Law {
   double mass = 0;          // sum over the kept tokens of exp((logit - max) scale)
   int64_t only = -1;        // >= 0: all the mass on this token (greedy rows, one-hot drafts)
   bool broken = false;      // no finite logit
+  const int64_t* without = nullptr;  // tokens taken out of the law (`top`'s deterministic children); mass is that of the others
+  int without_count = 0;
 
   static SPS_HD Law point(int64_t token) {
     Law law;
@@ -38,12 +40,29 @@ struct Law {
     return law;
   }
 
+  SPS_HD bool lacks(int64_t token) const {
+    for (int i = 0; i < without_count; ++i)
+      if (without[i] == token) return true;
+    return false;
+  }
   // Unnormalised: exp((z - max) scale) for a kept logit, else 0.
   SPS_HD double weight(float z) const { return z >= cutoff ? exp((static_cast<double>(z) - max) * scale) : 0; }
   SPS_HD double prob(float z) const { return weight(z) / mass; }
   SPS_HD double log_prob(float z) const {
     return z >= cutoff ? (static_cast<double>(z) - max) * scale - log(mass) : -kInfinity;
   }
+};
+
+struct Coupling;
+
+// The weights of a residual race: what is left of the target t when the draft's share is taken away,
+//   max(scale t - b, floor t, 0), with b = d, or the law of the selected draw when several were drawn
+struct Residual {
+  double scale = 1, floor = 0;
+  const Coupling* selected = nullptr;
+  int slot = 0;  // of the residual stream: how many residual races this round has run before (`top` goes on after some)
+
+  SPS_HD double weight(double t, double b) const { return fmax(fmax(scale * t - b, floor * t), 0.0); }
 };
 
 // Logits as the laws see them: NaN stays NaN (every comparison with it is false, so it is never kept).

@@ -5,10 +5,18 @@
 //   Law draft(int node)                            law that `node` was drawn from
 //   double prob(const Law&, int64_t token)
 //   bool accept(int node, double num, double den)  u den < num for the node's acceptance uniform
-//   int64_t clock_race(const Law&, int depth)      winner on the clocks of the token at `depth`; -1 for a broken row
-//   int64_t residual_race(t, d, double scale)      winner of (scale t - d)+ on the round's residual stream
-//   double residual_mass(t, d, double scale)       sum of (scale t - d)+
+//   int64_t clock_race(const Law&, int depth, const int64_t* lists, int count)
+//                                                  winner on the clocks of the token at `depth`; -1 for a broken row
+//   int64_t residual_race(t, d, const Residual&)   winner of the residual weights on the round's residual stream
+//   double residual_mass(t, d, const Residual&)    their sum (floor 0)
+// and, for several children at a node:
+//   double rest_mass(const Law&, tokens, int count)   probability of all tokens but these, accurate when it is small
+//   Coupling histogram(t, d, int k)                   sums of t and d by ratio bin, in scratch that the next call reuses
+//   int bin(t, d, const Coupling&, int64_t token)     the bin that the histogram counted the token in
+//   double place(int node), double move(int node)     uniforms of the node's selection
+//   double* keep_ratios(const Coupling&)              a copy of the ratios that lasts until the next such call
 #pragma once
+#include "coupling.h"
 #include "law.h"
 #include "philox.h"
 
@@ -27,13 +35,18 @@ struct Ints {
   }
 };
 
+constexpr int kMaxSiblings = 64;  // live children looked at in one step, by index
+constexpr int64_t kMaxLists = 1024;
+
 struct Request {
   int64_t seed = 0, position = 0;
   int nodes = 0, target_rows = 0, draft_row_count = 0, max_depth = 0;
   int64_t id_limit = 0;       // larger vocabulary of the two: ids from here on name no token at all
   bool has_draft = false;     // false: one-hot drafts
   bool row_a_node = false;    // draft rows are numbered like nodes
-  Ints tokens, parents, rows, draft_rows;
+  bool by_lists = false;      // the scheme reads clock lists
+  const double* options = nullptr;  // the scheme's own settings, in the order of its card
+  Ints tokens, parents, rows, draft_rows, lists;
   uint8_t* live = nullptr;    // scratch [nodes + 1], entry 0 is the root; null for chains
 
   SPS_HD int64_t token(int node) const { return tokens[node]; }
@@ -43,10 +56,20 @@ struct Request {
     if (draft_rows.data) return draft_rows[node];
     return row_a_node ? node : target_row(static_cast<int>(parent(node)));
   }
+  // Clock list: given, or the number of the root's child above among its siblings.
+  SPS_HD int64_t list(int node) const {
+    if (lists.data) return lists[node];
+    while (parent(node) >= 0) node = static_cast<int>(parent(node));
+    int64_t before = 0;
+    if (parents.data)
+      for (int i = 0; i < node; ++i) before += parent(i) == -1;
+    return before;
+  }
   SPS_HD bool has_row(int node) const { return target_row(node) >= 0 && target_row(node) < target_rows; }
   SPS_HD bool exists(int node) const {
     const int64_t x = token(node), above = parent(node);
     if (x < 0 || x >= id_limit || above < -1 || above >= node || !has_row(node)) return false;
+    if (by_lists && lists.data && (lists[node] < 0 || lists[node] >= kMaxLists)) return false;
     if (!has_draft) return true;
     const int64_t row = draft_row(node);
     return row >= 0 && row < draft_row_count;
@@ -85,23 +108,60 @@ struct Step {
   int64_t emitted;
 };
 
-// Node by node. Rule::step(request, ex, target, node, child, depth) decides; child is the first one or -1.
+// The live children of a node that a scheme decides among, in index order, and the law they were drawn from.
+struct Siblings {
+  int count = 0;
+  int node[kMaxSiblings];
+  int64_t token[kMaxSiblings];
+  Law draft;
+
+  template <class Ex>
+  SPS_HD Siblings(const Request& request, Ex& ex, int parent, int child) {
+    int64_t row = -1;
+    bool drawn = false;
+    for (; child >= 0 && count < kMaxSiblings; child = request.child(parent, child)) {
+      if (!(drawn && request.draft_row(child) == row)) {  // siblings share a row: one law
+        const Law law = ex.draft(child);
+        if (law.broken) continue;  // drawn from nothing: the node does not exist
+        if (count == 0) draft = law;
+        row = request.draft_row(child), drawn = true;
+      }
+      node[count] = child, token[count] = request.token(child), ++count;
+    }
+  }
+  SPS_HD int first_with(int64_t x) const {
+    for (int i = 0; i < count; ++i)
+      if (token[i] == x) return node[i];
+    return -1;
+  }
+};
+
+// Node by node. A Rule is made for the walk; step(request, ex, target, node, child, depth) decides, child is the first one or -1.
 template <class Rule, class Ex>
 SPS_HD void walk(const Request& request, Ex& ex, const Output& out) {
   *out.num_accepted = 0;
   if (!request.has_row(-1)) return;
   request.start();
+  Rule rule;
   int node = -1;
   for (int depth = 0;; ++depth) {
     int child = depth < request.max_depth ? request.child(node, node) : -1;
     const Law target = ex.target(static_cast<int>(request.target_row(node)), Rule::kNeedsMass && child >= 0);
     if (target.broken) return;
-    const Step step = Rule::step(request, ex, target, node, child, depth);
+    Step step{-1, target.only};
+    if (Rule::kNeedsMass && Rule::kSharesToken && target.only >= 0 && child >= 0) {
+      // Greedy, several draws: the only token the target has is emitted, drawn or not.
+      step.child = Siblings(request, ex, node, child).first_with(target.only);
+    } else {
+      step = rule.step(request, ex, target, node, child, depth);
+    }
     if (step.child < 0) {
       out.tokens[depth] = step.emitted;
       return;
     }
-    node = step.child;
+    if (Rule::kSharesToken)  // the first live child of the token stands for all of them
+      while (request.token(child) != request.token(step.child)) child = request.child(node, child);
+    node = Rule::kSharesToken ? child : step.child;
     out.tokens[depth] = request.token(node);
     out.nodes[depth] = node;
     *out.num_accepted = depth + 1;

@@ -14,7 +14,7 @@ from .sampling import Sampling, pack
 from .schemes import SCHEMES
 
 MAX_NODES = 1024  # of a request
-DRAFT_KINDS = ("iid", "arrivals", "topk")
+DRAFT_KINDS = ("iid", "distinct", "arrivals", "lists", "top", "topk")
 _LOGPROBS = {None: 0, "filtered": 1, "raw": 2}
 _DEFAULT = Sampling()
 
@@ -77,9 +77,11 @@ def draft(logits, k=1, *, kind="iid", sampling=_DEFAULT, seed, position, depth=0
     """k children for each row of logits, one row a node to be expanded.
 
     logits    [R, V] as in `sample`
-    kind      "iid": k independent draws (for every scheme but `race`);
-              "arrivals": the first k arrivals of the race on the clocks of the child's own position (for `race`; k = 1 is
-              `sample` there); "topk": the k likeliest, lowest id first on ties
+    kind      "iid": k independent draws; "distinct": k draws without replacement, in order (`recursive_distinct`);
+              "arrivals": the first k arrivals of the race on the clocks of the child's own position (`race`; k = 1 is `sample`
+              there); "lists": child j is the winner on clock list j of its own position (`lists`);
+              "top": the k − 1 likeliest, then one drawn from the rest (`top`); "topk": the k likeliest, lowest id first on ties.
+              `schemes()` names the kind that each scheme needs
     seed      int64 [R], or an int s, short for s, s + 1, …, s + R − 1
     position  int or int64 [R]: the round's, i.e. the index of the first token the round will emit
     depth     int or int64 [R]: how far below the root the expanded node is (0 for the root)
@@ -166,15 +168,17 @@ def verify(
     target_logits   [B, R, V]; by default R = N + 1, row 0 after the committed prefix, row i + 1 after draft node i.
                     Packed: [>= total, V]
     draft_tokens    [B, N] int64 or int32 (packed: [>= total − B]); −1 = no such node
-    draft_logits    [B, R', V'], the rows the drafts were drawn from; None = deterministic drafts (one-hot). V' may differ
-                    from V: missing ids have weight 0. Packed like the target, or one row a node
+    draft_logits    [B, R', V'], the rows the drafts were drawn from; None = deterministic drafts (one-hot), under token and
+                    block, and always allowed for race and lists. V' may differ from V: missing ids have weight 0. Packed
+                    like the target, or one row a node
     parents         [N] or [B, N] int, tensor or list; −1 = child of the root, parent < own index. None = a chain
     rows            [N + 1] or [B, N + 1] int: target row of the root and of each node. None = 0..N
     draft_rows      [N] or [B, N] int: draft row each node was drawn from. None = its parent's target row index
-    lists           [N] or [B, N] int: clock list of each node; no scheme of this version reads it
+    lists           [N] or [B, N] int in [0, 1024): clock list of each node (scheme "lists"). None = 0..K − 1 for the root's
+                    children, inherited below
     max_depth       int, width of the output; nodes below it do not exist. None = N, or the tree's depth
     scheme          see `schemes()`
-    options         mapping of numbers, the scheme's own settings
+    options         mapping of numbers, the scheme's own settings (`schemes()[name].options`)
     sampling        of the target; draft_sampling: of the drafts, per request or per draft row, None = the target's
     draft_stats     RowStats of the draft rows, when kept from drafting
     seed            int64 [B], or an int s, short for s, s + 1, …, s + B − 1
@@ -184,6 +188,11 @@ def verify(
     logprobs        None, "filtered" (under the target's law) or "raw" (temperature 1, no filters)
     backend         None = the best available; "reference", "cpu"
     -> Verdict
+
+    Trees: siblings may carry the same token (i.i.d. draws do) and are never merged. Accepting a token moves to all live siblings
+    that carry it; `nodes` names the first of them, and its rows are used, so nodes of the same prefix must share target and draft
+    rows through `rows` and `draft_rows`. Under every scheme but `race`, how many children a node has is fixed before they are
+    drawn, and no child is dropped for its value. At most 1024 nodes; of a node's live children the first 64 count.
 
     Errors: ValueError naming the argument, for all that is known without reading device memory. In the data: a node with
     an id outside [−1, V), a parent not before it, a row out of range, or drawn from a row without a finite logit does
@@ -215,7 +224,9 @@ def verify(
         if rows is None:
             expect(shape[1] == nodes + 1, "target_logits", f"shape [{batch}, N + 1 = {nodes + 1}, V]", tuple(shape))
         limit = nodes
-    if draft_logits is not None:
+    if draft_logits is None:
+        expect(card.one_hot, "draft_logits", f"the drafts' logits (scheme {card.name!r} needs their law)", None)
+    else:
         _check_draft_logits(draft_logits, target_logits, nodes, packed, rows is not None or draft_rows is not None)
     if parents is not None or rows is not None or draft_rows is not None or lists is not None:
         parents = _per_node(parents, "parents", batch, nodes, packed, device)
@@ -248,7 +259,7 @@ def verify(
 
     tokens, num_accepted, path, emitted = backends.pick(backend, target_logits, "target_logits").verify(
         target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, scheme,
-        [float((options or {}).get(name, default)) for name, (default, _) in card.options.items()],
+        [float((options or {}).get(name, setting[0])) for name, setting in card.options.items()],
         numbers, per_request, draft_numbers, draft_rows_sampling, draft_max, draft_logsumexp, draft_cutoff,
         seed, seeds, position, positions, cu_rows, _LOGPROBS[logprobs],
     )  # fmt: skip
@@ -328,7 +339,9 @@ def _check_options(options, card):
     known = ", ".join(card.options) or "none"
     for name, value in options.items():
         expect(name in card.options, "options", f"settings of scheme {card.name!r}: {known}", repr(name))
-        expect(isinstance(value, (int, float)), f"options[{name!r}]", "a number", value)
+        least, most = card.options[name][1]
+        good = isinstance(value, (int, float)) and least <= value <= most
+        expect(good, f"options[{name!r}]", f"a number in [{least}, {most}]", value)
 
 
 def _check_stats(stats, draft):

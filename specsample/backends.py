@@ -13,6 +13,9 @@ from . import ops, reference  # noqa: F401  (ops defines torch.ops.specsample)
 from .errors import expect
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+COMPILED_SCHEMES = (
+    "token", "block", "race", "recursive", "recursive_distinct", "kseq", "optimal", "optimal_block", "top", "lists",
+)  # fmt: skip
 INSTALL_HINT = "reinstall with a C++ compiler and torch present: pip install --no-build-isolation ."
 
 
@@ -41,7 +44,7 @@ _CUDA = "this build has no CUDA kernels"
 _TRITON = "this version has no Triton kernels"
 
 BACKENDS = {
-    "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, ("token", "block", "race"), _missing),
+    "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, COMPILED_SCHEMES, _missing),
     "cuda": Backend(None, "cuda", COMPILED_DTYPES, (), _CUDA),
     "triton": Backend(None, None, COMPILED_DTYPES, (), _TRITON),
     "reference": Backend(reference, None, None, None, None),

@@ -5,6 +5,9 @@
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
+#include <mutex>
+#include <vector>
+
 #include "../walk.h"
 #include "filters.h"
 #include "passes.h"
@@ -30,14 +33,18 @@ class RowRunner {
   // f(tile, begin, end) over the tiles of a row.
   template <class F>
   void tiles(int64_t vocab, const F& f) const {
-    const int64_t count = tile_count(vocab), length = tile_length(vocab, count);
-    const auto run = [&](int64_t first, int64_t last) {
+    const int64_t length = tile_length(vocab, tile_count(vocab));
+    spread(vocab, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) f(i, i * length, std::min(vocab, (i + 1) * length));
-    };
+    });
+  }
+  // run(first tile, last tile), once or by several threads.
+  template <class F>
+  void spread(int64_t vocab, const F& run) const {
     if (split_ && vocab >= kSplitAbove) {
-      torch::stable::parallel_for(0, count, 1, run);
+      torch::stable::parallel_for(0, tile_count(vocab), 1, run);
     } else {
-      run(0, count);
+      run(0, tile_count(vocab));
     }
   }
   static int64_t tile_count(int64_t vocab) {
@@ -87,50 +94,101 @@ class RowRunner {
     return law;
   }
 
-  int64_t race(const Passes& passes, Law law, const Stream& stream, int64_t exclude) const {
-    if (law.only >= 0) return law.only;
-    if (law.broken) return -1;
-    Best best = race_once(passes, law, stream, exclude);
+  // `exclude`: tokens that do not take part.
+  Best race(const Passes& passes, Law law, const Stream& stream, const int64_t* exclude = nullptr, int count = 0) const {
+    if (law.only >= 0) return Best{0, law.only};
+    if (law.broken) return Best();
+    Best best = race_once(passes, law, stream, exclude, count);
     if (best.infinite) {
       law.cutoff = kLargest, law.scale = 0;
-      best = race_once(passes, law, stream, exclude);
+      best = race_once(passes, law, stream, exclude, count);
     }
     // Nothing finite, or logits so large that the clocks are lost beside them: run relative to the largest.
     if (best.id < 0 || std::fabs(best.score) > kPlainScores) {
-      const float top = largest(passes, law, exclude);
-      if (top > -HUGE_VALF) best = race_once(passes, law, stream, exclude, top);
+      const float top = max_without(passes, law, exclude, count);
+      if (top > -HUGE_VALF) best = race_once(passes, law, stream, exclude, count, top);
     }
-    return best.id;
+    return best;
   }
 
-  int64_t residual_race(const Passes& passes, const Law& target, const Law& draft, double scale,
+  int64_t residual_race(const Passes& passes, const Law& target, const Law& draft, const Residual& residual,
                         const Stream& stream) const {
     if (target.only >= 0) return target.only;
-    if (draft.only >= 0) {  // (scale t - 1)+ vanishes on the one-hot draft's token, and elsewhere the weights are t's
-      const int64_t id = race(passes, target, stream, draft.only);
-      return id >= 0 ? id : race(passes, target, stream, -1);
+    Best best;
+    if (draft.only >= 0) {
+      best = point_residual_race(passes, target, draft.only, residual, stream);
+    } else {
+      const ResidualArgs args{target, draft, residual, stream};
+      best = merged([&](int64_t begin, int64_t end, Best* b) { passes.residual_race(args, begin, end, b); }, target.vocab);
     }
-    const ResidualArgs args{target, draft, scale, stream};
-    const Best best = merged([&](int64_t begin, int64_t end, Best* b) { passes.residual_race(args, begin, end, b); },
-                             target.vocab);
     // Nothing left: the draft covers the target up to rounding. Fall back to the target's law.
-    return best.id >= 0 ? best.id : race(passes, target, stream, -1);
+    return best.id >= 0 ? best.id : race(passes, target, stream).id;
   }
 
-  double residual_mass(const Passes& passes, const Law& target, const Law& draft, double scale) const {
-    if (draft.only >= 0) return scale * (1 - prob(passes, target, draft.only));
-    if (target.only >= 0) return std::max(0.0, scale - prob(passes, draft, target.only));
+  double residual_mass(const Passes& passes, const Law& target, const Law& draft, const Residual& residual) const {
+    if (draft.only >= 0) return residual.scale * (1 - prob(passes, target, draft.only));
+    if (target.only >= 0) return std::max(0.0, residual.scale - prob(passes, draft, target.only));
     double sum[kMaxTiles];
     tiles(target.vocab, [&](int64_t i, int64_t begin, int64_t end) {
-      sum[i] = passes.residual_mass(target, draft, scale, begin, end);
+      sum[i] = passes.residual_mass(target, draft, residual, begin, end);
     });
-    double total = 0;
-    for (int64_t i = 0; i < tile_count(target.vocab); ++i) total += sum[i];
-    return total;
+    return total(sum, tile_count(target.vocab));
+  }
+
+  // Sums by ratio bin; both laws have a mass, the target is no point mass.
+  void histogram(const Passes& passes, const Law& target, const Law& draft, Coupling& coupling) const {
+    const int size = 2 * (coupling.binning.count + 1);
+    double* sums = coupling.sums;
+    std::fill(sums, sums + size, 0.0);
+    if (draft.only >= 0) {
+      const double t = prob(passes, target, draft.only);
+      const int bin = point_bin(coupling.binning, t);
+      sums[2 * bin] = t, sums[2 * bin + 1] = 1;
+      sums[size - 4] += 1 - t;  // the others are not drawn: the last bin
+      return coupling.close_sums();
+    }
+    const int64_t length = tile_length(target.vocab, tile_count(target.vocab));
+    std::mutex merging;
+    spread(target.vocab, [&](int64_t first, int64_t last) {
+      std::vector<double> part(size);
+      for (int64_t i = first; i < last; ++i)
+        passes.histogram(target, draft, coupling.binning, i * length, std::min(target.vocab, (i + 1) * length), part.data());
+      const std::lock_guard<std::mutex> lock(merging);
+      for (int i = 0; i < size; ++i) sums[i] += part[i];  // exact, so the order of the threads does not matter
+    });
+    if (draft.vocab > target.vocab)  // tokens that the target lacks: ratio 0
+      sums[1] += passes.sum(draft.row, target.vocab, draft.vocab, Affine::of(draft), draft.cutoff) / draft.mass;
+    coupling.close_sums();
+  }
+  static int point_bin(const Binning& binning, double t) {
+    return static_cast<int>(std::min(t * binning.per_unit + 0.5, binning.count - 1.0));
+  }
+  static int bin(const Passes& passes, const Law& target, const Law& draft, const Coupling& coupling, int64_t token) {
+    if (draft.only >= 0) return point_bin(coupling.binning, prob(passes, target, token));
+    if (token >= target.vocab) return 0;
+    return passes.bin(target, draft, coupling.binning, token);
+  }
+
+  // Probability of all tokens but these, relative to the largest of the others: 1 - d(tokens) would lose all its digits when they
+  // hold nearly everything.
+  double rest_mass(const Passes& passes, const Law& law, const int64_t* exclude, int count) const {
+    if (law.only >= 0) return std::find(exclude, exclude + count, law.only) == exclude + count;
+    Law rest = law;
+    rest.max = max_without(passes, law, exclude, count);
+    if (!(rest.max >= law.cutoff)) return 0;
+    double sum[kMaxTiles];
+    tiles(law.vocab, [&](int64_t i, int64_t begin, int64_t end) {
+      sum[i] = 0;
+      without(begin, end, exclude, count,
+              [&](int64_t from, int64_t to) { sum[i] += passes.sum(law.row, from, to, Affine::of(rest), law.cutoff); },
+              [&](int64_t token) { sum[i] += rest.weight(passes.value(law.row, token)); });
+    });
+    return total(sum, tile_count(law.vocab)) * std::exp((static_cast<double>(rest.max) - law.max) * law.scale) / law.mass;
   }
 
   static double prob(const Passes& passes, const Law& law, int64_t token) {
     if (law.only >= 0) return token == law.only;
+    if (law.lacks(token)) return 0;
     return token < law.vocab ? law.prob(passes.value(law.row, token)) : 0;
   }
 
@@ -160,18 +218,52 @@ class RowRunner {
     return part[0];
   }
 
-  // Largest logit of the row but for one token.
-  static float largest(const Passes& passes, const Law& law, int64_t exclude) {
-    const float below = passes.max(law.row, 0, exclude < 0 ? law.vocab : exclude);
-    if (exclude < 0) return below;
-    float above = -HUGE_VALF;  // token by token: the passes start at multiples of 64
-    for (int64_t i = exclude + 1; i < law.vocab; ++i) above = std::max(above, passes.value(law.row, i));
-    return std::max(below, above);
+  // stretch(begin, end) and single(token) over [begin, end) but for some tokens: groups that hold one of them go token by token.
+  template <class F, class G>
+  static void without(int64_t begin, int64_t end, const int64_t* exclude, int count, const F& stretch, const G& single) {
+    while (begin < end) {
+      int64_t next = end;  // first excluded token from here
+      for (int i = 0; i < count; ++i)
+        if (exclude[i] >= begin && exclude[i] < next) next = exclude[i];
+      const int64_t group = next < end ? begin + (next - begin) / kGroup * kGroup : end;
+      if (group > begin) stretch(begin, group);
+      const int64_t until = std::min(end, group + kGroup);
+      for (int64_t token = group; token < until; ++token)
+        if (std::find(exclude, exclude + count, token) == exclude + count) single(token);
+      begin = until;
+    }
   }
 
-  Best race_once(const Passes& passes, const Law& law, const Stream& stream, int64_t exclude, float level = 0) const {
-    const RaceArgs args{law.row, law.scale, law.cutoff, stream, exclude, level};
+  // Largest logit of the row but for some tokens.
+  static float max_without(const Passes& passes, const Law& law, const int64_t* exclude, int count) {
+    float top = -HUGE_VALF;
+    without(0, law.vocab, exclude, count,
+            [&](int64_t from, int64_t to) { top = std::max(top, passes.max(law.row, from, to)); },
+            [&](int64_t token) {
+              const float z = passes.value(law.row, token);
+              top = z > top ? z : top;
+            });
+    return top;
+  }
+
+  Best race_once(const Passes& passes, const Law& law, const Stream& stream, const int64_t* exclude, int count,
+                 float level = 0) const {
+    const RaceArgs args{law.row, law.scale, law.cutoff, stream, exclude, count, level};
     return merged([&](int64_t begin, int64_t end, Best* b) { passes.race(args, begin, end, b); }, law.vocab);
+  }
+
+  // The draft is one token, x: the target's weights elsewhere, and there max(scale t - 1, floor t).
+  Best point_residual_race(const Passes& passes, const Law& target, int64_t x, const Residual& residual,
+                           const Stream& stream) const {
+    Best best = race(passes, target, stream, &x, 1);
+    const double t = prob(passes, target, x), w = residual.weight(t, 1);
+    if (!(w > 0)) return best;
+    const float level = passes.value(target.row, x);  // scores relative to x, so that both sides are on one scale
+    if (best.id >= 0)
+      best.score = (static_cast<double>(passes.value(target.row, best.id)) - level) * target.scale + std::log(residual.scale * t) -
+                   stream.log_clock(best.id, stream.word(best.id));
+    best.offer(std::log(w) - stream.log_clock(x, stream.word(x)), x);
+    return best;
   }
 
   double kept_mass(const Passes& passes, const Law& law) const {
@@ -179,8 +271,11 @@ class RowRunner {
     tiles(law.vocab, [&](int64_t i, int64_t begin, int64_t end) {
       sum[i] = passes.sum(law.row, begin, end, Affine::of(law), law.cutoff);
     });
+    return total(sum, tile_count(law.vocab));
+  }
+  static double total(const double* sum, int64_t count) {
     double total = 0;
-    for (int64_t i = 0; i < tile_count(law.vocab); ++i) total += sum[i];
+    for (int64_t i = 0; i < count; ++i) total += sum[i];
     return total;
   }
 
@@ -214,6 +309,13 @@ class RowRunner {
 // The executor of one request (see walk.h).
 class CpuExecutor {
  public:
+  CpuExecutor(const Request& request, const RowRunner& runner, const Rows& target_rows, const Rows& draft_rows,
+              const Sampling& sampling, const Sampling* draft_sampling, int64_t draft_sampling_stride, const float* kept_max,
+              const float* kept_logsumexp, const float* kept_cutoff)
+      : request(request), runner(runner), target_rows(target_rows), draft_rows(draft_rows), sampling(sampling),
+        draft_sampling(draft_sampling), draft_sampling_stride(draft_sampling_stride), kept_max(kept_max),
+        kept_logsumexp(kept_logsumexp), kept_cutoff(kept_cutoff) {}
+
   const Request& request;
   const RowRunner& runner;
   Rows target_rows, draft_rows;  // from the request's first row
@@ -246,16 +348,43 @@ class CpuExecutor {
   bool accept(int node, double numerator, double denominator) const {
     return Stream(request.seed, request.position, kAccept, node).uniform(0) * denominator < numerator;
   }
-  int64_t clock_race(const Law& law, int depth) const {
-    return runner.race(*target_rows.passes, law, Stream(request.seed, request.position + depth, kClock), -1);
+  int64_t clock_race(const Law& law, int depth, const int64_t* lists = nullptr, int count = 0) const {
+    Best best;
+    for (int i = 0; i < std::max(count, 1); ++i)  // the winner over the least clock of several lists = the best of their winners
+      best.merge(runner.race(*target_rows.passes, law,
+                             Stream(request.seed, request.position + depth, kClock, count > 0 ? lists[i] : 0)));
+    return best.id;
   }
-  int64_t residual_race(const Law& target, const Law& draft, double scale) const {
-    return runner.residual_race(*target_rows.passes, target, draft, scale,
-                                Stream(request.seed, request.position, kResidual));
+  int64_t residual_race(const Law& target, const Law& draft, const Residual& residual) const {
+    return runner.residual_race(*target_rows.passes, target, draft, residual,
+                                Stream(request.seed, request.position, kResidual, residual.slot));
   }
-  double residual_mass(const Law& target, const Law& draft, double scale) const {
-    return runner.residual_mass(*target_rows.passes, target, draft, scale);
+  double residual_mass(const Law& target, const Law& draft, const Residual& residual) const {
+    return runner.residual_mass(*target_rows.passes, target, draft, residual);
   }
+
+  double rest_mass(const Law& law, const int64_t* tokens, int count) const {
+    return runner.rest_mass(*target_rows.passes, law, tokens, count);
+  }
+  Coupling histogram(const Law& target, const Law& draft, int k) {
+    const Binning binning = Binning::of(static_cast<int>(request.options[0]), k, target.vocab);
+    scratch_.resize(coupling_scratch(binning.count));
+    Coupling coupling(binning, k, scratch_.data());
+    runner.histogram(*target_rows.passes, target, draft, coupling);
+    return coupling;
+  }
+  int bin(const Law& target, const Law& draft, const Coupling& coupling, int64_t token) const {
+    return RowRunner::bin(*target_rows.passes, target, draft, coupling, token);
+  }
+  double place(int node) const { return Stream(request.seed, request.position, kSelect, node).uniform(0); }
+  double move(int node) const { return Stream(request.seed, request.position, kSelect, node).uniform(1); }
+  double* keep_ratios(const Coupling& coupling) {
+    kept_ratios_.assign(coupling.ratio, coupling.ratio + coupling.binning.count);
+    return kept_ratios_.data();
+  }
+
+ private:
+  std::vector<double> scratch_, kept_ratios_;
 };
 
 }  // namespace specsample

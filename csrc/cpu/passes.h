@@ -5,6 +5,7 @@
 #pragma once
 #include <algorithm>
 
+#include "../coupling.h"
 #include "../law.h"
 #include "../philox.h"
 
@@ -63,13 +64,14 @@ struct RaceArgs {
   double scale;
   float cutoff;
   Stream stream;
-  int64_t exclude;    // a token that does not take part, or -1
+  const int64_t* exclude;  // tokens that do not take part
+  int exclude_count;
   float level = 0;    // logits are read relative to this one: the row's maximum where float would overflow otherwise
 };
 
 struct ResidualArgs {
   Law target, draft;  // both with a row and a mass
-  double scale;       // of the target: weights are (scale t - d)+
+  Residual residual;
   Stream stream;
 };
 
@@ -81,10 +83,13 @@ struct Passes {
   float (*value)(const void* row, int64_t token);
   float (*max)(const void* row, int64_t begin, int64_t end);                        // -inf when nothing is finite
   double (*sum)(const void* row, int64_t begin, int64_t end, Affine, float cutoff);  // of the kept weights
-  double (*residual_mass)(const Law& target, const Law& draft, double scale, int64_t begin, int64_t end);
+  double (*residual_mass)(const Law& target, const Law& draft, const Residual&, int64_t begin, int64_t end);
   void (*race)(const RaceArgs&, int64_t begin, int64_t end, Best*);
   void (*arrivals)(const RaceArgs&, int64_t begin, int64_t end, Arrivals*);
   void (*residual_race)(const ResidualArgs&, int64_t begin, int64_t end, Best*);
+  // Adds t and d of the tokens to sums [count + 1][2]: by bin, the tail's last. Multiples of 2^-52, so that order does not matter.
+  void (*histogram)(const Law& target, const Law& draft, const Binning&, int64_t begin, int64_t end, double* sums);
+  int (*bin)(const Law& target, const Law& draft, const Binning&, int64_t token);
   void (*words)(const Stream&, int64_t first, uint32_t* out);  // of 64 tokens, first a multiple of 64
   void (*scan)(const void* row, int64_t begin, int64_t end, float bound, const Affine*, Visit, void* context);
 };

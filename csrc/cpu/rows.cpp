@@ -16,7 +16,7 @@ Tensor sample(const Tensor& logits, const std::vector<double>& numbers, const Op
     const RowRunner runner(split);
     for (int64_t i = first; i < last; ++i)
       token[i] = runner.race(*rows.passes, runner.law(rows, i, sampling[i], false),
-                             Stream(seed_of[i], position_of[i], kClock), -1);
+                             Stream(seed_of[i], position_of[i], kClock)).id;
   });
   return out;
 }
@@ -27,7 +27,7 @@ void arrivals(const Rows& rows, Law law, const Stream* stream, int k, int64_t* t
   Arrivals found{k, score.data(), token};
   const auto run = [&](float level = 0) {
     found = Arrivals{k, score.data(), token};
-    const RaceArgs args{law.row, law.scale, law.cutoff, *stream, -1, level};
+    const RaceArgs args{law.row, law.scale, law.cutoff, *stream, nullptr, 0, level};
     rows.passes->arrivals(args, 0, law.vocab, &found);
   };
   if (law.broken) {
@@ -70,24 +70,34 @@ Tensor draft(const Tensor& logits, int64_t k, const std::string& kind, const std
   const Samplings sampling(numbers, sampling_rows, "sampling");
   const PerRow seed_of(seed, seeds, count, 1, "seed"), position_of(position, positions, count, 0, "position");
   const PerRow depth_of(depth, depths, count, 0, "depth"), node_of(node, nodes, count, 0, "node");
-  STD_TORCH_CHECK(kind == "iid" || kind == "arrivals" || kind == "topk", "kind: got ", kind);
+  const bool iid = kind == "iid", race = kind == "arrivals", lists = kind == "lists", top = kind == "top";
+  STD_TORCH_CHECK(iid || race || lists || top || kind == "distinct" || kind == "topk", "kind: got ", kind);
   STD_TORCH_CHECK(k >= 1 && k <= 1024, "k: expected 1 to 1024, got ", k);
   Tensor out = empty({count, k}, ScalarType::Long);
-  auto* token = static_cast<int64_t*>(out.mutable_data_ptr());
-  for_requests(count, rows.vocab * (kind == "iid" ? k : 1), [&](int64_t first, int64_t last, bool split) {
+  auto* tokens = static_cast<int64_t*>(out.mutable_data_ptr());
+  for_requests(count, rows.vocab * (iid || lists ? k : 1), [&](int64_t first, int64_t last, bool split) {
     const RowRunner runner(split);
     std::vector<double> score;
     for (int64_t i = first; i < last; ++i) {
       const Law law = runner.law(rows, i, sampling[i], false);
-      if (kind == "iid") {
+      const auto stream = [&](Purpose purpose, int64_t ahead, int64_t slot) {
+        return Stream(seed_of[i], position_of[i] + ahead, purpose, slot);
+      };
+      const Stream clocks = stream(kClock, depth_of[i], 0), distinct = stream(kDistinct, 0, node_of[i]);
+      int64_t* token = tokens + i * k;
+      if (iid || lists) {
         for (int64_t j = 0; j < k; ++j)
-          token[i * k + j] =
-              runner.race(*rows.passes, law, Stream(seed_of[i], position_of[i], kDraft, node_of[i] + j), -1);
-      } else if (kind == "arrivals" && k == 1) {
-        token[i] = runner.race(*rows.passes, law, Stream(seed_of[i], position_of[i] + depth_of[i], kClock), -1);
+          token[j] = runner.race(*rows.passes, law, iid ? stream(kDraft, 0, node_of[i] + j) : stream(kClock, depth_of[i], j)).id;
+      } else if (race && k == 1) {
+        token[0] = runner.race(*rows.passes, law, clocks).id;
+      } else if (top) {
+        if (k > 1) arrivals(rows, law, nullptr, static_cast<int>(k - 1), token, score);
+        const bool left = k == 1 || token[k - 2] >= 0;  // otherwise the likeliest are all there is
+        token[k - 1] = -1;
+        if (left && (k == 1 || law.only < 0))
+          token[k - 1] = runner.race(*rows.passes, law, stream(kDraft, 0, node_of[i] + k - 1), token, static_cast<int>(k - 1)).id;
       } else {
-        const Stream clocks(seed_of[i], position_of[i] + depth_of[i], kClock);
-        arrivals(rows, law, kind == "arrivals" ? &clocks : nullptr, static_cast<int>(k), token + i * k, score);
+        arrivals(rows, law, race ? &clocks : kind == "distinct" ? &distinct : nullptr, static_cast<int>(k), token, score);
       }
     }
   });

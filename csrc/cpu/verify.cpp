@@ -11,10 +11,10 @@ using Round = void (*)(const Request&, CpuExecutor&, const Output&);
 struct Entry {
   const char* name;
   Round round;
-  bool uses_draft_law;
+  bool uses_draft_law, by_lists;
 };
 constexpr Entry kSchemes[] = {
-#define SPS_ENTRY(name, uses_draft_law) {#name, verify_##name<CpuExecutor>, uses_draft_law},
+#define SPS_ENTRY(name, uses_draft_law, by_lists) {#name, verify_##name<CpuExecutor>, uses_draft_law, by_lists},
     SPS_SCHEMES(SPS_ENTRY)
 #undef SPS_ENTRY
 };
@@ -67,7 +67,7 @@ void fill_logprobs(const Request& request, const CpuExecutor& ex, const Sampling
 std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
     const Tensor& target_logits, const Tensor& draft_tokens, const OptionalTensor& draft_logits,
     const OptionalTensor& parents, const OptionalTensor& rows, const OptionalTensor& draft_rows,
-    const OptionalTensor& /*lists*/, int64_t max_depth, const std::string& scheme, const std::vector<double>& /*options*/,
+    const OptionalTensor& lists, int64_t max_depth, const std::string& scheme, const std::vector<double>& options,
     const std::vector<double>& numbers, const OptionalTensor& sampling_rows, const std::vector<double>& draft_numbers,
     const OptionalTensor& draft_sampling_rows, const OptionalTensor& draft_max, const OptionalTensor& draft_logsumexp,
     const OptionalTensor& draft_cutoff, int64_t seed, const OptionalTensor& seeds, int64_t position,
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
   STD_TORCH_CHECK(max_depth >= 0, "max_depth: expected >= 0, got ", max_depth);
   const Rows target = rows_of(target_logits, "target_logits");
   const NodeInts tokens(draft_tokens, "draft_tokens"), parent_of(parents, "parents"), row_of(rows, "rows"),
-      draft_row_of(draft_rows, "draft_rows");
+      draft_row_of(draft_rows, "draft_rows"), list_of(lists, "lists");
 
   std::vector<Span> spans;
   if (packed) {
@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
   }
   const int64_t batch = static_cast<int64_t>(spans.size());
   const int64_t widest = packed || spans.empty() ? tokens.size() : spans[0].nodes;
-  for (const NodeInts* list : {&parent_of, &draft_row_of, &row_of})
+  for (const NodeInts* list : {&parent_of, &draft_row_of, &row_of, &list_of})
     STD_TORCH_CHECK(!list->given() || list->size() >= widest, "per-node inputs: expected a value for each node");
 
   const Samplings sampling(numbers, sampling_rows, "sampling");
@@ -155,6 +155,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
       request.tokens = packed ? tokens.packed(span.node) : tokens.packed(b * span.nodes);
       request.parents = packed ? parent_of.packed(span.node) : parent_of.dense(b, span.nodes);
       request.draft_rows = packed ? draft_row_of.packed(span.node) : draft_row_of.dense(b, span.nodes);
+      request.lists = packed ? list_of.packed(span.node) : list_of.dense(b, span.nodes);
+      request.by_lists = entry.by_lists, request.options = options.data();
       request.rows = packed ? row_of.packed(span.row) : row_of.dense(b, span.nodes + 1);
       if (packed && row_of.given())  // the root's row and a row a node, as far as they are given
         request.nodes = static_cast<int>(

@@ -52,7 +52,7 @@ SPS_HD void verify_block(const Request& request, Ex& ex, const Output& out) {
     next.child = below(node, next.length, next.target, next.draft);
     double numerator = weight, denominator = 1;
     if (next.child >= 0) {
-      const double mass = ex.residual_mass(next.target, next.draft, weight);
+      const double mass = ex.residual_mass(next.target, next.draft, Residual{weight});
       const bool certain = mass == 0 && weight == 1;
       numerator = certain ? 1 : mass;
       denominator = certain ? 1 : mass + 1 - weight;
@@ -66,7 +66,7 @@ SPS_HD void verify_block(const Request& request, Ex& ex, const Output& out) {
   *out.num_accepted = stop.length;
   if (stop.target.broken) return;
   out.tokens[stop.length] = stop.child < 0 ? ex.clock_race(stop.target, stop.length)
-                                           : ex.residual_race(stop.target, stop.draft, stop.weight);
+                                           : ex.residual_race(stop.target, stop.draft, Residual{stop.weight});
 }
 
 }  // namespace specsample

@@ -9,7 +9,7 @@ struct RaceRule {
   static constexpr bool kNeedsMass = false, kSharesToken = true;
 
   template <class Ex>
-  static SPS_HD Step step(const Request& request, Ex& ex, const Law& target, int node, int child, int depth) {
+  SPS_HD Step step(const Request& request, Ex& ex, const Law& target, int node, int child, int depth) {
     const int64_t winner = ex.clock_race(target, depth);
     for (; child >= 0; child = request.child(node, child))
       if (request.token(child) == winner) return {child, -1};

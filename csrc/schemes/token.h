@@ -5,17 +5,22 @@
 
 namespace specsample {
 
+// One child: the rule that every multi-draft scheme becomes when a single one is left.
+template <class Ex>
+SPS_HD Step token_step(Ex& ex, const Law& target, const Law& draft, int child, int64_t x) {
+  if (ex.accept(child, ex.prob(target, x), ex.prob(draft, x))) return {child, -1};
+  return {-1, ex.residual_race(target, draft, Residual())};
+}
+
 struct TokenRule {
   static constexpr bool kNeedsMass = true, kSharesToken = false;
 
   template <class Ex>
-  static SPS_HD Step step(const Request& request, Ex& ex, const Law& target, int node, int child, int depth) {
+  SPS_HD Step step(const Request& request, Ex& ex, const Law& target, int node, int child, int depth) {
     for (; child >= 0; child = request.child(node, child)) {
       const Law draft = ex.draft(child);
       if (draft.broken) continue;  // drawn from nothing: the node does not exist
-      const int64_t x = request.token(child);
-      if (ex.accept(child, ex.prob(target, x), ex.prob(draft, x))) return {child, -1};
-      return {-1, ex.residual_race(target, draft, 1.0)};
+      return token_step(ex, target, draft, child, request.token(child));
     }
     return {-1, ex.clock_race(target, depth)};
   }

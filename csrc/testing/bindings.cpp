@@ -86,13 +86,13 @@ PYBIND11_MODULE(specsample_testing, m) {
   m.def("residual_mass", [](const std::string& isa, const py::array& target, const py::array& draft, const std::string& dtype,
                             double scale, std::array<double, 4> t, std::array<double, 4> d) {
     const Row a(isa, target, dtype), b(isa, draft, dtype);
-    return a.passes.residual_mass(law_of(a, t[0], t[1], t[2], t[3]), law_of(b, d[0], d[1], d[2], d[3]), scale, 0, a.size());
+    return a.passes.residual_mass(law_of(a, t[0], t[1], t[2], t[3]), law_of(b, d[0], d[1], d[2], d[3]), Residual{scale}, 0, a.size());
   });
   m.def("race", [](const std::string& isa, const py::array& array, const std::string& dtype, double scale, float cutoff,
                    int64_t seed, int64_t position, int64_t exclude) {
     const Row row(isa, array, dtype);
     Best best;
-    row.passes.race(RaceArgs{row.info.ptr, scale, cutoff, Stream(seed, position, kClock), exclude, 0}, 0, row.size(), &best);
+    row.passes.race(RaceArgs{row.info.ptr, scale, cutoff, Stream(seed, position, kClock), &exclude, exclude >= 0, 0}, 0, row.size(), &best);
     return py::make_tuple(best.id, best.score, best.infinite);
   });
   m.def("kth_largest", [](const std::string& isa, const py::array& array, const std::string& dtype, int64_t k) {
@@ -109,7 +109,7 @@ PYBIND11_MODULE(specsample_testing, m) {
   m.def("enumerate", [](const std::string& scheme, const std::vector<int64_t>& tokens, const std::vector<int64_t>& parents,
                         const std::vector<std::vector<double>>& target, const std::vector<std::vector<double>>& draft,
                         int max_depth) {
-#define SPS_TRY(name, uses_draft_law) \
+#define SPS_TRY(name, uses_draft_law, by_lists) \
   if (scheme == #name)                \
     return by_tuple(                  \
         enumerate(verify_##name<EnumeratingExecutor>, tokens, parents, target, draft, max_depth, uses_draft_law));

@@ -47,10 +47,21 @@ def draft(
     position = spread(position, positions, count, device)
     depth, node = spread(depth, depths, count, device), spread(node, nodes, count, device)
     law = warp(logits, Params.of(sampling, sampling_rows, count, device))[0]
+    slot = torch.zeros_like(seed)
     if kind == "iid":
         return torch.stack([race(law, seed, position, rng.DRAFT, node + j) for j in range(k)], -1)
+    if kind == "lists":
+        return torch.stack([race(law, seed, position + depth, rng.CLOCK, slot + j) for j in range(k)], -1)
+    if kind == "top":
+        top = _largest(law, k - 1)
+        at = top.clamp(min=0)
+        rest = law.scatter(1, at, torch.where(top >= 0, -math.inf, law.gather(1, at))) if k > 1 else law
+        return torch.cat([top, race(rest, seed, position, rng.DRAFT, node + k - 1)[:, None]], -1)
     if kind == "arrivals":
-        clock = rng.clocks(seed, position + depth, rng.CLOCK, torch.zeros_like(seed), law.shape[-1])
+        clock = rng.clocks(seed, position + depth, rng.CLOCK, slot, law.shape[-1])
+        return _largest(law - clock.log(), k)
+    if kind == "distinct":
+        clock = rng.clocks(seed, position, rng.DISTINCT, node, law.shape[-1])
         return _largest(law - clock.log(), k)
     assert kind == "topk", kind
     return _largest(law, k)

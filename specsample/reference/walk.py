@@ -10,8 +10,12 @@ import torch
 
 from ..sampling import OFF
 from . import rng
+from .coupling import selection_uniforms
 from .law import Params, from_stats, usable, warp
-from .rows import race, spread
+from .rows import race, spread, winner
+
+MAX_SIBLINGS = 64  # live children that a multi-draft scheme looks at in one step, by index
+MAX_LISTS = 1024
 
 
 class Draws:
@@ -25,12 +29,25 @@ class Draws:
         u = rng.uniforms(self.seed, self.position, rng.ACCEPT, node)[:, 0]
         return u * denominator < numerator
 
-    def clock_race(self, log_weights, depth):
-        """Winner on the clocks of the emitted token's own position (`race`, bonus) -> int64 [B]"""
-        return race(log_weights, self.seed, self.position + depth, rng.CLOCK, torch.zeros_like(self.seed))
+    def clock_race(self, log_weights, depth, lists=None):
+        """Winner on the clocks of the emitted token's own position (`race`, bonus); lists int64 [B, n]: on the least clock
+        of several lists, −1 = none -> int64 [B]"""
+        position = self.position + depth
+        if lists is None:
+            return race(log_weights, self.seed, position, rng.CLOCK, torch.zeros_like(self.seed))
+        clock = torch.full_like(log_weights, math.inf)
+        for one in lists.unbind(-1):
+            here = rng.clocks(self.seed, position, rng.CLOCK, one.clamp(min=0), log_weights.shape[-1])
+            clock = torch.where((one >= 0)[:, None], torch.minimum(clock, here), clock)
+        return winner(log_weights - clock.log())
 
-    def residual_race(self, log_weights):
-        return race(log_weights, self.seed, self.position, rng.RESIDUAL, torch.zeros_like(self.seed))
+    def residual_race(self, log_weights, slot=None):
+        """slot int64 [B]: how many residual races the round has run before (only `top` runs several)"""
+        slot = torch.zeros_like(self.seed) if slot is None else slot
+        return race(log_weights, self.seed, self.position, rng.RESIDUAL, slot)
+
+    def selection(self, node):
+        return selection_uniforms(self.seed, self.position, node)
 
 
 class Round:
@@ -40,12 +57,13 @@ class Round:
     """
 
     def __init__(
-        self, target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, max_depth,
+        self, target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, options,
         sampling, sampling_rows, draft_sampling, draft_sampling_rows, draft_stats, seed, seeds, position, positions,
         cu_rows, draws=None,
     ):  # fmt: skip
         self.device = device = target_logits.device
         self.target_logits, self.draft_logits, self.max_depth = target_logits, draft_logits, max_depth
+        self.options = options
         self.vocab = target_logits.shape[-1]
         self.batch = batch = target_logits.shape[0] if cu_rows is None else cu_rows.shape[0] - 1
         self.index = torch.arange(batch, device=device)
@@ -109,6 +127,20 @@ class Round:
             else:
                 self.exists = self.exists & False
 
+        # Clock lists: given, or 0..K−1 for the root's children and inherited below.
+        if lists is None:
+            root = (self.parents == -1).to(torch.int64)
+            column, columns = root.cumsum(-1) - root, []
+            for i in range(nodes):
+                above = self.parents[:, i : i + 1]
+                inherited = torch.cat([column[:, :i], column[:, i : i + 1]], -1).gather(1, above.clamp(0, i))
+                column = column.clone()
+                column[:, i : i + 1] = torch.where(above >= 0, inherited, column[:, i : i + 1])
+            self.lists = column
+        else:
+            self.lists = per_node(lists, node_ids)
+            self.exists = self.exists & (self.lists >= 0) & (self.lists < MAX_LISTS)
+
         self.params = Params.of(sampling, sampling_rows, batch, device)
         self.draft_params = Params.of(draft_sampling, draft_sampling_rows, batch, device)
         self.draft_stats = draft_stats
@@ -158,14 +190,26 @@ class Round:
             return torch.where(point, 0.0, -math.inf).to(torch.float64)
         at = self._draft_row(self.draft_rows.gather(1, node[:, None].clamp(min=0))[:, 0])
         logits = self.draft_logits.flatten(0, -2)[at]
-        per_request = self.draft_params.values.shape[1] == self.batch
-        settings = self.draft_params if per_request else self.draft_params.rows(at)
+        settings = self._draft_settings(at)
         law = warp(logits, settings)[0]
         if self.draft_stats is not None:
             kept = [s[at] for s in self.draft_stats]
             law = torch.where(usable(settings, kept)[:, None], from_stats(logits, settings, kept), law)
         law = torch.nn.functional.pad(law, (0, max(0, self.vocab - law.shape[-1])), value=-math.inf)
         return law[:, : self.vocab]
+
+    def _draft_settings(self, at):
+        per_request = self.draft_params.values.shape[1] == self.batch
+        return self.draft_params if per_request else self.draft_params.rows(at)
+
+    def greedy(self):
+        """Requests whose target is greedy: bool [B]"""
+        return ~(self.params.values[0] > 0)
+
+    def draft_greedy(self, node):
+        """Whether `node` was drawn greedily: bool [B]"""
+        at = self._draft_row(self.draft_rows.gather(1, node[:, None].clamp(min=0))[:, 0])
+        return ~(self._draft_settings(at).values[0] > 0)
 
     def token(self, node):
         """Token of `node`, 0 where node is −1."""
@@ -177,6 +221,26 @@ class Round:
         """Log weights (scale·t − d)⁺; where they vanish (the draft covers the target up to rounding) the target's."""
         weight = (scale * target.exp() - draft.exp()).clamp(min=0.0)
         return torch.where((weight > 0).any(-1, keepdim=True), weight.log(), target)
+
+
+class Siblings:
+    """The live children that a multi-draft rule decides among, and the law they were drawn from.
+
+    children bool [B, N]; count int64 [B]; nodes: the j-th child of each request, a list of int64 [B], −1 where there is none;
+    draft: log law float64 [B, V] of the first child's row; greedy bool [B]: all of them are that row's likeliest token
+    """
+
+    def __init__(self, round, children):
+        rank = children.cumsum(-1)
+        self.children = children & (rank <= MAX_SIBLINGS)
+        self.count = self.children.sum(-1)
+        most = max(1, int(self.count.max()))
+        self.nodes = [first(self.children & (rank == j + 1)) for j in range(most)]
+        at = self.nodes[0].clamp(min=0)
+        if children.shape[1]:
+            self.draft, self.greedy = round.draft(at), round.draft_greedy(at)
+        else:
+            self.draft, self.greedy = round.target(at), torch.zeros_like(self.count, dtype=torch.bool)
 
 
 def first(children):
@@ -192,13 +256,15 @@ def prob(law, token):
     return torch.where(token < law.shape[1], value, 0.0)
 
 
-def walk(round, rule):
-    """Node by node: `rule(round, node, children, target, depth)` gives (children moved to [B, N], emitted token [B]).
+def walk(round, rule, shares=True):
+    """Node by node: `rule(round, node, children, target, depth)` gives (child moved to [B], −1 = none; emitted token [B]).
 
+    shares: moving to a child moves to all live siblings that carry its token; the first of them is the one that is named
     -> tokens int64 [B, D + 1], num_accepted int32 [B], nodes int32 [B, D]
     """
     node, live, active = round.start()
     count = torch.zeros(round.batch, dtype=torch.int32, device=round.device)
+    ids = torch.arange(round.exists.shape[1], device=round.device)
     tokens, path = [], []
     for depth in range(round.max_depth + 1):
         target = round.target(node)
@@ -206,7 +272,12 @@ def walk(round, rule):
         if depth == round.max_depth:
             children = children & False
         moved, emitted = rule(round, node, children, target, depth)
-        goes = active & moved.any(-1)
+        only = target.argmax(-1)  # of a greedy row: it is emitted, drawn or not
+        emitted = torch.where(round.greedy(), only, emitted)
+        moved = torch.where(round.greedy(), first(children & (round.tokens == only[:, None])), moved)
+        goes = active & (moved >= 0)
+        same = round.tokens == round.token(moved)[:, None] if shares else ids == moved[:, None]
+        moved = children & same & goes[:, None]
         chosen = first(moved)
         emitted = torch.where(goes, round.token(chosen), emitted)
         broken = (target == -math.inf).all(-1)
@@ -232,7 +303,7 @@ def verify(
     stats = None if draft_max is None else (draft_max, draft_logsumexp, draft_cutoff)
     round = Round(
         target_logits, draft_tokens, draft_logits if card.uses_draft_logits else None, parents, rows, draft_rows,
-        max_depth, sampling, sampling_rows, draft_sampling, draft_sampling_rows, stats,
+        lists if card.reads_lists else None, max_depth, options, sampling, sampling_rows, draft_sampling, draft_sampling_rows, stats,
         seed, seeds, position, positions, cu_rows, draws,
     )  # fmt: skip
     if round.batch == 0 or target_logits.numel() == 0:

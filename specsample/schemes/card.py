@@ -12,7 +12,9 @@ class Scheme(NamedTuple):
     draft_kind         the `kind=` of `ss.draft` that its drafts must come from
     trees              whether a node may have several children
     uses_draft_logits  whether the drafts' law enters the decision (without one, drafts are deterministic)
-    options            its own settings: name -> (default, what it does)
+    one_hot            whether `draft_logits=None` (deterministic drafts) is a law it can verify
+    reads_lists        whether it reads the nodes' clock lists
+    options            its own settings: name -> (default, (least, most), what it does)
     paper              where the rule comes from
     reference          the reference round: reference.walk.Round -> (tokens, num_accepted, nodes)
     backends           those that have it on this machine (filled in by `ss.schemes()`)
@@ -26,4 +28,6 @@ class Scheme(NamedTuple):
     options: Mapping
     paper: str
     reference: Callable
+    one_hot: bool = True
+    reads_lists: bool = False
     backends: tuple = ()

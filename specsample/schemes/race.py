@@ -5,9 +5,7 @@ Acceptance with one child: Σ_j 1 / Σ_i max(t_i/t_j, d_i/d_j).
 Kobus and Gündüz, "Speculative sampling via exponential races" (arXiv 2504.15475).
 """
 
-import torch
-
-from ..reference.walk import walk
+from ..reference.walk import first, walk
 from .card import Scheme
 
 
@@ -17,7 +15,7 @@ def reference(round):
 
 def _step(round, node, children, target, depth):
     winner = round.draws.clock_race(target, depth)
-    return children & (round.tokens == winner[:, None]), winner
+    return first(children & (round.tokens == winner[:, None])), winner
 
 
 CARD = Scheme(

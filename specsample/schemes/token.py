@@ -12,7 +12,7 @@ from .card import Scheme
 
 
 def reference(round):
-    return walk(round, _step)
+    return walk(round, _step, shares=False)
 
 
 def _step(round, node, children, target, depth):
@@ -21,9 +21,7 @@ def _step(round, node, children, target, depth):
     accepted = (child >= 0) & round.draws.accept(child.clamp(min=0), prob(target, token), prob(draft, token))
     bonus = round.draws.clock_race(target, depth)
     residual = round.draws.residual_race(round.residual(target, draft))
-    ids = torch.arange(children.shape[1], device=children.device)
-    moved = accepted[:, None] & (ids == child[:, None])
-    return moved, torch.where(child >= 0, residual, bonus)
+    return torch.where(accepted, child, -1), torch.where(child >= 0, residual, bonus)
 
 
 CARD = Scheme(

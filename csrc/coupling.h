@@ -1,0 +1,165 @@
+// The optimal selection among k i.i.d. draws: from a histogram of target/draft ratios to the law b of the selected draw and the
+// coupling that draws it. The reference, with the reasons, is specsample/reference/coupling.py.
+//
+// Bins of the ratio are numbered upwards; everything below is O(bins) and a handful of scalars. Tokens of a bin share its ratio
+// rho = clip(T / D, c2, c1), so b_i = rho d_i, and share the bin's interval of [0, 1].
+#pragma once
+#include "common.h"
+
+namespace specsample {
+
+// Which bin a ratio t/d falls in: floor(per_unit t/d + 1/2), so that t = d is the middle of a bin and rounding does not split it.
+// Tokens with both probabilities below `tail` all belong to `tail_bin`, the bin of their own joint ratio.
+struct Binning {
+  float per_unit = 1;
+  int count = 0;  // bins; the last one takes every larger ratio
+  float tail = 0;
+  int tail_bin = 0;
+
+  // `bins` linear bins over ratios in [0, k] and one for the rest. The tail holds at most 1e-4 of either law.
+  static SPS_HD Binning of(int bins, int k, int64_t vocab) {
+    const int per_unit = bins / k > 1 ? bins / k : 1;
+    return {static_cast<float>(per_unit), per_unit * k + 1, static_cast<float>(1e-4 / static_cast<double>(vocab)), 0};
+  }
+};
+
+constexpr int kMaxBins = 4096, kLeastBins = 64;
+
+// Doubles of scratch that a coupling over n bins takes.
+constexpr SPS_HD int64_t coupling_scratch(int64_t n) { return 6 * (n + 1); }
+
+SPS_HD double power(double x, int k) {
+  double out = 1;
+  for (; k > 0; k >>= 1, x *= x)
+    if (k & 1) out *= x;
+  return out;
+}
+
+struct Coupling {
+  Binning binning;
+  int k = 0;
+  double* sums = nullptr;  // [count + 1][2]: T and D of each bin, then of the tail
+  double *ratio = nullptr, *edge = nullptr;   // [count], [count + 1]: rho, and where a bin's interval ends (the next one's begin)
+  double *plus = nullptr, *minus = nullptr;   // [count + 1]: Phi+ and Phi- at edge[i]
+
+  SPS_HD Coupling() {}
+  SPS_HD Coupling(const Binning& binning, int k, double* scratch) : binning(binning), k(k) {
+    const int64_t n = binning.count + 1;
+    sums = scratch, ratio = sums + 2 * n, edge = ratio + n, plus = edge + n, minus = plus + n;
+  }
+  SPS_HD double& target(int i) const { return sums[2 * i]; }
+  SPS_HD double& draft(int i) const { return sums[2 * i + 1]; }
+
+  // The sums are complete: the tail goes to the bin of its ratio, and both laws add up to one.
+  SPS_HD void close_sums() {
+    const int tail = binning.count, last = binning.count - 1;
+    const double t = target(tail), d = draft(tail);
+    binning.tail_bin = d > 0 ? static_cast<int>(fmin(t / d * binning.per_unit + 0.5, static_cast<double>(last))) : t > 0 ? last : 0;
+    target(binning.tail_bin) += t, draft(binning.tail_bin) += d;
+    double total_t = 0, total_d = 0;
+    for (int i = 0; i <= last; ++i) total_t += target(i), total_d += draft(i);
+    for (int i = 0; i <= last; ++i) {
+      if (total_t > 0) target(i) /= total_t;
+      if (total_d > 0) draft(i) /= total_d;
+    }
+  }
+
+  // Z(c) at the lower edge of bin i: exact, since no bin lies on both sides of it.
+  SPS_HD double lower(int i) const { return i > 0 ? (i - 0.5) / binning.per_unit : 0; }
+
+  // K-SEQ's threshold: the lowest edge c >= 1 with Z(c) <= (1 - (1 - Z(c)) / c)^k, at or above the root of the equality. The slack
+  // keeps c at k where next to nothing can be accepted and float sums would choose it at random.
+  SPS_HD double kseq_threshold() const {
+    double above_t = 0, above_d = 0, found = k;
+    for (int i = binning.count - 1; i > 0; --i) {
+      above_t += target(i), above_d += draft(i);
+      const double c = lower(i);
+      if (c < 1) break;
+      const double mass = fmax(above_t - c * above_d, 0.0);
+      if (mass + 1e-6 > power(1 - (1 - mass) / c, k)) break;
+      found = c;
+    }
+    return found;
+  }
+
+  // From the sums to the law b and the coupling.
+  SPS_HD void solve() {
+    const int n = binning.count;
+    // D = max over lower sets of d(S)^k - t(S), but never above Z(1): there b = d.
+    double below_t = 0, below_d = 0, rejection = 0, tv = 0;
+    for (int i = 0; i < n; ++i) {
+      below_t += target(i), below_d += draft(i);
+      rejection = fmax(rejection, power(fmin(below_d, 1.0), k) - below_t);
+      tv += fmax(target(i) - draft(i), 0.0);
+    }
+    rejection = fmin(rejection, tv);
+
+    // c1 = max over upper sets of (t(S) - D) / d(S) takes D off the top, c2 = min over lower sets of (t(S) + D) / d(S) adds D below.
+    double t = 0, d = 0, upper = -kInfinity, under = kInfinity;
+    for (int i = n - 1; i >= 0; --i) {
+      t += target(i), d += draft(i);
+      if (d > 0) upper = fmax(upper, (t - rejection) / d);
+    }
+    t = d = 0;
+    for (int i = 0; i < n; ++i) {
+      t += target(i), d += draft(i);
+      if (d > 0) under = fmin(under, (t + rejection) / d);
+    }
+    if (!(under < upper)) under = upper = 1;  // they meet where b = d
+
+    edge[n] = plus[n] = minus[n] = 0;  // intervals of [0, 1], the largest ratio first
+    for (int i = n - 1; i >= 0; --i) {
+      ratio[i] = draft(i) > 0 ? fmin(fmax(target(i) / draft(i), under), upper) : upper;
+      edge[i] = fmin(edge[i + 1] + draft(i), 1.0);
+      const double a = edge[i + 1], cross = crossing(i);
+      plus[i] = plus[i + 1] + gain(ratio[i], a, cross);
+      minus[i] = minus[i + 1] - gain(ratio[i], cross, edge[i]);
+    }
+  }
+
+  SPS_HD double density(double u) const { return k * power(1 - u, k - 1); }  // G, of the smallest of k uniforms
+
+  // Integral of G - r over [a, x].
+  SPS_HD double gain(double r, double a, double x) const { return power(1 - a, k) - power(1 - x, k) - r * (x - a); }
+
+  // Where G falls below the ratio of bin i, inside its interval.
+  SPS_HD double crossing(int i) const {
+    double x = ratio[i] < k ? 1 - pow(ratio[i] / k, 1.0 / (k - 1)) : 0;
+    x = x < edge[i + 1] ? edge[i + 1] : x;
+    return x > edge[i] ? edge[i] : x;
+  }
+
+  // The point that v is exchanged with: Phi-(w) = Phi+(v) where G(v) > R(v), else Phi+(w) = Phi-(v).
+  SPS_HD double partner(double v, int bin) const {
+    const double cross = crossing(bin), a = edge[bin + 1];
+    const bool gains = v < cross;
+    const double goal = gains ? plus[bin + 1] + gain(ratio[bin], a, v) : minus[bin + 1] - gain(ratio[bin], cross, v);
+    const double* table = gains ? minus : plus;
+    int low = 0, high = binning.count;  // tables fall with the bin's number: the last bin whose table[i] >= goal
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (table[middle] >= goal ? low : high) = middle;
+    }
+    const int i = low;
+    const double turn = crossing(i);
+    double left = gains ? turn : edge[i + 1], right = gains ? edge[i] : turn;
+    const double base = table[i + 1], from = left;
+    for (int round = 0; round < 60 && left < right; ++round) {
+      const double middle = 0.5 * (left + right);
+      if (middle <= left || middle >= right) break;
+      const double value = gains ? base - gain(ratio[i], from, middle) : base + gain(ratio[i], from, middle);
+      (value < goal ? left : right) = middle;
+    }
+    return 0.5 * (left + right);
+  }
+
+  // A draw's priority: its token's bin, its place in the bin's interval, and a uniform that decides move or stay. Uniform over
+  // all draws, and E[G(priority) | token] = rho: so the draw of the smallest priority has law b.
+  SPS_HD double priority(int bin, double place, double move) const {
+    const double v = edge[bin + 1] + (edge[bin] - edge[bin + 1]) * place, w = partner(v, bin);
+    const double span = fabs(density(v) - density(w));
+    return move * span < fabs(density(v) - ratio[bin]) ? w : v;
+  }
+};
+
+}  // namespace specsample

@@ -1,0 +1,41 @@
+// `kseq`: i.i.d. children tested alike, each accepted when u c d(x) < t(x). Sun et al. 2023 (SpecTr), Algorithm 3; the reference is
+// specsample/schemes/kseq.py.
+//
+// Any c at or above the root of Z(c) = (1 - beta)^k, beta = (1 - Z(c)) / c, is lossless with the residual t - gamma min(d, t / c),
+// gamma = (1 - (1 - beta)^k) / beta <= c. The histogram chooses c; Z(c) is taken exactly.
+#pragma once
+#include "recursive.h"
+
+namespace specsample {
+
+struct KseqRule {
+  static constexpr bool kNeedsMass = true, kSharesToken = true;
+
+  template <class Ex>
+  SPS_HD Step step(const Request& request, Ex& ex, const Law& target, int node, int child, int depth) {
+    const Siblings live(request, ex, node, child);
+    if (live.count == 0) return {-1, ex.clock_race(target, depth)};
+    const int k = live.count;
+    if (k == 1) return token_step(ex, target, live.draft, live.node[0], live.token[0]);
+    const Coupling sums = ex.histogram(target, live.draft, k);
+    double c = sums.kseq_threshold(), beta, none;
+    for (;; c = fmin(c + 1 / sums.binning.per_unit, static_cast<double>(k))) {
+      const double mass = clipped_mass(ex, target, live.draft, c);
+      beta = (1 - mass) / c, none = power(1 - beta, k);
+      if (mass <= none || c >= k) break;  // the tail's bin is not exact, so the root may lie just above
+    }
+    const double gamma = beta > 0 ? fmin((1 - none) / beta, c) : c;
+    for (int i = 0; i < k; ++i) {
+      const double t = ex.prob(target, live.token[i]), d = ex.prob(live.draft, live.token[i]);
+      if (ex.accept(live.node[i], t, c * d)) return {live.node[i], -1};
+    }
+    return {-1, ex.residual_race(target, live.draft, Residual{1 / gamma, 1 / gamma - 1 / c})};
+  }
+};
+
+template <class Ex>
+SPS_HD void verify_kseq(const Request& request, Ex& ex, const Output& out) {
+  walk<KseqRule>(request, ex, out);
+}
+
+}  // namespace specsample

@@ -1,0 +1,38 @@
+// `lists`: race with a clock vector for each path: the target's winner over the least clock of the live lists is emitted, a child is
+// accepted when it is that token. The reference is specsample/schemes/lists.py.
+#pragma once
+#include "../walk.h"
+
+namespace specsample {
+
+struct ListsRule {
+  static constexpr bool kNeedsMass = false, kSharesToken = true;
+
+  template <class Ex>
+  SPS_HD Step step(const Request& request, Ex& ex, const Law& target, int node, int child, int depth) {
+    int64_t lists[kMaxSiblings];
+    int count = 0;
+    const auto add = [&](int64_t list) {
+      for (int i = 0; i < count; ++i)
+        if (lists[i] == list) return;
+      if (count < kMaxSiblings) lists[count++] = list;
+    };
+    for (int c = child; c >= 0; c = request.child(node, c)) add(request.list(c));
+    if (count == 0) {  // at a leaf: the lists of the paths that ended here
+      if (node < 0) add(0);
+      for (int i = 0; node >= 0 && i < request.nodes; ++i)
+        if (i == node || (request.live && request.live[i + 1])) add(request.list(i));
+    }
+    const int64_t winner = ex.clock_race(target, depth, lists, count);
+    for (; child >= 0; child = request.child(node, child))
+      if (request.token(child) == winner) return {child, -1};
+    return {-1, winner};
+  }
+};
+
+template <class Ex>
+SPS_HD void verify_lists(const Request& request, Ex& ex, const Output& out) {
+  walk<ListsRule>(request, ex, out);
+}
+
+}  // namespace specsample

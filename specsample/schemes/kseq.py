@@ -1,0 +1,61 @@
+"""`kseq`: i.i.d. children tested alike, each accepted when u·c·d(x) < t(x).
+
+One of them is accepted with β = Σ min(d, t/c) = (1 − Z(c))/c. Any c with Z(c) <= (1 − β)^K is lossless when a token of
+t − γ·min(d, t/c), γ = (1 − (1 − β)^K)/β <= c, is emitted after K rejections; the least such c, where they are equal, accepts the most:
+1 − Z(c). The ratio histogram chooses c (a bin's edge); Z(c) itself is summed over the row, since with a binned Z laws near t = d come
+out wrong by 1e-4.
+Sun et al., "SpecTr" (arXiv 2310.15141), Algorithm 3.
+"""
+
+import torch
+
+from ..reference.coupling import Coupling
+from ..reference.walk import Siblings, prob, walk
+from .card import Scheme
+from .optimal import BINS
+
+
+def reference(round):
+    return walk(round, _step)
+
+
+def _step(round, node, children, target, depth):
+    live = Siblings(round, children)
+    t, d, k = target.exp(), live.draft.exp(), live.count
+    single = k <= 1
+    sums = Coupling(t, d, k.clamp(min=2), int(round.options[0]))
+    c = torch.where(single, 1.0, sums.kseq_threshold())
+    while True:
+        mass = (t - c[:, None] * d).clamp(min=0.0).sum(-1)
+        beta = (1 - mass) / c
+        none = (1 - beta) ** k
+        above = ~single & (mass > none) & (c < k)  # the tail's bin is not exact, so the root may lie just above
+        if not above.any():
+            break
+        c = torch.where(above, torch.minimum(c + 1 / sums.per_unit[:, 0], k.double()), c)
+    gamma = torch.where(beta > 0, torch.minimum((1 - none) / torch.where(beta > 0, beta, 1.0), c), c)
+    gamma = torch.where(single, 1.0, gamma)
+    moved = torch.full_like(node, -1)
+    for child in live.nodes:
+        token = round.token(child)
+        pending = (child >= 0) & (moved < 0)
+        accepted = round.draws.accept(child.clamp(min=0), prob(target, token), c * prob(live.draft, token))
+        moved = torch.where(pending & accepted, child, moved)
+    scale = (1 / gamma)[:, None]
+    weight = torch.maximum(scale * t - d, (scale - 1 / c[:, None]) * t).clamp(min=0.0)
+    weight = torch.where((weight > 0).any(-1, keepdim=True), weight.log(), target)
+    emitted = torch.where(k > 0, round.draws.residual_race(weight), round.draws.clock_race(target, depth))
+    return moved, emitted
+
+
+CARD = Scheme(
+    name="kseq",
+    family="multi-draft",
+    draft_kind="iid",
+    trees=True,
+    uses_draft_logits=True,
+    one_hot=False,
+    options={"bins": BINS},
+    paper="Sun et al. 2023 (arXiv 2310.15141)",
+    reference=reference,
+)

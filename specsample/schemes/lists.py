@@ -1,0 +1,42 @@
+"""`lists`: the race with an independent vector of clocks for each path.
+
+Child k is the draft's winner on list k; the target's token is argmin_i min_k E_i^(k)/t_i over the lists of the paths still live (at a
+leaf: of those that ended there), and a child is accepted when it is that token. The least of n independent exponential clocks is
+exponential too, so the token has the target's law; it is a function of (seed, prefix, target, live lists). With one list it is `race`.
+GLS: "List-level distribution coupling with applications to speculative decoding" (arXiv 2506.05632).
+"""
+
+import torch
+
+from ..reference.walk import first, walk
+from .card import Scheme
+
+
+def reference(round):
+    # What is live at a node: the nodes that carry the accepted prefix.
+    def step(round, node, children, target, depth):
+        nonlocal live
+        ended = torch.where(live, round.lists, -1)  # the paths that are here
+        ahead = torch.where(children, round.lists, -1)
+        lists = torch.where(children.any(-1, keepdim=True), ahead, ended)
+        root = torch.full_like(node, -1)[:, None]
+        lists = torch.cat([lists, torch.where((lists >= 0).any(-1, keepdim=True), root, 0)], -1)
+        winner = round.draws.clock_race(target, depth, lists)
+        live = children & (round.tokens == winner[:, None])
+        return first(live), winner
+
+    live = torch.zeros_like(round.exists)
+    return walk(round, step)
+
+
+CARD = Scheme(
+    name="lists",
+    family="exponential race",
+    draft_kind="lists",
+    trees=True,
+    uses_draft_logits=False,
+    reads_lists=True,
+    options={},
+    paper="Rowan et al. 2025 (arXiv 2506.05632)",
+    reference=reference,
+)
