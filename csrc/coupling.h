@@ -35,6 +35,13 @@ SPS_HD double power(double x, int k) {
   return out;
 }
 
+// (1 - (1 - beta)^k) / beta as the sum that it is: exact where beta is small.
+SPS_HD double kseq_gamma(double beta, int k) {
+  double gamma = 0;
+  for (int i = 0; i < k; ++i) gamma = 1 + (1 - beta) * gamma;
+  return gamma;
+}
+
 struct Coupling {
   Binning binning;
   int k = 0;
@@ -67,16 +74,13 @@ struct Coupling {
   // Z(c) at the lower edge of bin i: exact, since no bin lies on both sides of it.
   SPS_HD double lower(int i) const { return i > 0 ? (i - 0.5) / binning.per_unit : 0; }
 
-  // K-SEQ's threshold: the lowest edge c >= 1 with Z(c) <= (1 - (1 - Z(c)) / c)^k, at or above the root of the equality. The slack
-  // keeps c at k where next to nothing can be accepted and float sums would choose it at random.
+  // K-SEQ's threshold: the lowest edge c >= 1 with gamma((1 - Z(c)) / c) <= c, at or above the root of the equality.
   SPS_HD double kseq_threshold() const {
     double above_t = 0, above_d = 0, found = k;
     for (int i = binning.count - 1; i > 0; --i) {
       above_t += target(i), above_d += draft(i);
       const double c = lower(i);
-      if (c < 1) break;
-      const double mass = fmax(above_t - c * above_d, 0.0);
-      if (mass + 1e-6 > power(1 - (1 - mass) / c, k)) break;
+      if (c < 1 || kseq_gamma((1 - fmax(above_t - c * above_d, 0.0)) / c, k) > c) break;
       found = c;
     }
     return found;
@@ -111,9 +115,11 @@ struct Coupling {
     for (int i = n - 1; i >= 0; --i) {
       ratio[i] = draft(i) > 0 ? fmin(fmax(target(i) / draft(i), under), upper) : upper;
       edge[i] = fmin(edge[i + 1] + draft(i), 1.0);
+      plus[i] = plus[i + 1], minus[i] = minus[i + 1];
+      if (!(edge[i] > edge[i + 1])) continue;
       const double a = edge[i + 1], cross = crossing(i);
-      plus[i] = plus[i + 1] + gain(ratio[i], a, cross);
-      minus[i] = minus[i + 1] - gain(ratio[i], cross, edge[i]);
+      plus[i] += gain(ratio[i], a, cross);
+      minus[i] -= gain(ratio[i], cross, edge[i]);
     }
   }
 
@@ -124,9 +130,10 @@ struct Coupling {
 
   // Where G falls below the ratio of bin i, inside its interval.
   SPS_HD double crossing(int i) const {
-    double x = ratio[i] < k ? 1 - pow(ratio[i] / k, 1.0 / (k - 1)) : 0;
-    x = x < edge[i + 1] ? edge[i + 1] : x;
-    return x > edge[i] ? edge[i] : x;
+    const double a = edge[i + 1], b = edge[i], r = ratio[i];
+    if (density(a) <= r) return a;
+    if (density(b) >= r) return b;
+    return fmin(fmax(1 - pow(r / k, 1.0 / (k - 1)), a), b);
   }
 
   // The point that v is exchanged with: Phi-(w) = Phi+(v) where G(v) > R(v), else Phi+(w) = Phi-(v).

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import native
+from conftest import SCHEMES
 from specsample.reference.walk import Round
-from specsample.schemes import SCHEMES
+from specsample.schemes import SCHEMES as CARDS
 
 IID = ("token", "block")
 
@@ -86,7 +87,7 @@ def by_templates(scheme, target, draft, vocab, depth, one_hot=False):
         if weight == 0:
             continue
         rows = [] if one_hot else [list(draft[p]) for p in prefixes]
-        result = module.enumerate(scheme, path, [], [list(target[p]) for p in prefixes], rows, depth)
+        result = module.enumerate(scheme, path, [], [list(target[p]) for p in prefixes], rows, depth, [])
         assert abs(sum(result.values()) - 1) < 1e-12
         for (count, *emitted), probability in result.items():
             outcomes[tuple(emitted)] += weight * probability
@@ -120,7 +121,7 @@ class Scripted:
         self.taken.scatter_(1, node[:, None], now)
         return bit
 
-    def clock_race(self, log_weights, depth):
+    def clock_race(self, log_weights, depth, lists=None):
         depth = torch.as_tensor(depth).expand(len(self.clock))
         token = self.clock.gather(1, depth[:, None])[:, 0]
         law = log_weights.softmax(-1).nan_to_num().gather(1, token[:, None])[:, 0]
@@ -128,14 +129,14 @@ class Scripted:
             self.clock_laws[i] = torch.where(depth == i, law, self.clock_laws.get(i, torch.ones_like(law)))
         return token
 
-    def residual_race(self, log_weights):
+    def residual_race(self, log_weights, slot=None):
         self.residual_laws.append(log_weights.softmax(-1).nan_to_num().gather(1, self.residual[:, None])[:, 0])
         return self.residual
 
 
 def by_reference(scheme, target, draft, vocab, depth):
     """The same as `by_templates` for the reference's rounds: every combination is a row of one batch."""
-    card, ids = SCHEMES[scheme], range(vocab)
+    card, ids = CARDS[scheme], range(vocab)
     races = depth + 1 if scheme == "race" else 1
     combos = list(
         itertools.product(
@@ -155,7 +156,7 @@ def by_reference(scheme, target, draft, vocab, depth):
     off = [1.0, 0.0, 1.0, 0.0]
     round = Round(
         target_logits, torch.tensor(paths).reshape(len(paths), depth), draft_logits if card.uses_draft_logits else None,
-        None, None, None, depth, off, None, off, None, None, 0, None, 0, None, None, draws,
+        None, None, None, None, depth, [], off, None, off, None, None, 0, None, 0, None, None, draws,
     )  # fmt: skip
     tokens, count, _ = card.reference(round)
     outcomes, accepted = defaultdict(float), 0.0

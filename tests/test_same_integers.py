@@ -6,7 +6,7 @@ here none is needed, so the comparison is exact.
 
 import pytest
 import torch
-from conftest import SCHEMES, case, identical, numbers, require
+from conftest import ALL_SCHEMES, SCHEMES, case, identical, numbers, require
 
 import specsample as ss
 
@@ -131,7 +131,7 @@ def test_rows(compiled, V, dtype):
     """sample, draft, row_stats and log_probs."""
     settings = SAMPLINGS if V <= 1000 else {"a request": SAMPLINGS["a request"]}
     logits = numbers(B_MIXED, V, seed=V, scale=2.0, dtype=dtype)
-    kinds = (("iid", 2), ("arrivals", 3), ("topk", 3))
+    kinds = (("iid", 2), ("arrivals", 3), ("topk", 3), ("distinct", 3), ("lists", 2), ("top", 3))
     ids = torch.arange(B_MIXED)
     for sampling in settings.values():
         at = {"sampling": sampling, "seed": -3, "position": 1 << 33}
@@ -167,4 +167,4 @@ def test_large_logits(compiled, shift):
 def test_every_scheme_is_compared():
     for name, card in ss.schemes().items():
         assert "reference" in card.backends, f"{name}: add a reference"
-        assert name in SCHEMES and len(card.backends) > 1, f"{name}: no compiled backend has it, so nothing is compared"
+        assert name in ALL_SCHEMES and len(card.backends) > 1, f"{name}: no compiled backend has it, so nothing is compared"

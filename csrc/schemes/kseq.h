@@ -1,8 +1,8 @@
 // `kseq`: i.i.d. children tested alike, each accepted when u c d(x) < t(x). Sun et al. 2023 (SpecTr), Algorithm 3; the reference is
 // specsample/schemes/kseq.py.
 //
-// Any c at or above the root of Z(c) = (1 - beta)^k, beta = (1 - Z(c)) / c, is lossless with the residual t - gamma min(d, t / c),
-// gamma = (1 - (1 - beta)^k) / beta <= c. The histogram chooses c; Z(c) is taken exactly.
+// With beta = (1 - Z(c)) / c and gamma = (1 - (1 - beta)^k) / beta, any c >= gamma is lossless with the residual t - gamma min(d, t / c);
+// the least, c = gamma, accepts the most. The histogram chooses c; Z(c) is taken exactly.
 #pragma once
 #include "recursive.h"
 
@@ -18,13 +18,11 @@ struct KseqRule {
     const int k = live.count;
     if (k == 1) return token_step(ex, target, live.draft, live.node[0], live.token[0]);
     const Coupling sums = ex.histogram(target, live.draft, k);
-    double c = sums.kseq_threshold(), beta, none;
+    double c = sums.kseq_threshold(), gamma;
     for (;; c = fmin(c + 1 / sums.binning.per_unit, static_cast<double>(k))) {
-      const double mass = clipped_mass(ex, target, live.draft, c);
-      beta = (1 - mass) / c, none = power(1 - beta, k);
-      if (mass <= none || c >= k) break;  // the tail's bin is not exact, so the root may lie just above
+      gamma = fmin(kseq_gamma((1 - clipped_mass(ex, target, live.draft, c)) / c, k), static_cast<double>(k));
+      if (gamma <= c) break;  // the tail's bin is not exact, so the root may lie just above
     }
-    const double gamma = beta > 0 ? fmin((1 - none) / beta, c) : c;
     for (int i = 0; i < k; ++i) {
       const double t = ex.prob(target, live.token[i]), d = ex.prob(live.draft, live.token[i]);
       if (ex.accept(live.node[i], t, c * d)) return {live.node[i], -1};

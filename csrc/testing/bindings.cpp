@@ -105,14 +105,39 @@ PYBIND11_MODULE(specsample_testing, m) {
     return top_p_cutoff(row.passes, law_of(row, scale, max, -FLT_MAX, total), goal, total);
   });
 
+  // The coupling over given laws: (bin of each token, rho of each token's bin, edges of the bins).
+  m.def("coupling", [](const std::vector<double>& target, const std::vector<double>& draft, int k, int bins,
+                       const std::vector<double>& places) {
+    Request request;
+    const double options[1] = {static_cast<double>(bins)};
+    request.options = options;
+    const EnumeratingExecutor::Table t{target}, d{draft};
+    EnumeratingExecutor ex(request, t, d);
+    const Law target_law = ex.target(0, true), draft_law = EnumeratingExecutor::law_of(d[0]);
+    Coupling coupling = ex.histogram(target_law, draft_law, k);
+    const double threshold = coupling.kseq_threshold();
+    coupling.solve();
+    std::vector<int> bin;
+    std::vector<double> ratio;
+    std::vector<std::array<double, 4>> exchanges;  // (v, its bin, partner, density at the partner) for each place in [0, 1]
+    for (size_t i = 0; i < target.size(); ++i)
+      bin.push_back(ex.bin(target_law, draft_law, coupling, i)), ratio.push_back(coupling.ratio[bin.back()]);
+    for (double v : places) {
+      int at = coupling.binning.count - 1;
+      while (at > 0 && coupling.edge[at] <= v) --at;
+      const double w = coupling.partner(v, at);
+      exchanges.push_back({v, static_cast<double>(at), w, coupling.ratio[at]});
+    }
+    return py::make_tuple(bin, ratio, exchanges, threshold);
+  });
   // Every outcome of a round with its exact probability: {(num_accepted, tokens...): probability}.
   m.def("enumerate", [](const std::string& scheme, const std::vector<int64_t>& tokens, const std::vector<int64_t>& parents,
                         const std::vector<std::vector<double>>& target, const std::vector<std::vector<double>>& draft,
-                        int max_depth) {
+                        int max_depth, const std::vector<double>& options) {
 #define SPS_TRY(name, uses_draft_law, by_lists) \
   if (scheme == #name)                \
     return by_tuple(                  \
-        enumerate(verify_##name<EnumeratingExecutor>, tokens, parents, target, draft, max_depth, uses_draft_law));
+        enumerate(verify_##name<EnumeratingExecutor>, tokens, parents, target, draft, max_depth, uses_draft_law, options));
     SPS_SCHEMES(SPS_TRY)
 #undef SPS_TRY
     throw std::invalid_argument("no scheme " + scheme);

@@ -3,9 +3,10 @@
 #pragma once
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <vector>
 
-#include "../walk.h"
+#include "../schemes/optimal.h"
 
 namespace specsample {
 
@@ -27,30 +28,69 @@ class EnumeratingExecutor {
   }
   double probability() const { return probability_; }
 
-  Law target(int row, bool) const { return law(target_[row]); }
+  Law target(int row, bool) const { return law_of(target_[row]); }
   Law draft(int node) const {
-    return request_.has_draft ? law(draft_[request_.draft_row(node)]) : Law::point(request_.token(node));
+    return request_.has_draft ? law_of(draft_[request_.draft_row(node)]) : Law::point(request_.token(node));
   }
   double prob(const Law& law, int64_t token) const {
     if (law.only >= 0) return law.only == token;
-    return token < law.vocab ? static_cast<const double*>(law.row)[token] : 0;
+    if (law.lacks(token)) return 0;
+    return token < law.vocab ? static_cast<const double*>(law.row)[token] / law.mass : 0;
   }
   bool accept(int, double numerator, double denominator) {
     const double a = numerator >= denominator && numerator > 0 ? 1 : denominator > 0 ? numerator / denominator : 0;
     return decide({1 - a, a}) == 1;
   }
-  int64_t clock_race(const Law& law, int) {
+  // On one clock list or on the least clock of several: the law is the same.
+  int64_t clock_race(const Law& law, int, const int64_t* = nullptr, int = 0) {
     std::vector<double> weights(law.vocab);
     for (int64_t i = 0; i < law.vocab; ++i) weights[i] = prob(law, i);
     return decide(weights);
   }
-  int64_t residual_race(const Law& target, const Law& draft, double scale) {
-    std::vector<double> weights = residual(target, draft, scale);
+  int64_t residual_race(const Law& target, const Law& draft, const Residual& residual) {
+    const std::vector<double> weights = left(target, draft, residual);
     if (total(weights) <= 0) return clock_race(target, 0);
     return decide(weights);
   }
-  double residual_mass(const Law& target, const Law& draft, double scale) const {
-    return total(residual(target, draft, scale));
+  double residual_mass(const Law& target, const Law& draft, const Residual& residual) const {
+    return total(left(target, draft, residual));
+  }
+
+  double rest_mass(const Law& law, const int64_t* tokens, int count) const {
+    double sum = 0;
+    for (int64_t i = 0; i < law.vocab; ++i)
+      if (std::find(tokens, tokens + count, i) == tokens + count) sum += prob(law, i);
+    return sum;
+  }
+  Coupling histogram(const Law& target, const Law& draft, int k) {
+    const Binning binning = Binning::of(static_cast<int>(request_.options[0]), k, target.vocab);
+    scratch_.assign(coupling_scratch(binning.count), 0.0);
+    Coupling coupling(binning, k, scratch_.data());
+    for (int64_t i = 0; i < target.vocab; ++i) {
+      const int at = raw_bin(target, draft, binning, i);
+      coupling.target(at) += prob(target, i), coupling.draft(at) += prob(draft, i);
+    }
+    coupling.close_sums();
+    return coupling;
+  }
+  int bin(const Law& target, const Law& draft, const Coupling& coupling, int64_t token) const {
+    const int at = raw_bin(target, draft, coupling.binning, token);
+    return at == coupling.binning.count ? coupling.binning.tail_bin : at;
+  }
+  double* keep_ratios(const Coupling& coupling) {
+    kept_.assign(coupling.ratio, coupling.ratio + coupling.binning.count);
+    return kept_.data();
+  }
+
+  // Selection among several draws: one outcome a draw, with its probability given everybody's token.
+  int select_among(const std::vector<int>& bins, const Coupling& coupling) {
+    return static_cast<int>(decide(selection_law(bins, coupling)));
+  }
+
+  static Law law_of(const std::vector<double>& row) {
+    Law law;
+    law.row = row.data(), law.vocab = static_cast<int64_t>(row.size()), law.mass = 1;
+    return law;
   }
 
  private:
@@ -58,20 +98,79 @@ class EnumeratingExecutor {
     std::vector<double> weights;
     size_t taken;
   };
-  static Law law(const std::vector<double>& row) {
-    Law law;
-    law.row = row.data(), law.vocab = static_cast<int64_t>(row.size()), law.mass = 1;
-    return law;
-  }
   static double total(const std::vector<double>& weights) {
     double sum = 0;
     for (double w : weights) sum += w;
     return sum;
   }
-  std::vector<double> residual(const Law& target, const Law& draft, double scale) const {
+  std::vector<double> left(const Law& target, const Law& draft, const Residual& residual) const {
     std::vector<double> weights(target.vocab);
-    for (int64_t i = 0; i < target.vocab; ++i) weights[i] = std::max(0.0, scale * prob(target, i) - prob(draft, i));
+    for (int64_t i = 0; i < target.vocab; ++i) {
+      double b = prob(draft, i);
+      if (residual.selected && b > 0) b *= residual.selected->ratio[bin(target, draft, *residual.selected, i)];
+      weights[i] = residual.weight(prob(target, i), b);
+    }
     return weights;
+  }
+  int raw_bin(const Law& target, const Law& draft, const Binning& binning, int64_t token) const {
+    const double t = prob(target, token), d = prob(draft, token);
+    if (t < binning.tail && d < binning.tail) return binning.count;
+    return static_cast<int>(d > 0 ? std::min(t / d * binning.per_unit + 0.5, binning.count - 1.0) : binning.count - 1);
+  }
+
+  // The law of a draw's priority given its bin, as atoms (value, weight): places at the middle of fine cells, stay or move.
+  using Atoms = std::vector<std::pair<double, double>>;
+  static Atoms priorities(int bin, const Coupling& coupling) {
+    constexpr int kCells = 6000;
+    Atoms atoms;
+    const double cuts[3] = {coupling.edge[bin + 1], coupling.crossing(bin), coupling.edge[bin]};
+    const double width = cuts[2] - cuts[0];
+    for (int piece = 0; piece < 2; ++piece)
+      for (int i = 0; i < kCells && cuts[piece] < cuts[piece + 1]; ++i) {
+        const double v = cuts[piece] + (cuts[piece + 1] - cuts[piece]) * (i + 0.5) / kCells;
+        const double weight = (cuts[piece + 1] - cuts[piece]) / width / kCells;
+        const double w = coupling.partner(v, bin), span = std::fabs(coupling.density(v) - coupling.density(w));
+        const double move = span > 0 ? std::min(1.0, std::fabs(coupling.density(v) - coupling.ratio[bin]) / span) : 0;
+        atoms.emplace_back(w, weight * move), atoms.emplace_back(v, weight * (1 - move));
+      }
+    std::sort(atoms.begin(), atoms.end());
+    return atoms;
+  }
+  static std::vector<double> selection_law(const std::vector<int>& bins, const Coupling& coupling) {
+    static std::map<std::vector<double>, Atoms> atoms;  // by all that they depend on
+    static std::map<std::vector<double>, std::vector<double>> laws;
+    std::vector<double> key{static_cast<double>(coupling.k)};
+    for (int i = 0; i < coupling.binning.count; ++i)
+      if (coupling.draft(i) > 0) key.push_back(i), key.push_back(coupling.edge[i]), key.push_back(coupling.ratio[i]);
+    std::vector<double> all = key;
+    all.insert(all.end(), bins.begin(), bins.end());
+    const auto known = laws.find(all);
+    if (known != laws.end()) return known->second;
+    std::vector<Atoms> law;
+    for (int bin : bins) {
+      key.push_back(bin);
+      auto found = atoms.find(key);
+      if (found == atoms.end()) found = atoms.emplace(key, priorities(bin, coupling)).first;
+      law.push_back(found->second);
+      key.pop_back();
+    }
+    std::vector<double> out(bins.size(), 0.0);
+    for (size_t i = 0; i < bins.size(); ++i) {
+      std::vector<size_t> at(bins.size(), 0);
+      std::vector<double> above(bins.size(), 1.0);
+      for (const auto& [u, weight] : law[i]) {
+        double chance = weight;
+        for (size_t other = 0; other < bins.size(); ++other) {
+          if (other == i) continue;
+          while (at[other] < law[other].size() && law[other][at[other]].first < u) above[other] -= law[other][at[other]++].second;
+          double tied = 0;  // atoms of equal value stand for small cells: half of them are above
+          for (size_t j = at[other]; j < law[other].size() && law[other][j].first == u; ++j) tied += law[other][j].second;
+          chance *= above[other] - 0.5 * tied;
+        }
+        out[i] += chance;
+      }
+    }
+    return laws[all] = out;
   }
   int64_t decide(const std::vector<double>& weights) {
     if (at_ == branches_.size()) branches_.push_back({weights, 0});
@@ -86,7 +185,17 @@ class EnumeratingExecutor {
   size_t at_ = 0;
   bool started_ = false;
   double probability_ = 1;
+  std::vector<double> scratch_, kept_;
 };
+
+// In the place of the selection by uniforms (schemes/optimal.h).
+inline int select(EnumeratingExecutor& ex, const Law& target, const Siblings& live, const Coupling& coupling, int* bin_of_selected) {
+  std::vector<int> bins;
+  for (int i = 0; i < live.count; ++i) bins.push_back(ex.bin(target, live.draft, coupling, live.token[i]));
+  const int selected = ex.select_among(bins, coupling);
+  *bin_of_selected = bins[selected];
+  return selected;
+}
 
 // {(num_accepted, emitted tokens...): probability}. parents empty: a chain. target: a row for the root and each node; draft: a
 // row for the root and each node (those with children are read), or empty for one-hot drafts.
@@ -94,8 +203,10 @@ template <class Round>
 std::map<std::vector<int64_t>, double> enumerate(Round round, const std::vector<int64_t>& tokens,
                                                  const std::vector<int64_t>& parents,
                                                  const EnumeratingExecutor::Table& target,
-                                                 const EnumeratingExecutor::Table& draft, int max_depth, bool uses_draft_law) {
+                                                 const EnumeratingExecutor::Table& draft, int max_depth, bool uses_draft_law,
+                                                 const std::vector<double>& options) {
   Request request;
+  request.options = options.data();
   request.nodes = static_cast<int>(tokens.size()), request.max_depth = max_depth;
   request.target_rows = static_cast<int>(target.size()), request.draft_row_count = static_cast<int>(draft.size());
   request.id_limit = static_cast<int64_t>(target.at(0).size());

@@ -50,7 +50,7 @@ class Coupling:
         sums[0].scatter_add_(1, bin, target)
         sums[1].scatter_add_(1, bin, draft)
         # The tail joins the bin of its own ratio; what the draft has beyond the target's vocabulary has ratio 0.
-        tail_t, tail_d = sums[:, :, width:]
+        tail_t, tail_d = sums[:, :, width:].clone()
         own = (torch.where(tail_d > 0, tail_t / tail_d, torch.inf) * self.per_unit + 0.5).floor()
         self.tail_bin = torch.where(tail_t + tail_d > 0, torch.minimum(own, self.last.double()), 0.0).long()
         sums[0].scatter_add_(1, self.tail_bin, tail_t)
@@ -62,18 +62,14 @@ class Coupling:
         self.width = width
 
     def kseq_threshold(self):
-        """K-SEQ's c: the lowest bin edge in [1, k] with Z(c) + 1e-6 <= (1 − (1 − Z(c))/c)^k. -> float64 [B]
-
-        The slack keeps c at k where next to nothing can be accepted and rounding would choose c at random.
-        """
+        """K-SEQ's c: the lowest bin edge in [1, k] with γ((1 − Z(c))/c) <= c. -> float64 [B]"""
         above_t, above_d = (x.flip(-1).cumsum(-1).flip(-1) for x in (self.target, self.draft))
-        c = (torch.arange(self.width, device=self.k.device) - 0.5) / self.per_unit
-        c = torch.minimum(c.clamp(min=1.0), self.k)
-        mass = (above_t - c * above_d).clamp(min=0.0)
         index = torch.arange(self.width, device=self.k.device)
-        edges = ((index - 0.5) / self.per_unit >= 1) & (index <= self.last)
-        bad = edges & (mass + 1e-6 > (1 - (1 - mass) / c) ** self.k)
-        good = edges & (bad.flip(-1).cumsum(-1).flip(-1) == 0)
+        edge = (index - 0.5) / self.per_unit
+        c = torch.minimum(edge.clamp(min=1.0), self.k)
+        bad = (edge >= 1) & (index <= self.last)
+        bad = bad & (kseq_gamma((1 - (above_t - c * above_d).clamp(min=0.0)) / c, self.k) > c)
+        good = (edge >= 1) & (index <= self.last) & (bad.flip(-1).cumsum(-1).flip(-1) == 0)
         return torch.where(good, c, self.k).amin(-1)
 
     def solve(self):
@@ -140,6 +136,14 @@ class Coupling:
         gap = self._density(v) - self._density(w)
         moves = move[:, None] * gap.abs() < (self._density(v) - ratio).abs()
         return torch.where(moves, w, v)[:, 0], ratio[:, 0]
+
+
+def kseq_gamma(beta, k):
+    """(1 − (1 − β)^k)/β as the sum of (1 − β)^j, j < k: exact where β is small. beta float64 [B, n], k [B, 1]"""
+    gamma = torch.zeros_like(beta)
+    for j in range(int(k.max())):
+        gamma = torch.where(j < k, 1 + (1 - beta) * gamma, gamma)
+    return gamma
 
 
 def select(round, live, coupling):

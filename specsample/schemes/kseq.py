@@ -1,15 +1,14 @@
 """`kseq`: i.i.d. children tested alike, each accepted when u·c·d(x) < t(x).
 
-One of them is accepted with β = Σ min(d, t/c) = (1 − Z(c))/c. Any c with Z(c) <= (1 − β)^K is lossless when a token of
-t − γ·min(d, t/c), γ = (1 − (1 − β)^K)/β <= c, is emitted after K rejections; the least such c, where they are equal, accepts the most:
-1 − Z(c). The ratio histogram chooses c (a bin's edge); Z(c) itself is summed over the row, since with a binned Z laws near t = d come
+A child is accepted with β = Σ min(d, t/c) = (1 − Z(c))/c. With γ = (1 − (1 − β)^K)/β, any c >= γ is lossless when a token of
+t − γ·min(d, t/c) is emitted after K rejections; the least, c = γ, accepts the most: 1 − Z(c). The ratio histogram chooses c (a bin's edge); Z(c) itself is summed over the row, since with a binned Z laws near t = d come
 out wrong by 1e-4.
 Sun et al., "SpecTr" (arXiv 2310.15141), Algorithm 3.
 """
 
 import torch
 
-from ..reference.coupling import Coupling
+from ..reference.coupling import Coupling, kseq_gamma
 from ..reference.walk import Siblings, prob, walk
 from .card import Scheme
 from .optimal import BINS
@@ -23,18 +22,10 @@ def _step(round, node, children, target, depth):
     live = Siblings(round, children)
     t, d, k = target.exp(), live.draft.exp(), live.count
     single = k <= 1
-    sums = Coupling(t, d, k.clamp(min=2), int(round.options[0]))
-    c = torch.where(single, 1.0, sums.kseq_threshold())
-    while True:
-        mass = (t - c[:, None] * d).clamp(min=0.0).sum(-1)
-        beta = (1 - mass) / c
-        none = (1 - beta) ** k
-        above = ~single & (mass > none) & (c < k)  # the tail's bin is not exact, so the root may lie just above
-        if not above.any():
-            break
-        c = torch.where(above, torch.minimum(c + 1 / sums.per_unit[:, 0], k.double()), c)
-    gamma = torch.where(beta > 0, torch.minimum((1 - none) / torch.where(beta > 0, beta, 1.0), c), c)
-    gamma = torch.where(single, 1.0, gamma)
+    c = gamma = torch.ones_like(t[:, 0])
+    if not single.all():
+        c, gamma = _thresholds(t, d, k.clamp(min=2), int(round.options[0]))
+        c, gamma = torch.where(single, 1.0, c), torch.where(single, 1.0, gamma)
     moved = torch.full_like(node, -1)
     for child in live.nodes:
         token = round.token(child)
@@ -46,6 +37,19 @@ def _step(round, node, children, target, depth):
     weight = torch.where((weight > 0).any(-1, keepdim=True), weight.log(), target)
     emitted = torch.where(k > 0, round.draws.residual_race(weight), round.draws.clock_race(target, depth))
     return moved, emitted
+
+
+def _thresholds(t, d, k, bins):
+    """(c, γ) float64 [B]"""
+    sums = Coupling(t, d, k, bins)
+    c = sums.kseq_threshold()
+    while True:
+        beta = (1 - (t - c[:, None] * d).clamp(min=0.0).sum(-1)) / c
+        gamma = torch.minimum(kseq_gamma(beta[:, None], k[:, None])[:, 0], k)
+        above = gamma > c  # the tail's bin is not exact, so the root may lie just above
+        if not above.any():
+            return c, gamma
+        c = torch.where(above, torch.minimum(c + 1 / sums.per_unit[:, 0], k.double()), c)
 
 
 CARD = Scheme(

@@ -1,0 +1,52 @@
+"""Trees of really drawn tokens for the tests of multi-draft schemes."""
+
+import torch
+from conftest import numbers
+
+import specsample as ss
+
+
+def STAR(k):
+    """k children of the root."""
+    return [-1] * k
+
+
+def paths(k, depth):
+    """k chains, one after the other."""
+    return [-1 if i % depth == 0 else i - 1 for i in range(k * depth)]
+
+
+def drafted_tree(
+    B, k, depth, V, scheme, *, noise=1.0, seed=0, dtype=torch.float32, sampling=None, draft_vocab=None, trials=None
+):  # fmt: skip
+    """Arguments of `verify` for k paths whose laws depend on the depth only, so that every depth has one target and one draft row.
+
+    trials: one pair of laws, verified so many times with different seeds (B = 1)
+    """
+    law = sampling or ss.Sampling()
+    target = numbers(B, depth + 1, V, seed=3 * seed + V, scale=1.5)
+    width = draft_vocab or V
+    draft = numbers(B, depth, width, seed=3 * seed + V + 1, scale=noise)
+    shared = min(V, width)
+    draft[..., :shared] += target[:, :depth, :shared]
+    target, draft = target.to(dtype), draft.to(dtype)
+    if trials:
+        B, target, draft = trials, target.expand(trials, -1, -1), draft.expand(trials, -1, -1)
+    parents, kind = paths(k, depth), ss.schemes()[scheme].draft_kind
+    level = [i % depth for i in range(k * depth)]
+    seeds = torch.arange(B) + 1_000_003 * (seed + 1)
+    backend = "reference" if B <= 64 else "cpu"
+    at = {"sampling": law, "seed": seeds, "position": 50, "backend": backend}
+    tokens = torch.zeros(B, k * depth, dtype=torch.int64)
+    if kind in ("distinct", "top", "lists", "arrivals"):
+        tokens[:, ::depth] = ss.draft(draft[:, 0], k, kind=kind, depth=0, node=0, **at)
+    for i, d in enumerate(level):
+        if kind == "lists" and d:
+            tokens[:, i] = ss.draft(draft[:, d], k, kind="lists", depth=d, **at)[:, i // depth]
+        elif kind == "arrivals" and d:
+            tokens[:, i] = ss.draft(draft[:, d], kind="arrivals", depth=d, **at)[:, 0]
+        elif kind == "iid" or d:  # one child: every kind is `iid` but for its stream
+            tokens[:, i] = ss.draft(draft[:, d], kind="iid", depth=d, node=i, **at)[:, 0]
+    out = {"target_logits": target, "draft_tokens": tokens, "draft_logits": draft, "parents": parents}
+    out |= {"rows": [0] + [d + 1 for d in level], "draft_rows": level, "scheme": scheme, "seed": seeds, "position": 50}
+    return out if sampling is None else out | {"sampling": sampling}
