@@ -123,7 +123,8 @@ def test_dominance():
     """optimal >= kseq >= recursive >= token, and their growth with k, on 10 000 pairs."""
     rng = np.random.default_rng(5)
     target = random_law(rng, 10_000, 8)
-    draft = np.where(rng.random((10_000, 1)) < 0.5, 0.3 * random_law(rng, 10_000, 8) + 0.7 * target, random_law(rng, 10_000, 8))
+    near, far = 0.3 * random_law(rng, 10_000, 8) + 0.7 * target, random_law(rng, 10_000, 8)
+    draft = np.where(rng.random((10_000, 1)) < 0.5, near, far)
     token = theory.acceptance(target, draft, 1, "token")
     for scheme in ("optimal", "kseq", "recursive"):
         assert np.abs(theory.acceptance(target, draft, 1, scheme) - token).max() < 1e-12
@@ -196,7 +197,8 @@ def test_recursive_distinct(k):
     rng = np.random.default_rng(k)
     pairs = [p for name, p in PAIRS.items() if name not in ("equal", "both one-hot", "one token")]
     for target, draft in [*pairs, *zip(random_law(rng, 10, 5), random_law(rng, 10, 5))]:
-        assert abs(theory.acceptance(target, draft, k, "recursive_distinct") - without_replacement(target, draft, k)) < 1e-9
+        found = theory.acceptance(target, draft, k, "recursive_distinct")
+        assert abs(found - without_replacement(target, draft, k)) < 1e-9
     target, draft = random_law(rng, (), 6), random_law(rng, (), 6)
     exact = theory.acceptance(target, draft, k, "recursive_distinct")
     estimate = theory.acceptance(target, draft, k, "recursive_distinct", samples=4000, seed=1)
@@ -205,7 +207,7 @@ def test_recursive_distinct(k):
         assert theory.acceptance(*PAIRS[name], k, "recursive_distinct") == pytest.approx(1)
 
 
-RACE_PAIRS = [PAIRS[name] for name in ("equal", "disjoint", "one-hot target", "one-hot draft", "ties", "zeros", "nearly never")]
+RACE_PAIRS = [pair for name, pair in PAIRS.items() if name not in ("both one-hot", "one token")]
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
@@ -283,9 +285,10 @@ def index_entropy(target, draft):
     return total
 
 
-def test_index_entropy_and_race_bound():
+def test_index_entropy():
     rng = np.random.default_rng(11)
-    for target, draft in [*zip(random_law(rng, 40, 6, 2.0), random_law(rng, 40, 6, 2.0)), (np.array([0, 1.0]), np.array([0.75, 0.25]))]:
+    pairs = list(zip(random_law(rng, 40, 6, 2.0), random_law(rng, 40, 6, 2.0)))
+    for target, draft in [*pairs, (np.array([0, 1.0]), np.array([0.75, 0.25]))]:
         entropy = theory.rejection_index_entropy(target, draft)
         assert abs(entropy - index_entropy(target, draft)) < 1e-9
         positive = target > 0
@@ -293,13 +296,30 @@ def test_index_entropy_and_race_bound():
     # The geometric law of a one-hot target in closed form: p = 1/4.
     assert entropy == pytest.approx(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)) / 0.25)
     assert theory.rejection_index_entropy([0.5, 0.5], [0.5, 0.5]) == 0
-    # The bound holds for a chain's exact block efficiency under `race`.
-    target, draft = random_law(rng, (), 5, 2.0), random_law(rng, (), 5, 2.0)
-    bound = theory.race_bound(theory.rejection_index_entropy(target, draft), 5, 3)
-    assert bound == pytest.approx((np.log(5) + np.log(4)) / index_entropy(target, draft))
-    assert theory.block_efficiency(target=target, draft=draft, depth=3, scheme="race") <= bound
     with pytest.raises(ValueError, match="draft: "):
         theory.rejection_index_entropy([0.5, 0.5], [1.0, 0.0])
+
+
+def test_race_bound_holds_for_ranks_and_not_for_iid_indices():
+    """Against the exact tokens per call of chains and of the K-ary tree of the first K arrivals, same laws everywhere."""
+    rng = np.random.default_rng(14)
+    pairs = list(zip(random_law(rng, 30, 5, 2.0), random_law(rng, 30, 5, 2.0)))
+    pairs.insert(0, (np.array([0, 1.0]), np.array([0.75, 0.25])))
+    broken = 0
+    for target, draft in pairs:
+        ranks = [theory.acceptance(target, draft, n, "race") for n in range(1, len(target) + 1)]
+        chances = np.diff([0, *ranks])
+        entropy = -(chances[chances > 1e-15] @ np.log(chances[chances > 1e-15]))
+        assert theory.rank_entropy(target, draft) == pytest.approx(entropy, abs=1e-9)
+        for width, depth in ((1, 1), (1, 3), (2, 2), (4, 3)):
+            nodes = sum(width**i for i in range(1, depth + 1))
+            accepted = ranks[min(width, len(ranks)) - 1]
+            tokens = theory.block_efficiency([accepted] * depth)
+            assert tokens <= theory.race_bound(entropy, len(target), nodes) + 1e-9
+            broken += tokens > theory.race_bound(theory.rejection_index_entropy(target, draft), len(target), nodes)
+    assert theory.rank_entropy(*pairs[0]) == pytest.approx(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)))
+    assert broken > 0
+    assert theory.rank_entropy(*PAIRS["equal"]) < 1e-9 and theory.rank_entropy(*PAIRS["disjoint"]) == 0
 
 
 def heaviest_tree(probabilities, vocab, nodes, depth):
@@ -331,7 +351,8 @@ def test_drafting_tree_is_the_heaviest(nodes):
 
 
 def test_drafting_tree_of_tables():
-    assert theory.drafting_tree([0.6, 0.3, 0.1], 4) == ([-1, 0, -1, 1], [0, 0, 1, 0], pytest.approx([0.6, 0.36, 0.3, 0.216]))
+    tree = theory.drafting_tree([0.6, 0.3, 0.1], 4)
+    assert tree == ([-1, 0, -1, 1], [0, 0, 1, 0], pytest.approx([0.6, 0.36, 0.3, 0.216]))
     assert theory.drafting_tree([[1.0, 0.0], [0.5, 0.5]], 9)[:2] == ([-1, 0, 0], [0, 0, 1])  # no more paths
     assert theory.drafting_tree(torch.tensor([0.5, 0.5]), 0) == ([], [], [])
 
@@ -341,8 +362,8 @@ def test_block_efficiency():
     assert theory.block_efficiency(np.full((2, 3), 1.0)).tolist() == [4, 4]
     rng = np.random.default_rng(12)
     for _ in range(5):
-        laws = [{p: random_law(rng, (), 3) for n in range(3) for p in itertools.product(range(3), repeat=n)} for _ in "td"]
-        t, d = laws
+        prefixes = [p for n in range(3) for p in itertools.product(range(3), repeat=n)]
+        t, d = ({p: random_law(rng, (), 3) for p in prefixes} for _ in range(2))
         found = {
             scheme: theory.block_efficiency(target=t.get, draft=d.get, depth=3, scheme=scheme)
             for scheme in ("block", "token", "race")
@@ -366,14 +387,15 @@ def test_block_efficiency():
 
 
 def test_laws_of_a_language_models_size():
-    """Zipf-like pairs of 128 256 tokens: acceptances near those of such laws in general, and the loss by binning."""
-    rows = [zipf_pair(128_256, 1.0, np.random.default_rng(seed)) for seed in range(3)]
-    for k, optimum, kseq, recursive in ((2, 0.861, 0.819, 0.799), (4, 0.939, 0.876, 0.838), (8, 0.984, 0.926, 0.879)):
-        for target, draft in rows:
+    """Zipf-like pairs of 128 256 tokens: the gaps between rules, and the loss by 1024 bins."""
+    for seed in range(3):
+        target, draft = zipf_pair(128_256, 1.0, np.random.default_rng(seed))
+        for k, loss in ((2, 2e-4), (4, 2e-4), (8, 6e-4)):
             best = theory.optimal_acceptance(target, draft, k)
-            figures = [best] + [theory.acceptance(target, draft, k, scheme) for scheme in ("kseq", "recursive")]
-            assert np.abs(np.array(figures) - [optimum, kseq, recursive]).max() < 0.05
-            assert 0 <= best - theory.binned_acceptance(target, draft, k) < (2e-4 if k <= 4 else 6e-4)
+            kseq, recursive = (theory.acceptance(target, draft, k, scheme) for scheme in ("kseq", "recursive"))
+            assert 0.03 < best - kseq < 0.1 and 0.015 < kseq - recursive < 0.06
+            assert 0 <= best - theory.binned_acceptance(target, draft, k) < loss
+            assert best - theory.binned_acceptance(target, draft, k, bins=16) > 10 * loss  # few bins do cost
 
 
 @pytest.mark.parametrize(
@@ -455,7 +477,7 @@ def test_command(tmp_path, capsys):
         assert again == rows
     for arguments, part in (
         (["--target", str(tmp_path / "t.npy")], "expected both or neither"),
-        (["--target", str(tmp_path / "t.npy"), "--draft", str(tmp_path / "d.txt")], "target: expected finite numbers >= 0"),
+        (["--target", str(tmp_path / "t.npy"), "--draft", str(tmp_path / "d.txt")], "target: expected finite numbers"),
         (["--target", str(tmp_path / "none.npy"), "--draft", str(tmp_path / "d.txt")], "target: cannot read"),
     ):
         assert cli.main(["theory", *arguments]) == 1

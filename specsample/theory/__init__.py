@@ -15,7 +15,15 @@ from .distinct import distinct_acceptance
 from .efficiency import block_efficiency
 from .lp import lp_acceptance
 from .optimal import binned_acceptance, optimal_acceptance, optimal_law, two_draft_condition
-from .race import Bracketed, arrivals_acceptance, lists_acceptance, race_acceptance, race_bound, rejection_index_entropy
+from .race import (
+    Bracketed,
+    arrivals_acceptance,
+    lists_acceptance,
+    race_acceptance,
+    race_bound,
+    rank_entropy,
+    rejection_index_entropy,
+)
 from .thresholds import clipped_mass, kseq_threshold, recursive_thresholds
 from .tree import DraftingTree, drafting_tree
 
@@ -37,6 +45,7 @@ __all__ = [
     "optimal_law",
     "race_acceptance",
     "race_bound",
+    "rank_entropy",
     "recursive_thresholds",
     "rejection_index_entropy",
     "two_draft_condition",

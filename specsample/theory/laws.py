@@ -13,7 +13,8 @@ def law(values, name):
     Rows must be non-negative and finite and sum to one within the rounding of their dtype (1e-6 in float64, 1e-4 in
     float32, 1e-2 in half precision); ValueError names the argument otherwise.
     """
-    tolerance = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-2}.get(str(getattr(values, "dtype", "")).split(".")[-1], 1e-6)
+    dtype = str(getattr(values, "dtype", "")).split(".")[-1]
+    tolerance = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-2}.get(dtype, 1e-6)
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
     try:

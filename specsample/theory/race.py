@@ -83,7 +83,7 @@ def _lists(t, d, k):
         phi = np.minimum(d * np.cumsum(piece[::-1])[::-1], 1.0)
         accepted = 1 - (1 - decay) * (1 - phi) ** (k - 1)
         total += weight * k * np.exp(-k * x) * (t @ accepted)
-    return total
+    return min(total, 1.0)  # the rule's error is about 1e-13
 
 
 class Bracketed(NamedTuple):
@@ -127,16 +127,16 @@ def _arrivals(t, d, k, knots):
         even[[0, -1]] = distinct[[0, -1]]
         heavy = r[np.minimum(np.searchsorted(np.cumsum(mass), np.linspace(0, mass.sum(), knots - len(even))), len(r) - 1)]
         distinct = np.unique(np.concatenate([even, heavy]))
-    F = _within(t, d, distinct, k)
+    F = np.minimum(_ranks(t, d, distinct, k).sum(0), 1.0)  # the rule's error is about 1e-13
     right = np.minimum(np.searchsorted(distinct, r), len(distinct) - 1)
     left = np.where(distinct[right] == r, right, np.maximum(right - 1, 0))
-    value = mass @ np.interp(np.log(r), np.log(distinct), F)
+    value = min(1.0, mass @ np.interp(np.log(r), np.log(distinct), F))
     most, least = mass @ F[left], mass @ F[right]
     return float(value), float(max(most - value, value - least, 0.0))
 
 
-def _within(t, d, r, k):
-    """F at ratios r [m]: at most k − 1 others before. The recursion over tokens runs for all ratios and nodes at once."""
+def _ranks(t, d, r, k):
+    """Chance of exactly n others before a winner of ratio r: r [m] -> [k, m]. All ratios and nodes of s run at once."""
     s, weight = _nodes(1 + max(float(np.maximum(x * d - t, 0).sum()) for x in r))
     chance = np.zeros((k, len(r), len(s)))  # of exactly n arrivals before, n < k
     chance[0] = 1.0
@@ -149,7 +149,7 @@ def _within(t, d, r, k):
         for n in range(k - 1, 0, -1):
             chance[n, first:] = chance[n, first:] * stay + chance[n - 1, first:] * (1 - stay)
         chance[0, first:] *= stay
-    return (chance.sum(0) * np.exp(-s) * weight).sum(-1)
+    return (chance * (np.exp(-s) * weight)).sum(-1)
 
 
 def rejection_index_entropy(target, draft):
@@ -199,11 +199,34 @@ def _entropy(t, d):
         c = c + total / q if c + total / q > c else end  # a mass below the last bit of c must not stop the walk
 
 
-def race_bound(entropy, vocab, k):
-    """Bound on tokens per target call of any drafting tree of k nodes: (log V + log(k + 1)) / H[R].
+def rank_entropy(target, draft):
+    """H[R] in nats: R the rank of the target's winner among the distinct arrivals of the draft's race on the same clocks.
 
-    Kobus and Gündüz 2025. entropy: H[R] in nats of the laws along the text (`rejection_index_entropy`, constant or an
-    average), a number or [...]; vocab: V; k: nodes of the tree -> float64 [...]; inf where the entropy is 0
+    P(R <= n) is `arrivals_acceptance` with n children; never arriving (d = 0) counts as one more value of R.
+    target, draft: [..., V], V <= 128 (all V ranks are needed: V³ work; ValueError beyond) -> float64 [...]
+    """
+    target, draft = pair(target, draft)
+    expect(target.shape[-1] <= 128, "target", "V <= 128", f"V = {target.shape[-1]}")
+    return rowwise(_rank_entropy, target, draft)
+
+
+def _rank_entropy(t, d):
+    t, d, rows = _by_finite_ratio(t, d)
+    able = rows.ratio > 0
+    chances = _ranks(t, d, rows.ratio[able], len(t)) @ t[able] if able.any() else np.zeros(1)
+    chances = np.append(chances, max(1 - t.sum(), 0.0))
+    chances = chances[chances > 1e-15]
+    return float(max(-(chances @ np.log(chances)), 0.0))
+
+
+def race_bound(entropy, vocab, k):
+    """Bound on tokens per target call of any drafting tree of k nodes under `race`: (log V + log(k + 1)) / H[R].
+
+    Kobus and Gündüz 2025. A round ends at one of k + 1 nodes with one of at most V ranks, and by Wald's identity the
+    entropy of that exit is H[R] a token. So R must be the rank among distinct arrivals (`rank_entropy`), the same at every
+    prefix. The index among i.i.d. proposals (`rejection_index_entropy`) has no bounded range and a larger entropy, which
+    would give a "bound" that races exceed.
+    entropy: nats, a number or [...]; vocab: V; k: nodes of the tree, >= 0 -> float64 [...]; inf where the entropy is 0
     """
     entropy = np.asarray(entropy, dtype=np.float64)
     expect(bool((entropy >= 0).all()), "entropy", "numbers >= 0", "others among them")

@@ -1,5 +1,6 @@
 """`python -m specsample theory`: acceptance of every scheme at one node, beside the optimum."""
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read(path, name, logits):
             values = torch.load(path, map_location="cpu", weights_only=True)
         else:
             values = np.loadtxt(path)
-    except (OSError, EOFError, ValueError, RuntimeError) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(f"{name}: cannot read {path}: {error}") from error
     if not logits:
         return values
@@ -65,9 +66,8 @@ def text(options):
         target, draft = zipf_pair(options.vocab, options.noise, np.random.default_rng(options.seed))
         title = f"Zipf-like laws, V = {options.vocab}, draft logits = target logits + N(0, {options.noise:g}²)"
     else:
-        laws = read(options.target, "target", options.logits), read(options.draft, "draft", options.logits)
+        target, draft = read(options.target, "target", options.logits), read(options.draft, "draft", options.logits)
         title = f"{options.target} and {options.draft}"
-        target, draft = laws
     target, draft = pair(target, draft)
     lines = [f"acceptance at one node, {title}", f"  {'children':<20}" + "".join(f"{k:>9}" for k in options.k)]
     notes = set()
