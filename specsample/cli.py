@@ -46,7 +46,7 @@ def parser():
     demo.add_argument("--color", action="store_true", help="colours even when the output is not a terminal")
     demo.add_argument("--no-color", action="store_true")
     theory = commands.add_parser("theory", help="acceptance of every scheme for two laws, beside the optimum")
-    theory.add_argument("--target", metavar="FILE", help="target law [..., V]: .npy, .pt or .txt; over rows the mean is shown")
+    theory.add_argument("--target", metavar="FILE", help="target law [..., V]: .npy, .pt or .txt; rows are averaged")
     theory.add_argument("--draft", metavar="FILE", help="draft law, likewise; without files: synthetic Zipf-like laws")
     theory.add_argument("--logits", action="store_true", help="the files hold logits, not probabilities")
     theory.add_argument("--vocab", type=_positive, default=1000, help="size of the synthetic vocabulary (1000)")
@@ -54,7 +54,7 @@ def parser():
     theory.add_argument("--seed", type=int, default=0)
     theory.add_argument("-k", type=_positive, nargs="+", default=[1, 2, 4, 8], help="children a node (1 2 4 8)")
     theory.add_argument("--samples", type=_positive, default=1000,
-                        help="draws that estimate recursive_distinct where it is too large to enumerate (1000)")  # fmt: skip
+                        help="draws that estimate recursive_distinct on large vocabularies (1000)")  # fmt: skip
     return top
 
 

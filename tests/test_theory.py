@@ -301,7 +301,7 @@ def test_index_entropy():
 
 
 def test_race_bound_holds_for_ranks_and_not_for_iid_indices():
-    """Against the exact tokens per call of chains and of the K-ary tree of the first K arrivals, same laws everywhere."""
+    """Against the exact tokens per call of chains and K-ary trees of first arrivals, the same laws everywhere."""
     rng = np.random.default_rng(14)
     pairs = list(zip(random_law(rng, 30, 5, 2.0), random_law(rng, 30, 5, 2.0)))
     pairs.insert(0, (np.array([0, 1.0]), np.array([0.75, 0.25])))
@@ -438,7 +438,8 @@ def test_tensors_and_leading_dimensions():
         single = theory.acceptance(target[1, 0], draft[0], k, scheme)
         assert np.ndim(single) == 0 and found[1] == pytest.approx([single] * 4)
     assert theory.lp_acceptance(target, draft, 2).shape == theory.kseq_threshold(target, draft, 2).shape == (2, 4)
-    assert theory.recursive_thresholds(target, draft, 2).shape == theory.optimal_law(target, draft, 2).b.shape == (2, 4, 3)
+    assert theory.recursive_thresholds(target, draft, 2).shape == (2, 4, 3)
+    assert theory.optimal_law(target, draft, 2).b.shape == (2, 4, 3)
     assert theory.two_draft_condition(target, draft).dtype == bool
 
 

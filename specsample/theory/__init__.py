@@ -1,8 +1,8 @@
 """Acceptance probabilities of the schemes, the optimum they are held against, and shapes of drafting trees.
 
-Laws are float64 arrays (or torch tensors) [..., V] of probabilities, one law a row; leading dimensions broadcast. t is the
-target's law, d the draft's, k the number of children drawn at the node. Needs NumPy; `lp_acceptance` also needs SciPy:
-pip install "specsample[theory]".
+Laws are float64 arrays (or torch tensors) [..., V] of probabilities, one law a row; leading dimensions broadcast. t
+is the target's law, d the draft's, k the number of children drawn at the node. Needs NumPy; `lp_acceptance` also
+needs SciPy: pip install "specsample[theory]".
 """
 
 try:

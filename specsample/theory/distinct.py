@@ -13,10 +13,10 @@ LIMIT = 200_000  # ordered draws of k − 1 children
 def distinct_acceptance(target, draft, k, *, samples=None, seed=0):
     """Recursive rejection sampling without replacement (EAGLE; Jeon et al. 2024, "Recursive speculative decoding").
 
-    After the children R were rejected the residual is (t − c·d)⁺ / Z(c), with c ← c + Z(c) / (1 − d(R before)). The last
-    child's acceptance is summed in closed form; the k − 1 before it are enumerated in every order, which is exact but
-    limited to 200 000 orders (any V at k <= 2, V <= 59 at k = 4). Beyond that pass `samples`: the mean over that many
-    seeded draws of the first k − 1 children of the exact probability given them; its standard error is below
+    After the children R were rejected the residual is (t − c·d)⁺ / Z(c), with c ← c + Z(c) / (1 − d(R before)). The
+    last child's acceptance is summed in closed form; the k − 1 before it are enumerated in every order, which is
+    exact but limited to 200 000 orders (any V at k <= 2, V <= 59 at k = 4). Beyond that pass `samples`: the mean over
+    that many seeded draws of the first k − 1 children of the exact probability given them; its standard error is below
     0.5/sqrt(samples).
     target, draft: [..., V] -> float64 [...]; ValueError beyond the limit without `samples`
     """
@@ -25,7 +25,7 @@ def distinct_acceptance(target, draft, k, *, samples=None, seed=0):
     if samples is None:
         orders = math.perm(target.shape[-1], k - 1)
         expect(0 < orders <= LIMIT or k > target.shape[-1] and math.factorial(target.shape[-1]) <= LIMIT, "k",
-               f"at most {LIMIT} orders of k - 1 children for scheme recursive_distinct (pass samples= for an estimate)",
+               f"at most {LIMIT} orders of k - 1 children under recursive_distinct (pass samples= for an estimate)",
                f"k = {k} of V = {target.shape[-1]}")  # fmt: skip
         return rowwise(lambda t, d: 1 - _rejected(t, d, np.ones(len(d), bool), 1.0, 0.0, k), target, draft)
     samples, generator = count(samples, "samples"), np.random.default_rng(seed)

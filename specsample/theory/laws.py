@@ -30,9 +30,10 @@ def law(values, name):
 
 
 def pair(target, draft):
-    """(target, draft): checked laws of one broadcast shape [..., V]; ValueError when V or leading dimensions disagree."""
+    """(target, draft): checked laws of one broadcast shape [..., V]; ValueError when they do not fit."""
     target, draft = law(target, "target"), law(draft, "draft")
-    expect(target.shape[-1] == draft.shape[-1], "draft", f"V = {target.shape[-1]} as in target", f"V = {draft.shape[-1]}")
+    width = target.shape[-1]
+    expect(draft.shape[-1] == width, "draft", f"V = {width} as in target", f"V = {draft.shape[-1]}")
     try:
         return np.broadcast_arrays(target, draft)
     except ValueError as error:

@@ -1,8 +1,8 @@
 """The best possible acceptance with k i.i.d. children, in closed form, and what the binned scheme `optimal` accepts.
 
 D = max_S { d(S)^k − t(S) } is the least rejection probability: when all children lie in S, which happens with
-probability d(S)^k, the emitted child lies in S too, and the target allows that only t(S) often. The maximiser is a set of
-tokens with the smallest ratios t/d, so one scan over sorted ratios finds it. For k = 2: Khisti et al. 2024
+probability d(S)^k, the emitted child lies in S too, and the target allows that only t(S) often. The maximiser is a
+set of tokens with the smallest ratios t/d, so one scan over sorted ratios finds it. For k = 2: Khisti et al. 2024
 ("Multi-draft speculative sampling: canonical decomposition and theoretical limits"), Theorems 2 and 3.
 """
 

@@ -1,8 +1,8 @@
 """Acceptance of the exponential race on shared clocks, and the bound on tokens per target call.
 
-With clocks E_i ~ Exp(1) the target's token is argmin E_i/t_i and drafts come from E_i/d_i on the same clocks. Given that
-token j wins for the target at E_j = s·t_j, the other clocks are s·t_i plus fresh ones, so everything depends on j through
-its ratio r_j = t_j/d_j and on the excess a_i = (r_j·d_i − t_i)⁺, A(r) = Σ_i (r·d_i − t_i)⁺.
+With clocks E_i ~ Exp(1) the target's token is argmin E_i/t_i and drafts come from E_i/d_i on the same clocks. Given
+that token j wins for the target at E_j = s·t_j, the other clocks are s·t_i plus fresh ones, so everything depends on
+j through its ratio r_j = t_j/d_j and on the excess a_i = (r_j·d_i − t_i)⁺, A(r) = Σ_i (r·d_i − t_i)⁺.
 
 Integrals over s run over log s by the trapezoidal rule. Integrands are sums of exponentials s·e^(−λs), whose strip of
 analyticity in log s has half-width π/2 for every rate λ, so the step below leaves a relative error of about
@@ -42,7 +42,7 @@ def race_acceptance(target, draft):
 
 
 def lists_acceptance(target, draft, k):
-    """k clock lists: child l is the draft's winner on list l, the target's token argmin_i min_l E_i^(l)/t_i. O(V log V).
+    """k clock lists: child l is the draft's winner on list l, the target's token argmin_i min_l E_i^(l)/t_i.
 
     The probability that some child is the target's token,
 
@@ -50,8 +50,8 @@ def lists_acceptance(target, draft, k):
         φ_j(x) = d_j ∫_{x r_j}^∞ exp(−Σ_i (d_i y − x t_i)⁺) dy,
 
     since on the list where j won it is the child too unless an excess clock comes before, and on each other list, whose
-    clocks are all above x·t_i, it is the child with probability φ_j(x), a sum of exponentials between sorted ratios. One
-    integral is left, taken numerically (error below 1e-11). k = 1 is `race_acceptance`.
+    clocks are all above x·t_i, it is the child with probability φ_j(x), a sum of exponentials between sorted ratios.
+    One integral is left, taken numerically (error below 1e-11). k = 1 is `race_acceptance`.
     Gumbel list sampling (Rowan et al. 2025), which bounds this from below; the integral is exact.
     target, draft: [..., V]; k >= 1 -> float64 [...]
     """
@@ -78,7 +78,7 @@ def _lists(t, d, k):
     total = 0.0
     for x, weight in zip(*_nodes(k + A[t > 0].max(initial=0.0))):
         decay = np.exp(-x * A)
-        # ∫ over [r_a, r_{a+1}] of exp(−x A) is (e^(−x A_a) − e^(−x A_{a+1})) / (x·slope), and to infinity after the last
+        # ∫ of exp(−x A) over [r_a, r_{a+1}] is (e^(−x A_a) − e^(−x A_{a+1})) / (x·slope); the last goes to infinity
         piece = -decay * np.expm1(-x * np.diff(A, append=np.inf)) / slope
         phi = np.minimum(d * np.cumsum(piece[::-1])[::-1], 1.0)
         accepted = 1 - (1 - decay) * (1 - phi) ** (k - 1)
@@ -97,10 +97,11 @@ def arrivals_acceptance(target, draft, k, knots=128):
     """Chance that the target's token is among the first k arrivals of the draft's race (`race` with k children).
 
     Σ_j t_j F(r_j), F(r) = ∫ e^(−s) P(N ≤ k − 1) ds, N the number of tokens that arrive before j in the draft's race:
-    independent events of probability 1 − exp(−s (r·d_i − t_i)⁺) (N is Poisson-binomial, summed by its recursion). There is no
-    short closed form for k > 1; the integral is numerical to about 1e-12. F falls with r, so with more than `knots`
-    distinct ratios F is computed at `knots` of them and interpolated in log r, and `error` bounds rigorously what that
-    can change; otherwise error is 0. Work V·knots·k·130: seconds at V = 30 000. k = 1 is `race_acceptance`, exactly.
+    independent events of probability 1 − exp(−s (r·d_i − t_i)⁺) (N is Poisson-binomial, summed by its recursion).
+    There is no short closed form for k > 1; the integral is numerical to about 1e-12. F falls with r, so with more
+    than `knots` distinct ratios F is computed at `knots` of them and interpolated in log r, and `error` bounds
+    rigorously what that can change; otherwise error is 0. Work V·knots·k·130: seconds at V = 30 000. k = 1 is
+    `race_acceptance`, exactly.
     Kobus and Gündüz 2025 ("Speculative decoding with exponential races"), its batch of drafts.
     target, draft: [..., V]; k >= 1, knots >= 2 -> Bracketed(value, error), float64 [...]
     """
@@ -125,7 +126,8 @@ def _arrivals(t, d, k, knots):
     if len(distinct) > knots:  # half of them evenly in log r, half by the target's mass
         even = np.exp(np.linspace(np.log(distinct[0]), np.log(distinct[-1]), knots // 2))
         even[[0, -1]] = distinct[[0, -1]]
-        heavy = r[np.minimum(np.searchsorted(np.cumsum(mass), np.linspace(0, mass.sum(), knots - len(even))), len(r) - 1)]
+        level = np.linspace(0, mass.sum(), knots - len(even))
+        heavy = r[np.minimum(np.searchsorted(np.cumsum(mass), level), len(r) - 1)]
         distinct = np.unique(np.concatenate([even, heavy]))
     F = np.minimum(_ranks(t, d, distinct, k).sum(0), 1.0)  # the rule's error is about 1e-13
     right = np.minimum(np.searchsorted(distinct, r), len(distinct) - 1)
@@ -200,7 +202,7 @@ def _entropy(t, d):
 
 
 def rank_entropy(target, draft):
-    """H[R] in nats: R the rank of the target's winner among the distinct arrivals of the draft's race on the same clocks.
+    """H[R] in nats: R the rank of the target's winner among the distinct arrivals of the draft's race.
 
     P(R <= n) is `arrivals_acceptance` with n children; never arriving (d = 0) counts as one more value of R.
     target, draft: [..., V], V <= 128 (all V ranks are needed: V³ work; ValueError beyond) -> float64 [...]
@@ -223,9 +225,9 @@ def race_bound(entropy, vocab, k):
     """Bound on tokens per target call of any drafting tree of k nodes under `race`: (log V + log(k + 1)) / H[R].
 
     Kobus and Gündüz 2025. A round ends at one of k + 1 nodes with one of at most V ranks, and by Wald's identity the
-    entropy of that exit is H[R] a token. So R must be the rank among distinct arrivals (`rank_entropy`), the same at every
-    prefix. The index among i.i.d. proposals (`rejection_index_entropy`) has no bounded range and a larger entropy, which
-    would give a "bound" that races exceed.
+    entropy of that exit is H[R] a token. So R must be the rank among distinct arrivals (`rank_entropy`), the same at
+    every prefix. The index among i.i.d. proposals (`rejection_index_entropy`) has no bounded range and a larger
+    entropy, which would give a "bound" that races exceed.
     entropy: nats, a number or [...]; vocab: V; k: nodes of the tree, >= 0 -> float64 [...]; inf where the entropy is 0
     """
     entropy = np.asarray(entropy, dtype=np.float64)

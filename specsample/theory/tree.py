@@ -17,7 +17,7 @@ class DraftingTree(NamedTuple):
 
 
 def drafting_tree(probabilities, nodes):
-    """The tree of `nodes` nodes whose paths carry the most probability, taken greedily: the heaviest frontier node next.
+    """The tree of `nodes` nodes whose paths carry the most probability, taken greedily, heaviest first.
 
     A node's weight is the probability of its path and never exceeds its parent's, so the greedy tree is the heaviest of
     its size, and the sum of its weights is the expected number of accepted tokens when target and draft agree. A heap
@@ -28,8 +28,8 @@ def drafting_tree(probabilities, nodes):
         a callable: prefix (tuple of token ids below the root) -> [V], or None where the tree must end;
         an array [V], the same law everywhere; an array [L, V], a law for each depth, which ends the tree at depth L
     nodes: int >= 0
-    -> DraftingTree(parents, tokens, weights), lists; fewer than `nodes` entries when no path of positive weight is left.
-    Equal weights go to the node that entered the heap first, then to the lower token id.
+    -> DraftingTree(parents, tokens, weights), lists; fewer than `nodes` entries when no path of positive weight is
+    left. Equal weights go to the node that entered the heap first, then to the lower token id.
     """
     nodes = count(nodes, "nodes", 0)
     after = probabilities if callable(probabilities) else _table(law(probabilities, "probabilities"))
