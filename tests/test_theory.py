@@ -428,6 +428,18 @@ def test_bad_arguments_are_named(call, message):
         call()
 
 
+@pytest.mark.filterwarnings("error")
+def test_vanishing_probabilities():
+    """A draft probability of 1e-17 or 1e-320 is as good as none, without overflow on the way."""
+    target = np.array([0.5, 0.3, 0.2])
+    for tiny in (1e-17, 1e-320):
+        for scheme in theory.SCHEMES:
+            k = 1 if scheme in ("token", "block") else 2
+            found, without = (theory.acceptance(target, [x, 0.4, 0.6], k, scheme) for x in (tiny, 0.0))
+            assert found == pytest.approx(without, abs=1e-9)
+        assert theory.optimal_law(target, [tiny, 0.4, 0.6], 2).b.sum() == pytest.approx(1)
+
+
 def test_tensors_and_leading_dimensions():
     target = torch.tensor([[[0.5, 0.3, 0.2]], [[0.2, 0.2, 0.6]]])  # float32 [2, 1, 3]
     draft = torch.full((4, 3), 1 / 3, dtype=torch.float64)

@@ -11,7 +11,7 @@ def law(values, name):
     """A checked law: values array or tensor [..., V] -> float64 [..., V], each row scaled to sum to one.
 
     Rows must be non-negative and finite and sum to one within the rounding of their dtype (1e-6 in float64, 1e-4 in
-    float32, 1e-2 in half precision); ValueError names the argument otherwise.
+    float32, 1e-2 in half precision); ValueError names the argument otherwise. Probabilities below 1e-290 count as 0.
     """
     dtype = str(getattr(values, "dtype", "")).split(".")[-1]
     tolerance = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-2}.get(dtype, 1e-6)
@@ -26,7 +26,8 @@ def law(values, name):
     total = values.sum(-1, keepdims=True)
     worst = float(np.abs(total - 1).max()) if total.size else 0.0
     expect(worst <= tolerance, name, "rows that sum to one", f"a row that is off by {worst:.3g}")
-    return values / total
+    values = values / total
+    return np.where(values < 1e-290, 0.0, values)  # so that every ratio t/d is finite
 
 
 def pair(target, draft):

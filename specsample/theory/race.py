@@ -36,7 +36,7 @@ def race_acceptance(target, draft):
     rows = by_ratio(target, draft)
     t, d = (np.take_along_axis(x, rows.order, -1) for x in (target, draft))
     both = (t > 0) & (d > 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         total = rows.upper_target[..., :-1] / t + rows.lower_draft[..., :-1] / d
         return np.where(both, 1 / total, 0.0).sum(-1)
 
