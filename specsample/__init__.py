@@ -25,3 +25,12 @@ __all__ = [
     "schemes",
     "verify",
 ]
+
+
+def __getattr__(name):
+    """`specsample.theory` on first use: it needs NumPy, the rest does not."""
+    if name != "theory":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return importlib.import_module(".theory", __name__)

@@ -1,4 +1,4 @@
-"""The command line: demo, info, bench."""
+"""The command line: demo, info, bench, theory."""
 
 import argparse
 import runpy
@@ -20,6 +20,10 @@ def main(arguments=None):
     if options.command == "info":
         print(info())
         return 0
+    if options.command == "theory":
+        from .theory.table import main as theory
+
+        return theory(options)
     from .demo import demo
 
     return demo(options)
@@ -41,6 +45,16 @@ def parser():
     demo.add_argument("--drafter", choices=["student", "ngram"], help="only this drafter")
     demo.add_argument("--color", action="store_true", help="colours even when the output is not a terminal")
     demo.add_argument("--no-color", action="store_true")
+    theory = commands.add_parser("theory", help="acceptance of every scheme for two laws, beside the optimum")
+    theory.add_argument("--target", metavar="FILE", help="target law [..., V]: .npy, .pt or .txt; rows are averaged")
+    theory.add_argument("--draft", metavar="FILE", help="draft law, likewise; without files: synthetic Zipf-like laws")
+    theory.add_argument("--logits", action="store_true", help="the files hold logits, not probabilities")
+    theory.add_argument("--vocab", type=_positive, default=1000, help="size of the synthetic vocabulary (1000)")
+    theory.add_argument("--noise", type=float, default=1.0, help="standard deviation of draft - target logits (1)")
+    theory.add_argument("--seed", type=int, default=0)
+    theory.add_argument("-k", type=_positive, nargs="+", default=[1, 2, 4, 8], help="children a node (1 2 4 8)")
+    theory.add_argument("--samples", type=_positive, default=1000,
+                        help="draws that estimate recursive_distinct on large vocabularies (1000)")  # fmt: skip
     return top
 
 

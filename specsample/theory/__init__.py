@@ -1,0 +1,52 @@
+"""Acceptance probabilities of the schemes, the optimum they are held against, and shapes of drafting trees.
+
+Laws are float64 arrays (or torch tensors) [..., V] of probabilities, one law a row; leading dimensions broadcast. t
+is the target's law, d the draft's, k the number of children drawn at the node. Needs NumPy; `lp_acceptance` also
+needs SciPy: pip install "specsample[theory]".
+"""
+
+try:
+    import numpy  # noqa: F401
+except ImportError as error:
+    raise ImportError('specsample.theory needs NumPy: pip install "specsample[theory]"') from error
+
+from .acceptance import SCHEMES, acceptance
+from .distinct import distinct_acceptance
+from .efficiency import block_efficiency
+from .lp import lp_acceptance
+from .optimal import binned_acceptance, optimal_acceptance, optimal_law, two_draft_condition
+from .race import (
+    Bracketed,
+    arrivals_acceptance,
+    lists_acceptance,
+    race_acceptance,
+    race_bound,
+    rank_entropy,
+    rejection_index_entropy,
+)
+from .thresholds import clipped_mass, kseq_threshold, recursive_thresholds
+from .tree import DraftingTree, drafting_tree
+
+__all__ = [
+    "SCHEMES",
+    "Bracketed",
+    "DraftingTree",
+    "acceptance",
+    "arrivals_acceptance",
+    "binned_acceptance",
+    "block_efficiency",
+    "clipped_mass",
+    "distinct_acceptance",
+    "drafting_tree",
+    "kseq_threshold",
+    "lists_acceptance",
+    "lp_acceptance",
+    "optimal_acceptance",
+    "optimal_law",
+    "race_acceptance",
+    "race_bound",
+    "rank_entropy",
+    "recursive_thresholds",
+    "rejection_index_entropy",
+    "two_draft_condition",
+]

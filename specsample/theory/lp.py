@@ -1,0 +1,45 @@
+"""The transport problem itself as a linear program, for small vocabularies: what the closed form is compared with."""
+
+import itertools
+
+import numpy as np
+
+from ..errors import expect
+from .laws import count, pair, rowwise
+
+LIMIT = 100_000  # tuples of children, V^k
+
+
+def lp_acceptance(target, draft, k):
+    """The largest probability that the emitted token is one of k i.i.d. children, by linear programming (HiGHS).
+
+    Variables: the mass that goes from each set of children to each of its members; at most the set's probability, at
+    most t of each token (SpecTr, Sun et al. 2023, equation 2, with equal sets of children merged).
+    target, draft: [..., V] -> float64 [...], to the solver's tolerance of about 1e-8. ValueError when V^k > 100 000,
+    ImportError without SciPy.
+    """
+    target, draft = pair(target, draft)
+    k, width = count(k, "k"), target.shape[-1]
+    expect(width**k <= LIMIT, "target", f"V^k <= {LIMIT} (a linear program that large would take minutes; "
+           "optimal_acceptance is its closed form)", f"{width}^{k}")  # fmt: skip
+    try:
+        from scipy.optimize import linprog
+        from scipy.sparse import csr_matrix
+    except ImportError as error:
+        raise ImportError('lp_acceptance needs SciPy: pip install "specsample[theory]"') from error
+    return rowwise(lambda t, d: _solve(t, d, k, linprog, csr_matrix), target, draft)
+
+
+def _solve(t, d, k, linprog, csr_matrix):
+    weight = {}
+    for children in itertools.product(np.flatnonzero(d > 0).tolist(), repeat=k):
+        key = frozenset(children)
+        weight[key] = weight.get(key, 0.0) + float(np.prod(d[list(children)]))
+    arcs = [(row, token) for row, members in enumerate(weight) for token in members]
+    rows = [row for row, _ in arcs] + [len(weight) + token for _, token in arcs]
+    columns = list(range(len(arcs))) * 2
+    matrix = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(weight) + len(t), len(arcs)))
+    done = linprog(-np.ones(len(arcs)), A_ub=matrix, b_ub=np.concatenate([list(weight.values()), t]), method="highs")
+    if done.status != 0:
+        raise RuntimeError(f"lp_acceptance: the solver stopped without a solution: {done.message}")
+    return -done.fun

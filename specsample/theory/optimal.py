@@ -1,0 +1,95 @@
+"""The best possible acceptance with k i.i.d. children, in closed form, and what the binned scheme `optimal` accepts.
+
+D = max_S { d(S)^k − t(S) } is the least rejection probability: when all children lie in S, which happens with
+probability d(S)^k, the emitted child lies in S too, and the target allows that only t(S) often. The maximiser is a
+set of tokens with the smallest ratios t/d, so one scan over sorted ratios finds it. For k = 2: Khisti et al. 2024
+("Multi-draft speculative sampling: canonical decomposition and theoretical limits"), Theorems 2 and 3.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .laws import by_ratio, count, pair, ratio, rowwise
+
+
+class OptimalLaw(NamedTuple):
+    """D: least rejection probability; c1, c2: the clips; b: law of the selected child."""
+
+    D: np.ndarray  # [...]
+    c1: np.ndarray  # [...]
+    c2: np.ndarray  # [...]
+    b: np.ndarray  # [..., V]
+
+
+def _rejection(rows, k):
+    return np.maximum((rows.lower_draft**k - rows.lower_target).max(-1), 0.0)
+
+
+def optimal_acceptance(target, draft, k):
+    """1 − D, D = max_S { d(S)^k − t(S) }: the optimum of the transport LP, O(V log V).
+
+    target, draft: [..., V]; k >= 1 -> float64 [...]
+    """
+    target, draft = pair(target, draft)
+    return (1 - _rejection(by_ratio(target, draft), count(k, "k")))[()]
+
+
+def optimal_law(target, draft, k):
+    """The law b = min(max(t, c2·d), c1·d) of the child that an optimal scheme selects, and its constants.
+
+    Σ (t − c1·d)⁺ = D = Σ (c2·d − t)⁺, so Σ min(t, b) = 1 − D and the residual is (t − c1·d)⁺ / D. k = 1 gives b = d.
+    The canonical decomposition (Khisti et al. 2024, Theorem 1) for any k.
+    target, draft: [..., V]; k >= 1 -> OptimalLaw(D, c1, c2 [...], b [..., V]), float64
+    """
+    target, draft = pair(target, draft)
+    rows = by_ratio(target, draft)
+    rejection = _rejection(rows, count(k, "k"))
+    low, high = _clips(rows, rejection)
+    b = np.minimum(np.maximum(target, low[..., None] * draft), high[..., None] * draft)
+    return OptimalLaw(rejection[()], high[()], low[()], b)
+
+
+def _clips(rows, rejection):
+    """(c2, c1), from Σ (t − c·d)⁺ = max over upper sets of t(S) − c·d(S), and its mirror image for lower sets.
+
+    Both equations have a root on the right side of 1, and 1 itself is one where a whole interval solves them.
+    """
+    gap = rejection[..., None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        high = np.where(rows.upper_draft > 0, (rows.upper_target - gap) / rows.upper_draft, 0.0).max(-1)
+        low = np.where(rows.lower_draft > 0, (rows.lower_target + gap) / rows.lower_draft, np.inf).min(-1)
+    # A draft probability of 1e-300 turns a rounding error above into a clip above every ratio.
+    largest = np.where(np.isfinite(rows.ratio), rows.ratio, 0.0).max(-1)
+    return np.minimum(low, 1.0), np.maximum(np.minimum(high, largest), 1.0)
+
+
+def two_draft_condition(target, draft, tolerance=1e-12):
+    """Whether two i.i.d. children can always be accepted: t(S) >= d(S)² for all S, checked by the sorted scan.
+
+    Khisti et al. 2024, Theorem 2. A violation of at most `tolerance` counts as rounding.
+    target, draft: [..., V] -> bool [...]
+    """
+    target, draft = pair(target, draft)
+    return _rejection(by_ratio(target, draft), 2) <= tolerance
+
+
+def binned_acceptance(target, draft, k, bins=1024):
+    """What `optimal` accepts when it knows ratios t/d by bin only: `bins` linear bins on [0, k] and one for the rest.
+
+    The selected child's law is ρ_bin·d, ρ_bin = min(max(T/D of the bin, c2), c1), so acceptance is Σ min(t, ρ_bin·d), a
+    little below `optimal_acceptance`. Tokens without draft probability count in the last bin's T alone.
+    target, draft: [..., V]; k, bins >= 1 -> float64 [...]
+    """
+    target, draft = pair(target, draft)
+    k, bins = count(k, "k"), count(bins, "bins")
+    return rowwise(lambda t, d: _binned(t, d, k, bins), target, draft)
+
+
+def _binned(t, d, k, bins):
+    cell = np.minimum(ratio(t, d) * (bins / k), bins).astype(np.int64)
+    T, D = np.bincount(cell, t, bins + 1), np.bincount(cell, d, bins + 1)
+    rows = by_ratio(T, D)
+    low, high = _clips(rows, _rejection(rows, k))
+    rho = np.minimum(np.maximum(ratio(T, D), low), high)
+    return float(np.minimum(t, rho[cell] * d).sum())
