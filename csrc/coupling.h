@@ -23,7 +23,7 @@ struct Binning {
   }
 };
 
-constexpr int kMaxBins = 4096, kLeastBins = 64;
+constexpr double kEmpty = 0x1p-53;  // a bin whose draft mass is below this is never drawn from; its middle stands for its ratio
 
 // Doubles of scratch that a coupling over n bins takes.
 constexpr SPS_HD int64_t coupling_scratch(int64_t n) { return 6 * (n + 1); }
@@ -113,7 +113,8 @@ struct Coupling {
 
     edge[n] = plus[n] = minus[n] = 0;  // intervals of [0, 1], the largest ratio first
     for (int i = n - 1; i >= 0; --i) {
-      ratio[i] = draft(i) > 0 ? fmin(fmax(target(i) / draft(i), under), upper) : upper;
+      const double own = draft(i) > kEmpty ? target(i) / draft(i) : i / static_cast<double>(binning.per_unit);
+      ratio[i] = fmin(fmax(own, under), upper);
       edge[i] = fmin(edge[i + 1] + draft(i), 1.0);
       plus[i] = plus[i + 1], minus[i] = minus[i + 1];
       if (!(edge[i] > edge[i + 1])) continue;

@@ -28,16 +28,19 @@ import torch
 
 from .rng import SELECT, uniforms
 
+EMPTY = 2.0**-53  # a bin whose draft mass is below this is never drawn from; its middle stands for its ratio
 TAIL = 1e-4  # tokens whose probabilities are both below TAIL/V share one bin: at most this mass of either law
 
 
 class Coupling:
-    """Bins of a batch of nodes. target, draft: laws (probabilities) float64 [B, V]; k: int64 [B] draws, >= 2; bins: int
+    """Bins of a batch of nodes. target: law (probabilities) float64 [B, V], draft the same [B, W], W >= V;
+    k: int64 [B] draws, >= 2; bins: int
 
     ratio_of_token  ρ of each token, float64 [B, V], once `solve` was called
     """
 
     def __init__(self, target, draft, k, bins):
+        beyond, draft = draft[:, target.shape[1] :].sum(-1), draft[:, : target.shape[1]]
         self.k = k[:, None].double()
         self.per_unit = (bins // k).clamp(min=1)[:, None].double()
         self.last = (self.per_unit * self.k).long()
@@ -56,7 +59,7 @@ class Coupling:
         sums[0].scatter_add_(1, self.tail_bin, tail_t)
         sums[1].scatter_add_(1, self.tail_bin, tail_d)
         sums = sums[:, :, :width]
-        sums[1, :, 0] += (1 - draft.sum(-1)).clamp(min=0.0)
+        sums[1, :, 0] += beyond
         self.target, self.draft = sums / sums.sum(-1, keepdim=True)
         self.bin_of_token = torch.where(tail, self.tail_bin, bin)
         self.width = width
@@ -83,7 +86,9 @@ class Coupling:
         under = torch.where(below_d > 0, (below_t + rejection) / below_d, torch.inf).amin(-1, keepdim=True)
         meet = under >= upper
         under, upper = torch.where(meet, 1.0, under), torch.where(meet, 1.0, upper)
-        ratio = torch.where(draft > 0, torch.minimum(torch.maximum(target / draft, under), upper), upper)
+        middle = torch.arange(self.width, device=k.device) / self.per_unit
+        own = torch.where(draft > EMPTY, target / draft, middle)
+        ratio = torch.minimum(torch.maximum(own, under), upper)
         self.ratio_of_token = ratio.gather(1, self.bin_of_token)
 
         # Segments of [0, 1], the largest ratio first: bin j is segment width − 1 − j.

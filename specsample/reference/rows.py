@@ -54,8 +54,9 @@ def draft(
         return torch.stack([race(law, seed, position + depth, rng.CLOCK, slot + j) for j in range(k)], -1)
     if kind == "top":
         top = _largest(law, k - 1)
-        at = top.clamp(min=0)
-        rest = law.scatter(1, at, torch.where(top >= 0, -math.inf, law.gather(1, at))) if k > 1 else law
+        chosen = torch.zeros(count, law.shape[-1] + 1, dtype=torch.bool, device=device)  # the last column takes the -1s
+        chosen.scatter_(1, torch.where(top >= 0, top, law.shape[-1]), True)
+        rest = torch.where(chosen[:, :-1], -math.inf, law)
         return torch.cat([top, race(rest, seed, position, rng.DRAFT, node + k - 1)[:, None]], -1)
     if kind == "arrivals":
         clock = rng.clocks(seed, position + depth, rng.CLOCK, slot, law.shape[-1])

@@ -182,8 +182,11 @@ class Round:
         row = self.rows.gather(1, node[:, None] + 1)[:, 0]
         return warp(self._target_row(row), self.params)[0]
 
-    def draft(self, node):
-        """Log law that `node` was drawn from, on the target's vocabulary (missing ids −inf): float64 [B, V]"""
+    def draft(self, node, whole=False):
+        """Log law that `node` was drawn from, on the target's vocabulary (missing ids −inf): float64 [B, V]
+
+        whole: with the ids beyond the target's vocabulary, if the draft has any
+        """
         if self.draft_logits is None:
             token = self.token(node)
             point = torch.arange(self.vocab, device=self.device) == token[:, None]
@@ -196,7 +199,7 @@ class Round:
             kept = [s[at] for s in self.draft_stats]
             law = torch.where(usable(settings, kept)[:, None], from_stats(logits, settings, kept), law)
         law = torch.nn.functional.pad(law, (0, max(0, self.vocab - law.shape[-1])), value=-math.inf)
-        return law[:, : self.vocab]
+        return law if whole else law[:, : self.vocab]
 
     def _draft_settings(self, at):
         per_request = self.draft_params.values.shape[1] == self.batch
@@ -227,7 +230,8 @@ class Siblings:
     """The live children that a multi-draft rule decides among, and the law they were drawn from.
 
     children bool [B, N]; count int64 [B]; nodes: the j-th child of each request, a list of int64 [B], −1 where there is none;
-    draft: log law float64 [B, V] of the first child's row; greedy bool [B]: all of them are that row's likeliest token
+    draft: log law float64 [B, V] of the first child's row; whole: the same with the ids beyond the target's vocabulary;
+    greedy bool [B]: all of them are that row's likeliest token
     """
 
     def __init__(self, round, children):
@@ -237,10 +241,12 @@ class Siblings:
         most = max(1, int(self.count.max()))
         self.nodes = [first(self.children & (rank == j + 1)) for j in range(most)]
         at = self.nodes[0].clamp(min=0)
-        if children.shape[1]:
-            self.draft, self.greedy = round.draft(at), round.draft_greedy(at)
-        else:
-            self.draft, self.greedy = round.target(at), torch.zeros_like(self.count, dtype=torch.bool)
+        if bool(children.any()):
+            self.whole, self.greedy = round.draft(at, whole=True), round.draft_greedy(at)
+        else:  # no law is needed where nothing was drawn
+            self.whole = torch.full((round.batch, round.vocab), -math.inf, dtype=torch.float64, device=round.device)
+            self.greedy = torch.zeros_like(self.count, dtype=torch.bool)
+        self.draft = self.whole[:, : round.vocab]
 
 
 def first(children):

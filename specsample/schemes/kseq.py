@@ -24,7 +24,7 @@ def _step(round, node, children, target, depth):
     single = k <= 1
     c = gamma = torch.ones_like(t[:, 0])
     if not single.all():
-        c, gamma = _thresholds(t, d, k.clamp(min=2), int(round.options[0]))
+        c, gamma = _thresholds(t, d, live.whole.exp(), k.clamp(min=2), int(round.options[0]))
         c, gamma = torch.where(single, 1.0, c), torch.where(single, 1.0, gamma)
     moved = torch.full_like(node, -1)
     for child in live.nodes:
@@ -39,9 +39,9 @@ def _step(round, node, children, target, depth):
     return moved, emitted
 
 
-def _thresholds(t, d, k, bins):
+def _thresholds(t, d, whole, k, bins):
     """(c, γ) float64 [B]"""
-    sums = Coupling(t, d, k, bins)
+    sums = Coupling(t, whole, k, bins)
     c = sums.kseq_threshold()
     while True:
         beta = (1 - (t - c[:, None] * d).clamp(min=0.0).sum(-1)) / c

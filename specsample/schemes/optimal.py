@@ -25,7 +25,7 @@ def _step(round, node, children, target, depth):
     child, ratio, ratios = live.nodes[0], torch.ones_like(t[:, 0]), torch.ones_like(t)
     single = (live.count <= 1) | live.greedy  # draws that are all the same token: b = d
     if not single.all():
-        coupling = Coupling(t, d, live.count.clamp(min=2), int(round.options[0])).solve()
+        coupling = Coupling(t, live.whole.exp(), live.count.clamp(min=2), int(round.options[0])).solve()
         selected, of_selected = select(round, live, coupling)
         child, ratio = torch.where(single, child, selected), torch.where(single, 1.0, of_selected)
         ratios = torch.where(single[:, None], 1.0, coupling.ratio_of_token)

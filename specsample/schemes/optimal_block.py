@@ -77,7 +77,7 @@ def _select(round, live, target):
     greedy = round.greedy()
     single = (live.count <= 1) | live.greedy | greedy
     if not single.all():
-        coupling = Coupling(t, d, live.count.clamp(min=2), int(round.options[0])).solve()
+        coupling = Coupling(t, live.whole.exp(), live.count.clamp(min=2), int(round.options[0])).solve()
         draw = torch.where(single, draw, select(round, live, coupling)[0])
         ratios = torch.where(single[:, None], 1.0, coupling.ratio_of_token)
     law = ratios * d

@@ -19,7 +19,7 @@ def reference(round):
 def _step(round, node, children, target, depth):
     live = Siblings(round, children)
     t, d = target.exp(), live.draft.exp()
-    others = d.clone()  # the draft off the rejected tokens
+    others = live.whole.exp()  # the draft off the rejected tokens
     c, mass = torch.zeros_like(t[:, 0]), torch.ones_like(t[:, 0])
     moved, possible = torch.full_like(node, -1), torch.ones_like(node, dtype=torch.bool)
     for j, child in enumerate(live.nodes):

@@ -24,13 +24,13 @@ def reference(round):
         listed = live.children & (rank < live.count[:, None])  # T: all but the last
         drawn = torch.stack(live.nodes)[(live.count - 1).clamp(min=0), round.index]
         token = round.token(drawn)
-        vocab = target.shape[1]
+        vocab = live.whole.shape[1]
         inside = listed & (round.tokens < vocab)
-        in_top = torch.zeros(target.shape, dtype=torch.int64, device=round.device)
+        in_top = torch.zeros(live.whole.shape, dtype=torch.int64, device=round.device)
         in_top = in_top.scatter_add_(1, torch.where(inside, round.tokens, 0), inside.long()) > 0
-        rest = torch.where(in_top, -math.inf, live.draft)
+        rest = torch.where(in_top, -math.inf, live.whole)
         normalised = (rest - rest.logsumexp(-1, keepdim=True)).nan_to_num(nan=-math.inf)
-        d_rest = torch.where(in_top.any(-1, keepdim=True), normalised, live.draft)
+        d_rest = torch.where(in_top.any(-1, keepdim=True), normalised, live.whole)[:, : target.shape[1]]
         d_x = prob(d_rest, token)
         accepted = (drawn >= 0) & round.draws.accept(drawn.clamp(min=0), prob(target, token), d_x)
         winner = round.draws.residual_race(round.residual(target, d_rest), races)
