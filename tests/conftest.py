@@ -4,8 +4,6 @@ Statistical tests fail a correct implementation once in `1 / FAILURE_RATE` sets 
 of them passes always or never. A negative control must fall below `CAUGHT`, so that it shows the test's power.
 """
 
-import os
-
 import pytest
 import torch
 from scipy.stats import chi2
@@ -17,9 +15,9 @@ SCHEMES = tuple(ss.schemes())
 FAILURE_RATE = 1e-6
 CAUGHT = 1e-30
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers share the cores: threads of each would only wait for the others'. Tests of threads set their numbers.
-    torch.set_num_threads(1)
+# Most operations here are small, and several processes share the cores: a second thread would spin, waiting for its turn,
+# for four times the time that it saves. Tests of threads set their numbers.
+torch.set_num_threads(1)
 
 
 def require(backend):
