@@ -48,10 +48,10 @@ def ratios(result, path):
     first = [i == 0 or shapes[i - 1][0] != v for i, (v, _, _) in enumerate(shapes)]
     labels = [f"B {b}, L {n}" + (f"\nV {v}" if new else "") for new, (v, b, n) in zip(first, shapes)]
     panels[-1, 0].set_xticks(range(len(shapes)), labels, rotation=60, ha="right", fontsize=8)
-    handles = [plt.Line2D([], [], color=c, marker=m, linestyle="none", label=label) for label, c, m, _ in STYLE.values()]
+    handles = [plt.Line2D([], [], color=c, marker=m, linestyle="none", label=x) for x, c, m, _ in STYLE.values()]
     handles += [
         plt.Line2D([], [], color="0.3", marker="o", linestyle="none", label="float32 (filled)"),
-        plt.Line2D([], [], color="0.3", marker="o", markerfacecolor="none", linestyle="none", label="bfloat16 (hollow)"),
+        plt.Line2D([], [], color="0.3", marker="o", mfc="none", linestyle="none", label="bfloat16 (hollow)"),
     ]
     figure.legend(handles=handles, loc="upper center", ncols=5, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.96))

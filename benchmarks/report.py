@@ -22,8 +22,8 @@ def markdown(result):
         "other's time over ours in the same rounds. GB/s counts the bytes that the scheme must read, each once; "
         "`% read` compares it with the fastest plain reduction over the case's own target logits in the same rounds: "
         "for inputs that fit a cache, with that cache. Each case goes over the same requests (32, or B when more) in "
-        "calls of B, and its time is the mean call's; `accepted` is the mean number of accepted drafts. `torch eager` is a "
-        "batched implementation (competitors.py); for `race` it draws its noise in the call. torch.compile takes tens "
+        "calls of B, and its time is the mean call's; `accepted` is the mean number of accepted drafts. `torch eager` is "
+        "a batched implementation (competitors.py); for `race` it draws its noise in the call. torch.compile takes tens "
         "of seconds a shape and has peaked float32 logits, V 32000, B 1 and 8, L 4 only; transformers has batch 1 "
         "only.",
         "",

@@ -1,7 +1,8 @@
 """The benchmark runner: `python benchmarks/run.py [--quick] [--schemes token race] [--filter V32000] [--plot]`.
 
 Every case is checked against the reference before it is timed, and timed interleaved with its competitors and with
-plain reads of its own inputs; a timed repetition goes over the same 32 requests whatever the batch. Writes benchmarks/results/cpu.json and the same as a table, cpu.md.
+plain reads of its own inputs; a timed repetition goes over the same 32 requests whatever the batch.
+Writes benchmarks/results/cpu.json and the same as a table, cpu.md.
 """
 
 import argparse

@@ -31,8 +31,8 @@ def alone(directory):
 
 
 def build(directory, flags=(), sources=SOURCES, output=None, libraries=()):
-    """Compile the bindings (or other sources) in `directory` with ninja; -> the shared object. Only what changed is compiled
-    again."""
+    """Compile the bindings (or other sources) in `directory` with ninja; -> the shared object. Only what changed is
+    compiled again."""
     import pybind11
 
     output = output or directory / f"specsample_testing{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -1,7 +1,7 @@
 """The compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on the inputs of the other tests.
 
-The extension and the test bindings are built again with both; the chosen test files then run in a process of their own that
-loads them in the place of the ordinary ones. A read or write outside a row, an overflow or a bad shift ends that process.
+The extension and the test bindings are built again with both; each chosen test file then runs in a process of its own
+that loads them in the place of the ordinary ones. A read or write outside a row, an overflow or a bad shift ends that process.
 """
 
 import os
@@ -48,7 +48,8 @@ def sanitized():
     flags = [*FLAGS, "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]
     # With the same flags in the same folder, the bindings are linked from the extension's objects of the kernels.
     extension = native.build(folder / "objects", flags, sources, package / "_C.abi3.so", libraries)
-    testing = native.build(folder / "objects", flags, output=folder / f"specsample_testing{sysconfig.get_config_var('EXT_SUFFIX')}")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    testing = native.build(folder / "objects", flags, output=folder / f"specsample_testing{suffix}")
     assert extension.is_file() and testing.is_file()
     return folder, preload
 
