@@ -11,6 +11,8 @@ VENV ?= .venv
 # Pinned: the version everything here was measured and tested with. An index that offers a CPU build is used as pip is
 # configured, e.g. make test TORCH="torch==2.13.0 --index-url <your CPU index>".
 TORCH ?= torch==2.13.0
+# Processes that share the tests.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -22,7 +24,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 build: $(VENV)/built
 
 test: $(VENV)/with-test build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 demo: $(VENV)/with-demo build
 	$(BIN)/python -m specsample demo $(ARGS)

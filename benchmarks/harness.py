@@ -29,6 +29,10 @@ class Timing(NamedTuple):
     minimum: float
     repetitions: int
 
+    def divided(self, count):
+        """The mean of each of `count` calls that were timed as one"""
+        return Timing(self.median / count, self.minimum / count, self.repetitions)
+
 
 def time_together(calls, budget, least=5, most=60):
     """{name: Timing} of callables without arguments, interleaved: {name: call}

@@ -16,6 +16,7 @@ SAMPLING = ss.Sampling(TEMPERATURE)
 BATCHES, LENGTHS, VOCABS = (1, 8, 32), (1, 4, 8), (32000, 128256)
 SCHEMES = ("token", "block", "race")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+REQUESTS = 32  # a timed call of any case goes over at least so many requests, in batches of B: see `Inputs`
 POOL = 40  # different rows of a kind; larger inputs repeat them in memory
 
 
@@ -37,7 +38,11 @@ class Case(NamedTuple):
     def compiled_too(self):
         """torch.compile takes tens of seconds a shape, so only these have it."""
         chosen = self.rows == "peaked" and self.dtype == "float32" and self.V == 32000
-        return chosen and (self.B, self.L) in ((8, 4), (8, 0))
+        return chosen and (self.B, self.L) in ((1, 4), (8, 4), (8, 0))
+
+    @property
+    def requests(self):
+        return max(REQUESTS, self.B)
 
     @property
     def row_bytes(self):
@@ -55,25 +60,42 @@ def cases(quick=False):
     else:
         kinds = [(rows, dtype) for rows in ("peaked", "flat") for dtype in DTYPES]
         found = [
-            Case("verify", s, *k, b, n, v) for k in kinds for v in VOCABS for b in BATCHES for n in LENGTHS
-            for s in SCHEMES
-        ]  # fmt: skip
-        found += [
             Case(op, None, *k, b, 0, v)
             for k in kinds for v in VOCABS for b in BATCHES for op in ("sample", "row_stats")
         ]  # fmt: skip
+        found += [
+            Case("verify", s, *k, b, n, v) for k in kinds for v in VOCABS for n in LENGTHS for b in BATCHES
+            for s in SCHEMES
+        ]  # fmt: skip
     # A vocabulary without work: the call's own cost. And a row pass over more than the caches hold.
-    found += [Case("verify", s, "peaked", "float32", 1, 4, 100) for s in SCHEMES]
-    return found + [Case("row_stats", None, "peaked", "float32", 512, 0, 128256)]
+    few = [Case("verify", s, "peaked", "float32", 1, 4, 100) for s in SCHEMES]
+    return [*few, Case("row_stats", None, "peaked", "float32", 512, 0, 128256), *found]
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------------
 
 
 class Inputs(NamedTuple):
-    target: torch.Tensor  # [B, L + 1, V], or [B, V]
-    draft: torch.Tensor | None  # [B, L, V]
-    tokens: dict  # {draft kind: int64 [B, L], drawn from the draft rows' law}
+    """R requests. A scheme that stops at the first refusal costs what its drafts' luck makes it cost, and one request
+    tells little about that; so every case runs over the same requests, in calls of B, and reports the mean call."""
+
+    target: torch.Tensor  # [R, L + 1, V], or [R, V]
+    draft: torch.Tensor | None  # [R, L, V]
+    tokens: dict  # {draft kind: int64 [R, L], drawn from the draft rows' law}
+    seeds: torch.Tensor  # int64 [R]
+
+    def batches(self, B):
+        """Inputs of B requests each, views of these"""
+        part = [slice(i, i + B) for i in range(0, len(self.target), B)]
+        return [
+            Inputs(
+                self.target[p],
+                None if self.draft is None else self.draft[p],
+                {kind: tokens[p] for kind, tokens in self.tokens.items()},
+                self.seeds[p],
+            )
+            for p in part
+        ]
 
 
 @functools.lru_cache(maxsize=2)
@@ -95,14 +117,14 @@ def _pool(rows, vocab):
     return target, target + 0.8 * torch.randn(POOL, vocab, generator=generator)
 
 
-@functools.lru_cache(maxsize=1)  # the schemes of a shape share its inputs; larger ones are not kept
-def inputs_of(rows, dtype, B, L, V):
+@functools.lru_cache(maxsize=1)  # the schemes and batches of a shape share its inputs; larger ones are not kept
+def inputs_of(rows, dtype, requests, L, V):
     target, draft = (part.to(DTYPES[dtype]) for part in _pool(rows, V))
-    index = torch.arange(B * (L + 1)).view(B, L + 1) % POOL
+    index = torch.arange(requests * (L + 1)).view(requests, L + 1) % POOL
+    seeds = SEED + torch.arange(requests)
     if L == 0:
-        return Inputs(target[index[:, 0]], None, {})
+        return Inputs(target[index[:, 0]], None, {}, seeds)
     target, draft = target[index], draft[index[:, :-1]]
-    seeds = SEED + torch.arange(B)
     tokens = {}
     for kind in ("iid", "arrivals"):
         level = [
@@ -110,7 +132,7 @@ def inputs_of(rows, dtype, B, L, V):
             for i in range(L)
         ]
         tokens[kind] = torch.cat(level, 1)
-    return Inputs(target, draft, tokens)
+    return Inputs(target, draft, tokens, seeds)
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------------
@@ -140,50 +162,61 @@ BYTES = {"token": _token, "block": _block, "race": _race}
 
 
 def bytes_of(case, num_accepted):
-    """(bytes that must be read, bytes that our kernels read) by one call of `case`; num_accepted int32 [B] or None."""
+    """(bytes that must be read, bytes that our kernels read) by one call of `case`, the mean over all its requests'
+    num_accepted int32 [R], or None."""
     if case.op != "verify":
         return (case.B * case.row_bytes,) * 2
     rows = [BYTES[case.scheme](case.L, n) for n in num_accepted.tolist()]
-    return tuple(sum(column) * case.row_bytes for column in zip(*rows))
+    return tuple(sum(column) / len(rows) * case.B * case.row_bytes for column in zip(*rows))
 
 
 # -- who runs a case ---------------------------------------------------------------------------------------------------
 
 
-def ours(case, inputs, backend="cpu", requests=None):
-    """The package's call of a case, on its first `requests` requests when given."""
-    target = inputs.target[:requests]
+def ours(case, inputs, backend="cpu"):
+    """The package's call of a case."""
+    stream = {"seed": inputs.seeds, "position": POSITION}
     if case.op == "sample":
-        return lambda: ss.sample(target, sampling=SAMPLING, seed=SEED, position=POSITION, backend=backend)
+        return lambda: ss.sample(inputs.target, sampling=SAMPLING, backend=backend, **stream)
     if case.op == "row_stats":
-        return lambda: ss.row_stats(target, sampling=SAMPLING, backend=backend)
-    tokens = inputs.tokens[ss.schemes()[case.scheme].draft_kind][:requests]
-    draft = inputs.draft[:requests]
+        return lambda: ss.row_stats(inputs.target, sampling=SAMPLING, backend=backend)
+    tokens = inputs.tokens[ss.schemes()[case.scheme].draft_kind]
     return lambda: ss.verify(
-        target, tokens, draft, scheme=case.scheme, sampling=SAMPLING, seed=SEED, position=POSITION, backend=backend
+        inputs.target, tokens, inputs.draft, scheme=case.scheme, sampling=SAMPLING, backend=backend, **stream
     )
 
 
-def competitors(case, inputs, compile=True, compile_reference=False):
-    """({name: call}, {name: what to know about it}) of the others on the same inputs."""
-    calls, notes = {}, {}
+def competitors(case, batches, compile=True, compile_reference=False):
+    """({name: call over all `batches`}, {name: what to know about it}) of the others on the same inputs."""
+    functions, notes = {}, {}
     if case.op == "verify":
-        tokens = inputs.tokens[ss.schemes()[case.scheme].draft_kind]
-        arguments = (inputs.target, tokens, inputs.draft, TEMPERATURE)
+        kind = ss.schemes()[case.scheme].draft_kind
+        arguments = [(part.target, part.tokens[kind], part.draft, TEMPERATURE) for part in batches]
         eager = others.VERIFY_TORCH[case.scheme]
         if case.scheme == "token" and case.B == 1 and others.HAS_TRANSFORMERS:
-            calls["transformers"] = lambda: others.token_transformers(*arguments)
+            functions["transformers"] = others.token_transformers
         if (case.B, case.V) == (1, 32000) and case.L <= 4 and (case.rows, case.dtype) == ("peaked", "float32"):
-            calls["reference"] = ours(case, inputs, "reference")
+            functions["reference"] = others.package_reference(case.scheme)
     else:
-        arguments = (inputs.target, TEMPERATURE)
+        arguments = [(part.target, TEMPERATURE) for part in batches]
         eager = others.sample_torch if case.op == "sample" else others.row_stats_torch
-    calls["torch"] = lambda: eager(*arguments)
+    functions["torch"] = eager
     wanted = {"torch.compile": eager} if compile and case.compiled_too else {}
-    if compile_reference and "reference" in calls and case.L == 1:
-        wanted["reference, torch.compile"] = others.package_reference(case.scheme)
+    if compile_reference and "reference" in functions and case.L == 1:
+        wanted["reference, torch.compile"] = functions["reference"]
     for name, function in wanted.items():
-        call, notes[name] = others.compiled(function, arguments)
+        call, notes[name] = others.compiled(function, arguments[0])
         if call is not None:
-            calls[name] = lambda call=call: call(*arguments)
-    return calls, notes
+            functions[name] = call
+    return {name: over(functools.partial(f, *a) for a in arguments) for name, f in functions.items()}, notes
+
+
+def over(calls):
+    """One call that makes all of `calls`."""
+    calls = list(calls)
+
+    def every():
+        for call in calls:
+            call()
+
+    return every

@@ -11,17 +11,21 @@ def markdown(result):
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, kernels for "
         f"{machine['capability']}. torch {machine['torch']}, transformers {machine['transformers']}, specsample "
         f"{machine['specsample']} ({machine['revision'] or 'no revision'}), {machine['date']}; load average "
-        f"{machine['load_at_start']:.1f} at the start, {result['seconds']:.0f} s in all.",
+        f"{machine['load_at_start']:.1f} at the start, {result['seconds']:.0f} s in all"
+        + (f"; the time ended before the last {len(result['left_out'])} cases" if result.get("left_out") else "")
+        + ".",
         "",
         f"Read bandwidth of memory: {memory['gbps']:.1f} GB/s ({memory['bytes'] >> 20} MiB, best of several torch "
         f"reductions: {memory['reader']})" + _at_end(result) + ".",
         "",
         f"Temperature {result['temperature']}, raw logits. Times are medians of interleaved repetitions; `×` is the "
         "other's time over ours in the same rounds. GB/s counts the bytes that the scheme must read, each once; "
-        "`% read` compares it with the fastest plain reduction over the case's own target logits in the same rounds: for inputs "
-        "that fit a cache, with that cache. `accepted` is the mean number of accepted drafts. `torch eager` is a "
-        "batched implementation (competitors.py); for `race` it draws its noise in the call. torch.compile takes tens "
-        "of seconds a shape and has peaked float32 logits, V 32000, B 8 (L 4) only; transformers has batch 1 only.",
+        "`% read` compares it with the fastest plain reduction over the case's own target logits in the same rounds: "
+        "for inputs that fit a cache, with that cache. Each case goes over the same requests (32, or B when more) in "
+        "calls of B, and its time is the mean call's; `accepted` is the mean number of accepted drafts. `torch eager` is "
+        "a batched implementation (competitors.py); for `race` it draws its noise in the call. torch.compile takes tens "
+        "of seconds a shape and has peaked float32 logits, V 32000, B 1 and 8, L 4 only; transformers has batch 1 "
+        "only.",
         "",
         f"Checked first: {result['agreement']['tokens']} tokens against the reference "
         f"({result['agreement']['differing']} differ); first-token laws of {', '.join(result['checked_laws'])}.",

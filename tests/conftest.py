@@ -17,6 +17,10 @@ SCHEMES = tuple(name for name, card in ss.schemes().items() if not card.trees or
 FAILURE_RATE = 1e-6
 CAUGHT = 1e-30
 
+# Most operations here are small, and several processes share the cores: a second thread would spin, waiting for its turn,
+# for four times the time that it saves. Tests of threads set their numbers.
+torch.set_num_threads(1)
+
 
 def require(backend):
     """Skip the test where `backend` is missing, with the reason."""

@@ -1,5 +1,7 @@
 """The C++ internals for the tests: builds csrc/testing/bindings.cpp with ninja and imports it."""
 
+import contextlib
+import fcntl
 import functools
 import importlib.util
 import os
@@ -19,12 +21,20 @@ SOURCES = [
 ]
 
 
+@contextlib.contextmanager
+def alone(directory):
+    """Of the processes that run the tests (pytest-xdist's workers), one at a time is in here for a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def build(directory, flags=(), sources=SOURCES, output=None, libraries=()):
-    """Compile the bindings (or other sources) in `directory` with ninja; -> the shared object. Only what changed is compiled
-    again."""
+    """Compile the bindings (or other sources) in `directory` with ninja; -> the shared object. Only what changed is
+    compiled again."""
     import pybind11
 
-    directory.mkdir(parents=True, exist_ok=True)
     output = output or directory / f"specsample_testing{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
     cflags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-w", *flags, *(f"-I{path}" for path in includes)]
@@ -41,9 +51,10 @@ def build(directory, flags=(), sources=SOURCES, output=None, libraries=()):
         objects.append(source.stem + ".o")
         lines.append(f"build {objects[-1]}: cc {source}")
     lines.append(f"build {output}: link {' '.join(objects)}")
-    (directory / "build.ninja").write_text("\n".join(lines) + "\n")
     ninja = shutil.which("ninja") or str(Path(sys.executable).parent / "ninja")
-    done = subprocess.run([ninja, "-j2", "-C", str(directory)], capture_output=True, text=True)
+    with alone(directory):
+        (directory / "build.ninja").write_text("\n".join(lines) + "\n")
+        done = subprocess.run([ninja, "-j2", "-C", str(directory)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return output
 

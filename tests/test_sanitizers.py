@@ -1,7 +1,7 @@
 """The compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on the inputs of the other tests.
 
-The extension and the test bindings are built again with both; the chosen test files then run in a process of their own that
-loads them in the place of the ordinary ones. A read or write outside a row, an overflow or a bad shift ends that process.
+The extension and the test bindings are built again with both; each chosen test file then runs in a process of its own
+that loads them in the place of the ordinary ones. A read or write outside a row, an overflow or a bad shift ends that process.
 """
 
 import os
@@ -14,8 +14,11 @@ import native
 import pytest
 from torch.utils import cpp_extension
 
-FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
-TESTS = ["test_passes.py", "test_bad_input.py", "test_layout.py", "test_same_integers.py"]
+FLAGS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
+# Only compiled code is sanitized, so tests of the reference alone are left out; what compares with it still calls it.
+TESTS = [(isa, "test_bad_input.py", "not reference") for isa in ("base", "avx2", "avx512")]
+TESTS += [("avx512", f"test_{name}.py", "not reference") for name in ("passes", "layout", "same_integers")]
+TESTS += [("avx512", "test_independence.py", "threads and not reference")]
 
 
 def library(name):
@@ -33,22 +36,26 @@ def sanitized():
         pytest.skip("the compiler has no sanitizer libraries")
     folder = native.ROOT / "build/sanitized"
     package = folder / "specsample"
-    package.mkdir(parents=True, exist_ok=True)
-    for path in (native.ROOT / "specsample").iterdir():
-        link = package / path.name
-        if not path.name.startswith(("_C.", "__pycache__")) and not link.exists():
-            link.symlink_to(path)
+    with native.alone(folder):
+        package.mkdir(exist_ok=True)
+        for path in (native.ROOT / "specsample").iterdir():
+            link = package / path.name
+            if not path.name.startswith(("_C.", "__pycache__")) and not link.exists():
+                link.symlink_to(path)
     sources = [native.ROOT / "csrc/module.cpp", *sorted((native.ROOT / "csrc/cpu").glob("*.cpp"))]
     includes = [f"-I{path}" for path in (*cpp_extension.include_paths(), sysconfig.get_paths()["include"])]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
     flags = [*FLAGS, "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]
-    native.build(folder / "extension", flags, sources, package / "_C.abi3.so", libraries)
-    native.build(folder / "testing", FLAGS)
+    # With the same flags in the same folder, the bindings are linked from the extension's objects of the kernels.
+    extension = native.build(folder / "objects", flags, sources, package / "_C.abi3.so", libraries)
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    testing = native.build(folder / "objects", flags, output=folder / f"specsample_testing{suffix}")
+    assert extension.is_file() and testing.is_file()
     return folder, preload
 
 
-@pytest.mark.parametrize("capability", ["base", "avx2", "avx512"])
-def test_no_sanitizer_report(sanitized, capability):
+@pytest.mark.parametrize("capability, tests, chosen", TESTS, ids=[f"{isa}-{name}" for isa, name, _ in TESTS])
+def test_no_sanitizer_report(sanitized, capability, tests, chosen):
     if capability not in native.load().capabilities():
         pytest.skip(f"this machine lacks {capability}")
     folder, preload = sanitized
@@ -58,13 +65,14 @@ def test_no_sanitizer_report(sanitized, capability):
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "PYTHONPATH": str(folder),
         "SPECSAMPLE_CPU": capability,
-        "SPECSAMPLE_TESTING_BUILD": str(folder / "testing"),
+        "SPECSAMPLE_TESTING_BUILD": str(folder),
     }
-    check = f"import specsample._C as c; assert 'sanitized' in c.__file__ and c.build_info()['cpu_capability'] == {capability!r}"
-    subprocess.run([sys.executable, "-c", check], env=env, check=True, cwd=folder)  # the working folder is first on the path
-    chosen = TESTS if capability == "avx512" else TESTS[1:2]
-    paths = [str(native.ROOT / "tests" / name) for name in chosen]
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-c", str(native.ROOT / "pyproject.toml"), *paths]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder)
+    arguments = ["-x", "-p", "no:cacheprovider", "-c", str(native.ROOT / "pyproject.toml"), "-k", chosen]
+    code = (
+        "import sys, pytest, specsample._C as c; assert 'sanitized' in c.__file__, c.__file__;"
+        f"assert c.build_info()['cpu_capability'] == {capability!r}; sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *arguments, str(native.ROOT / "tests" / tests)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder)  # first on the path: its folder
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert " passed" in done.stdout

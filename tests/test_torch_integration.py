@@ -142,7 +142,7 @@ def test_compile_with_inductor():
         equal(compiled(*inputs), round(*inputs))
 
 
-@pytest.mark.parametrize("call", ["sample", "row_stats", "race"])
+@pytest.mark.parametrize("call", ["sample", "row_stats", "token", "block", "race"])
 def test_compile_reference(call):
     """The reference is plain torch, so it compiles too."""
     function = COMPILED[call]

@@ -18,8 +18,9 @@ class CachedModel:
     """A transformers-like model and its cache.
 
     model(input_ids=, attention_mask=, position_ids=, past_key_values=, use_cache=True) returns `.logits` and
-    `.past_key_values`. The cache needs `crop(-n)` (forget the last n slots) and, for several requests, `layers` with
-    tensors `keys` and `values` [B, heads, slots, width], as transformers' DynamicCache has.
+    `.past_key_values`; or both are called `cache`, as in transformers 5.24. The cache needs `crop(-n)` (forget the last
+    n slots) and, for several requests, `layers` with tensors `keys` and `values` [B, heads, slots, width], as
+    transformers' DynamicCache has.
 
     cached  int64 [B] on the CPU: how many tokens of each request the cache holds
     """
@@ -28,6 +29,7 @@ class CachedModel:
         self.model, self.device = model, device
         accepted = inspect.signature(getattr(model, "forward", model)).parameters
         self.keep_argument = next((n for n in ("logits_to_keep", "num_logits_to_keep") if n in accepted), None)
+        self.cache_name = "cache" if "cache" in accepted else "past_key_values"
         self.embedded = embedded_ids(model)
         self.cache = _new_cache(model)
         self.cached = torch.zeros(batch, dtype=torch.int64)
@@ -75,11 +77,11 @@ class CachedModel:
             input_ids=ids.clamp(min=0),
             attention_mask=None if used.all() else used.to(self.device, torch.int64),
             position_ids=positions.to(self.device),
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.cache_name: self.cache},
             **({self.keep_argument: keep} if self.keep_argument else {}),
         )
-        self.cache = out.past_key_values
+        self.cache = getattr(out, self.cache_name)
         return out.logits[:, -keep:]
 
     def _rewind(self, keep):
