@@ -297,15 +297,15 @@ def test_one_child_a_node_is_the_single_draft_scheme(backend, scheme):
 def test_same_integers(scheme, dtype):
     require("cpu")
     compared = accepted = 0
-    settings = (ss.Sampling(), ss.Sampling(0.7, 20, 0.95, 0.01), ss.Sampling(torch.tensor([0.0, 0.6, 1.0, -1.0, 1.3] * 8)))
-    for (k, depth, vocab), noise in itertools.product(((2, 2, 7), (3, 2, 50), (4, 3, 300), (9, 1, 1000), (5, 2, 1)), (0.0, 1.0, 3.0)):
+    settings = (ss.Sampling(), ss.Sampling(0.7, 20, 0.95, 0.01), ss.Sampling(torch.tensor([0.0, 0.6, 1.0, -1.0, 1.3] * 3)))
+    for (k, depth, vocab), noise in itertools.product(((2, 2, 7), (3, 2, 50), (4, 3, 300), (9, 1, 500), (5, 2, 1)), (0.0, 1.0, 3.0)):
         sampling = settings[(vocab + int(noise)) % 3]
-        args = drafted_tree(40, k, depth, vocab, scheme, noise=noise, dtype=dtype, sampling=sampling)
+        args = drafted_tree(15, k, depth, vocab, scheme, noise=noise, dtype=dtype, sampling=sampling)
         expected = ss.verify(**args, logprobs="raw", backend="reference")
         got = ss.verify(**args, logprobs="raw", backend="cpu")
         identical(got._replace(logprobs=None), expected._replace(logprobs=None))
-        compared, accepted = compared + 40, accepted + int(expected.num_accepted.sum())
-    assert compared == 600 and accepted > 300
+        compared, accepted = compared + 15, accepted + int(expected.num_accepted.sum())
+    assert compared == 225 and accepted > 100
 
 
 @pytest.mark.parametrize("scheme", MULTI)
