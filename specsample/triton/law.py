@@ -189,33 +189,33 @@ def laws_kernel(
         request = tl.load(owner + at)
     if (request >= 0) & (request < batch):
         if sampling is None:
-            temperature, top_k, top_p, min_p = number(temperature), number(top_k), number(top_p), number(min_p)
+            heat, k, p, m = number(temperature), number(top_k), number(top_p), number(min_p)
         else:
             column = request
             if BY_ROW:
                 column = at
-            temperature, top_k = tl.load(sampling + column), tl.load(sampling + count + column)
-            top_p, min_p = tl.load(sampling + 2 * count + column), tl.load(sampling + 3 * count + column)
+            heat, k = tl.load(sampling + column), tl.load(sampling + count + column)
+            p, m = tl.load(sampling + 2 * count + column), tl.load(sampling + 3 * count + column)
         kept = tl.full((), 0, tl.int1)
         if kept_max is not None:
             absolute = tl.load(kept_logsumexp + at).to(tl.float64)
-            kept = (temperature > 0) & (tl.abs(absolute) <= 32.0)
+            kept = (heat > 0) & (tl.abs(absolute) <= 32.0)
             if kept:
-                scale = 1.0 / tl.maximum(temperature, 1e-30)
+                scale = 1.0 / tl.maximum(heat, 1e-30)
                 top = tl.load(kept_max + at)
                 cutoff = tl.maximum(tl.load(kept_cutoff + at), -LARGEST)
                 mass = tl.exp(absolute - top.to(tl.float64) * scale)
                 store_law(laws + at * FIELDS, Law(top, cutoff, scale, mass, tl.full((), -1, tl.int64)))
         if kept == 0:
-            law = row_law(row, vocab, temperature, top_k, top_p, min_p, NORMALISED, BLOCK)
+            law = row_law(row, vocab, heat, k, p, m, NORMALISED, BLOCK)
             store_law(laws + at * FIELDS, law)
             if stats is not None:
                 n = tl.num_programs(0)
                 broken, point, infinite = law.only == BROKEN, law.only >= 0, law.max >= LARGEST
-                absolute = (law.max.to(tl.float64) * law.scale + tl.log(law.mass)).to(tl.float32)
-                absolute = tl.where(point, 0.0, tl.where(infinite, float("inf"), absolute))
-                cutoff = tl.where(point, law.max, tl.where(law.cutoff <= -LARGEST, float("-inf"), law.cutoff))
-                top = tl.where(infinite, float("inf"), law.max)
-                tl.store(stats + at, tl.where(broken, float("-inf"), top))
-                tl.store(stats + n + at, tl.where(broken, float("-inf"), absolute))
-                tl.store(stats + 2 * n + at, tl.where(broken, float("-inf"), tl.where(infinite, float("inf"), cutoff)))
+                total = (law.max.to(tl.float64) * law.scale + tl.log(law.mass)).to(tl.float32)
+                total = tl.where(point, 0.0, tl.where(infinite, float("inf"), total))
+                bound = tl.where(point, law.max, tl.where(law.cutoff <= -LARGEST, float("-inf"), law.cutoff))
+                peak = tl.where(infinite, float("inf"), law.max)
+                tl.store(stats + at, tl.where(broken, float("-inf"), peak))
+                tl.store(stats + n + at, tl.where(broken, float("-inf"), total))
+                tl.store(stats + 2 * n + at, tl.where(broken, float("-inf"), tl.where(infinite, float("inf"), bound)))

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 
 from .launch import BLOCK, laws_of, launch, per_row, plain, scale_bits
-from .law import FIELDS, LARGEST, Law, load_law, load_logits, number
-from .passes import best_of, race, race_after
+from .law import FIELDS, LARGEST, Law, key, load_law, load_logits, number
+from .passes import race, race_after
 from .streams import CLOCK, spread, stream
 
 
@@ -63,21 +63,18 @@ def topk_kernel(logits, laws, out, vocab, stride, k, BLOCK: tl.constexpr):
     if law.only >= 0:
         tl.store(out + i * k, law.only)
     elif law.only == -1:
-        value, last = tl.full((), float("inf"), tl.float32), tl.full((), 0, tl.int32)
-        j = k * 0
-        while (j < k) & (last >= 0):
-            best, best_id = tl.full((), float("-inf"), tl.float32), tl.full((), -1, tl.int32)
+        row = logits + i * stride
+        last = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
+        for j in range(0, k):
+            best = tl.full((BLOCK,), -1 << 63, tl.int64)
             for first in range(0, vocab, BLOCK):
                 ids = first + tl.arange(0, BLOCK)
-                z = load_logits(logits + i * stride, ids, vocab)
-                left = (z >= law.cutoff) & ((z < value) | ((z == value) & (ids > last)))
-                tile, tile_id = best_of(tl.where(left, z, float("-inf")), ids)
-                better = tile > best
-                best_id = tl.where(better, tile_id, best_id)
-                best = tl.where(better, tile, best)
-            value, last = best, best_id
-            tl.store(out + i * k + j, last.to(tl.int64))
-            j += 1
+                z = load_logits(row, ids, vocab)
+                rank = (key(z) << 32) + (0x7FFFFFFF - ids)  # the order of (logit, lower id)
+                best = tl.maximum(best, tl.where((z >= law.cutoff) & (rank < last), rank, -1 << 63))
+            last = tl.max(best, 0)
+            if last > -1 << 63:
+                tl.store(out + i * k + j, 0x7FFFFFFF - (last & 0xFFFFFFFF))
 
 
 def sample(logits, sampling, sampling_rows, seed, seeds, position, positions):

@@ -167,12 +167,12 @@ def finish_kernel(
         index, drawn = tl.load(stops + b * STOP + 2), tl.load(stops + b * STOP + 3)
         row = row_base(target, b, span, spans, stride_b, stride_r) + index * stride_r
         law = load_law(laws + (span.row + index) * FIELDS)
-        seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
-        s = stream(seed, position + depth, CLOCK, b * 0)
+        key, here = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
+        s = stream(key, here + depth, CLOCK, b * 0)
         exclude = b * 0 - 1
         winner = law.only
         if kind == REST:
-            s = stream(seed, position, RESIDUAL, b * 0)
+            s = stream(key, here, RESIDUAL, b * 0)
             exclude = drawn
             if draft_laws is not None:
                 draft_law = load_law(draft_laws + drawn * FIELDS)
