@@ -94,7 +94,7 @@ def test_clocks_at_the_ends_of_the_range(monkeypatch):
 def test_rows(i, V):
     """sample, draft and row_stats."""
     logits = numbers(3, V, seed=V, scale=2.0, dtype=DTYPES[i % 3])
-    for sampling in (SAMPLINGS[i % 4], SAMPLINGS[4]):
+    for sampling in (SAMPLINGS[i % 4], SAMPLINGS[4])[: 1 if V > 1000 else 2]:
         at = {"sampling": sampling, "seed": -3 - i, "position": (1 << 33) + i}
         for kind, k in (("iid", 2), ("arrivals", 3), ("topk", 3)):
             node = {"kind": kind, "depth": torch.arange(3) % 2, "node": 5 * torch.arange(3)}
@@ -152,27 +152,27 @@ def same(args, logprobs=None):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_verify(scheme, i, V):
     for j, sampling in enumerate((SAMPLINGS[(i + SCHEMES.index(scheme)) % 4], SAMPLINGS[4])):
-        args = case(3, 3, V, DTYPES[(i + j) % 3], scheme, seed=i + 10 * j, sampling=sampling)
+        args = case(3, 1 if V > 100 else 2, V, DTYPES[(i + j) % 3], scheme, seed=i + 10 * j, sampling=sampling)
         same(args, (None, "filtered", "raw")[(i + j) % 3])
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_acceptance(scheme):
     """Many small requests: every way of stopping occurs."""
-    verdict = same(case(24, 2, 5, scheme=scheme, seed=2, noise=0.7))
+    verdict = same(case(14, 2, 5, scheme=scheme, seed=2, noise=0.7))
     assert set(verdict.num_accepted.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_draft_forms(scheme):
     """One-hot drafts, placeholders, drafts with a narrower or wider vocabulary, kept statistics."""
-    args = case(3, 3, 40, scheme=scheme, seed=3, one_hot=True, sampling=SAMPLINGS[4])
+    args = case(3, 2, 20, scheme=scheme, seed=3, one_hot=True, sampling=SAMPLINGS[4])
     same(args, "raw")
     args = case(4, 3, 40, scheme=scheme, seed=4)
     args["draft_tokens"][0, 1], args["draft_tokens"][1, 0], args["draft_tokens"][2, 2] = -1, -1, 40
     same(args)
     for width in (30, 50):
-        same(case(4, 2, 40, scheme=scheme, seed=5, draft_vocab=width, sampling=SAMPLINGS[3]))
+        same(case(3, 2, 40, scheme=scheme, seed=5, draft_vocab=width, sampling=SAMPLINGS[1]))
     args = case(3, 2, 40, scheme=scheme, seed=6)
     same(args | {"draft_stats": ss.row_stats(args["draft_logits"].flatten(0, 1), backend="triton")})
 
@@ -193,7 +193,7 @@ def test_odd_rows_among_target_and_draft(scheme):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_packed(scheme, row_a_node):
     """Requests of several lengths, one without rows, unused rows at the end: as each alone."""
-    cases = [case(1, n, 40, scheme=scheme, seed=9 + n, sampling=SAMPLINGS[3]) for n in (2, 0, 3)]
+    cases = [case(1, n, 40, scheme=scheme, seed=9 + n, sampling=SAMPLINGS[1]) for n in (2, 0, 3)]
     cases.insert(1, None)
     same(packed(cases, row_a_node=row_a_node, spare=2), "filtered")
 
@@ -236,8 +236,8 @@ def test_control_a_broken_kernel_is_caught(monkeypatch, module, name):
         wrong = lambda *a: right(*(x._replace(position=x.position + 1) if hasattr(x, "tag") else x for x in a))  # noqa: E731
     monkeypatch.setattr(target, name, wrong)
     scheme = module if module in SCHEMES else "token"
-    args = case(24, 2, 5, scheme=scheme, seed=2, noise=0.7)
-    with pytest.raises(AssertionError):
+    args = case(10, 2, 5, scheme=scheme, seed=2, noise=0.7)
+    with pytest.raises(AssertionError, match="against"):
         same(args)
 
 

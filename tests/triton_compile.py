@@ -33,7 +33,7 @@ POINTERS = {
     "num_accepted": "*i32",
 }  # fmt: skip
 WIDE = ("stride", "seed", "position", "scale", "temperature", "top_k", "top_p", "min_p", "id_limit", "draft_total")
-NAMES_OF = {"logprobs_kernel": {"out": "*fp32", "nodes": "*i32"}}
+NAMES_OF = {"logprobs_kernel": {"out": "*fp32", "nodes": "*i32"}, "spilling_kernel": {"out": "*fp32"}}
 DENSE = ("spans", "owner", "seeds", "positions", "depths", "nodes", "sampling", "kept_max", "kept_logsumexp", "kept_cutoff")
 CHAIN = (*DENSE, "parents", "rows_of", "draft_rows")
 ONE_HOT = ("draft", "draft_laws")
@@ -41,19 +41,17 @@ ONE_HOT = ("draft", "draft_laws")
 
 @triton.jit
 def spilling_kernel(out, BLOCK: tl.constexpr):
-    """The negative control: 64 vectors that are all needed at the end."""
+    """The negative control: five vectors of 64 (NVIDIA) or 128 (AMD) registers a thread, all alive through a loop."""
     ids = tl.arange(0, BLOCK)
-    x = tl.load(out + ids)
+    a, b, c = tl.load(out + ids), tl.load(out + BLOCK + ids), tl.load(out + 2 * BLOCK + ids)
+    d, e = tl.load(out + 3 * BLOCK + ids), tl.load(out + 4 * BLOCK + ids)
     for _ in range(0, tl.load(out).to(tl.int32)):
-        x = tl.sort(x) + tl.flip(x) * tl.cumsum(x, 0)
-    tl.store(out + ids, x)
+        a, b, c, d, e = b * e + 1, c * a + 2, d * b + 3, e * c + 4, a * d + 5
+    tl.store(out + ids, a + b * c + d * e)
 
 
-def variants(control=False):
+def variants():
     """(kernel, what is None or a constant, dtype)"""
-    if control:
-        yield spilling_kernel, {"BLOCK": 1 << 15}, "fp32"
-        return
     nodes = {"ROW_A_NODE": False, "P": 16}
     packed = {"ROW_A_NODE": True, "P": walk.MAX_NODES}
     none = lambda names, **constants: dict.fromkeys(names) | constants  # noqa: E731
@@ -102,7 +100,7 @@ def usage(binary, backend):
         report, code = run("cuobjdump", "-res-usage"), run("nvdisasm")
     read = lambda name: int(re.search(rf"\b{name}:(\d+)", report)[1])  # noqa: E731
     local = len(re.findall(r"\b(?:STL|LDL)\b", code))
-    return {"registers": read("REG"), "spills": read("STACK") + read("LOCAL") + local, "stack": read("STACK"), "local": read("LOCAL")}
+    return {"registers": read("REG"), "spills": read("STACK") + read("LOCAL") + local}
 
 
 def compile_one(kernel, fixed, dtype, target):
@@ -120,8 +118,8 @@ def main(names):
     for name in names:
         hip = name.startswith("gfx")
         target = GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32) if hip else GPUTarget("cuda", int(name[3:]), 32)
-        for kernel, fixed, dtype in variants(control="--control" in sys.argv):
-            if os.environ.get("ONLY", kernel.__name__) != kernel.__name__: continue
+        control = [(spilling_kernel, {"BLOCK": 1 << 15 if hip else 1 << 13}, "fp32")]
+        for kernel, fixed, dtype in control if "--control" in sys.argv else variants():
             line = {"kernel": kernel.__name__, "target": name, "dtype": dtype}
             try:
                 line |= usage(compile_one(kernel, fixed, dtype, target), target.backend)
