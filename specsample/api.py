@@ -98,7 +98,7 @@ def draft(logits, k=1, *, kind="iid", sampling=_DEFAULT, seed, position, depth=0
     position, positions = _int_or_tensor(position, "position", rows, logits.device)
     depth, depths = _int_or_tensor(depth, "depth", rows, logits.device)
     node, nodes = _int_or_tensor(node, "node", rows, logits.device)
-    run = backends.pick(backend, logits, "logits").draft
+    run = backends.pick(backend, logits, "logits", kind=kind).draft
     return run(
         logits, k, kind, numbers, per_row, seed, seeds, position, positions, depth, depths, node, nodes
     )
@@ -186,7 +186,7 @@ def verify(
     cu_rows         int32 [B + 1] with a leading 0: packed layout; request b owns rows cu_rows[b] .. cu_rows[b + 1] − 1 and
                     one node less; without rows it emits nothing. max_depth is required
     logprobs        None, "filtered" (under the target's law) or "raw" (temperature 1, no filters)
-    backend         None = the best available; "reference", "cpu"
+    backend         None = the best available that has the scheme; "reference", "cpu", "cuda", "triton"
     -> Verdict
 
     Trees: siblings may carry the same token (i.i.d. draws do) and are never merged. Accepting a token moves to all live siblings
@@ -257,7 +257,7 @@ def verify(
     seed, seeds = _int_or_tensor(seed, "seed", batch, device)
     position, positions = _int_or_tensor(position, "position", batch, device)
 
-    tokens, num_accepted, path, emitted = backends.pick(backend, target_logits, "target_logits").verify(
+    tokens, num_accepted, path, emitted = backends.pick(backend, target_logits, "target_logits", scheme=scheme).verify(
         target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, scheme,
         [float((options or {}).get(name, setting[0])) for name, setting in card.options.items()],
         numbers, per_request, draft_numbers, draft_rows_sampling, draft_max, draft_logsumexp, draft_cutoff,

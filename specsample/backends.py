@@ -1,7 +1,8 @@
 """Which implementation runs a call: the one dispatch point.
 
 A backend is a namespace with the functions `sample`, `draft`, `row_stats` and `verify` of specsample/ops.py. `reference`
-is plain Python over torch; `cpu` (and `cuda`) are torch's own dispatch of the ops to the compiled kernels.
+is plain Python over torch; `cpu` (and `cuda`) are torch's own dispatch of the ops to the compiled kernels; `triton` is
+the same ops over Triton kernels.
 """
 
 import os
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import ops, reference  # noqa: F401  (ops defines torch.ops.specsample)
+from . import ops, reference, triton  # noqa: F401  (ops defines torch.ops.specsample)
 from .errors import expect
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -21,9 +22,10 @@ INSTALL_HINT = "reinstall with a C++ compiler and torch present: pip install --n
 
 class Backend(NamedTuple):
     functions: Any  # the namespace; None where unavailable
-    device: str | None  # the device type it runs on; None = any
+    device: str | None  # the device type it runs on; "accelerator" = any but the CPU; None = any
     dtypes: tuple | None  # logits it reads; None = any floating dtype
     schemes: tuple | None  # None = all
+    kinds: tuple | None  # of `draft`; None = all
     missing: str | None  # why it is unavailable
 
 
@@ -41,32 +43,53 @@ def _load_extension():
 _missing = _load_extension()
 _compiled = None if _missing else torch.ops.specsample
 _CUDA = "this build has no CUDA kernels"
-_TRITON = "this version has no Triton kernels"
 
 BACKENDS = {
-    "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, COMPILED_SCHEMES, _missing),
-    "cuda": Backend(None, "cuda", COMPILED_DTYPES, (), _CUDA),
-    "triton": Backend(None, None, COMPILED_DTYPES, (), _TRITON),
-    "reference": Backend(reference, None, None, None, None),
+    "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, COMPILED_SCHEMES, None, _missing),
+    "cuda": Backend(None, "cuda", COMPILED_DTYPES, (), (), _CUDA),
+    "triton": Backend(
+        None if triton.missing else triton.functions, "accelerator", COMPILED_DTYPES, triton.SCHEMES, triton.KINDS,
+        triton.missing,
+    ),
+    "reference": Backend(reference, None, None, None, None, None),
 }
 
 
-def pick(name, logits, argument):
-    """The functions of backend `name`, or of the best available one for `logits` when name is None."""
+def pick(name, logits, argument, scheme=None, kind=None):
+    """The functions of backend `name`, or of the best available one for `logits` (and the scheme of `verify`, the kind of
+    `draft`) when name is None."""
     if name is None:
         for backend in BACKENDS.values():
-            if backend.functions is not None and (backend.device is None or backend.device == logits.device.type):
+            if backend.functions is not None and _takes(backend, logits.device.type) and _has(backend, scheme, kind):
                 if backend.dtypes is None or logits.dtype in backend.dtypes:
                     return backend.functions
     expect(name in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", repr(name))
     backend = BACKENDS[name]
     if backend.functions is None:
         raise ValueError(f"backend: {name!r} is not available: {backend.missing}")
-    if backend.device is not None:
+    if not _has(backend, scheme, kind):
+        what, value = ("kind", kind) if scheme is None else ("scheme", scheme)
+        others = ", ".join(n for n, b in BACKENDS.items() if b.functions is not None and _has(b, scheme, kind))
+        raise ValueError(f"{what}: the {name} backend has no {value!r} yet; available in {others}")
+    if backend.device == "accelerator":
+        refusal = triton.refusal(logits.device.type)
+        if refusal is not None:
+            raise ValueError(f"backend: {name!r} does not take {argument}: {refusal}")
+    elif backend.device is not None:
         expect(logits.device.type == backend.device, argument, f"a tensor on {backend.device}", logits.device)
     if backend.dtypes is not None:
         expect(logits.dtype in backend.dtypes, argument, _dtype_names(backend.dtypes), logits.dtype)
     return backend.functions
+
+
+def _takes(backend, device):
+    """Whether a backend is picked for tensors on `device` unasked (the interpreter of Triton never is)."""
+    return backend.device in (None, device) or backend.device == "accelerator" and device not in ("cpu", "meta")
+
+
+def _has(backend, scheme, kind):
+    in_schemes = scheme is None or backend.schemes is None or scheme in backend.schemes
+    return in_schemes and (kind is None or backend.kinds is None or kind in backend.kinds)
 
 
 def _dtype_names(dtypes):

@@ -27,28 +27,20 @@ SCHEMAS = {
     ),
 }
 
-_library = torch.library.Library("specsample", "DEF")
-for _name, _schema in SCHEMAS.items():
-    _library.define(_name + _schema)
 
-
-@torch.library.register_fake("specsample::sample")
-def _(logits, sampling, sampling_rows, seed, seeds, position, positions):
+def _sample(logits, sampling, sampling_rows, seed, seeds, position, positions):
     return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 
-@torch.library.register_fake("specsample::draft")
-def _(logits, k, kind, sampling, sampling_rows, seed, seeds, position, positions, depth, depths, node, nodes):
+def _draft(logits, k, kind, sampling, sampling_rows, seed, seeds, position, positions, depth, depths, node, nodes):
     return logits.new_empty(logits.shape[0], k, dtype=torch.int64)
 
 
-@torch.library.register_fake("specsample::row_stats")
-def _(logits, sampling, sampling_rows):
+def _row_stats(logits, sampling, sampling_rows):
     return tuple(logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(3))
 
 
-@torch.library.register_fake("specsample::verify")
-def _(
+def _verify(
     target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, scheme, options,
     sampling, sampling_rows, draft_sampling, draft_sampling_rows, draft_max, draft_logsumexp, draft_cutoff,
     seed, seeds, position, positions, cu_rows, logprobs,
@@ -60,3 +52,18 @@ def _(
         target_logits.new_empty(batch, max_depth, dtype=torch.int32),
         target_logits.new_empty((batch, max_depth + 1) if logprobs else (0,), dtype=torch.float32),
     )
+
+
+_FAKES = {"sample": _sample, "draft": _draft, "row_stats": _row_stats, "verify": _verify}
+
+
+def declare(namespace):
+    """Define the ops under torch.ops.<namespace>, with their fake kernels. -> the Library to be kept"""
+    library = torch.library.Library(namespace, "DEF")
+    for name, schema in SCHEMAS.items():
+        library.define(name + schema)
+        torch.library.register_fake(f"{namespace}::{name}", _FAKES[name])
+    return library
+
+
+_library = declare("specsample")

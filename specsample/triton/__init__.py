@@ -1,0 +1,49 @@
+"""The ops as Triton kernels, for accelerators without the compiled extension (pure-Python install, ROCm, XPU).
+
+The ops of specsample/ops.py are declared a second time under `specsample_triton`, from the same schemas and with the same
+fake kernels, so `backend="triton"` can be asked for beside compiled kernels. Triton is imported at the first call.
+
+A scheme's file has its name (token.py, block.py, race.py) and a function `verify(round)`; walk.py (device) and round.py
+(host) hold what they share. A new one is a file and its name in SCHEMES.
+
+Every kernel is one program a row or a request over tiles of the vocabulary, with one tiling for all launches, and without
+libdevice, inline assembly or tuning at call time, so that the interpreter (TRITON_INTERPRET=1) runs it as well.
+"""
+
+import importlib.util
+import os
+
+import torch
+
+from .. import ops
+
+SCHEMES = ("token", "block", "race")
+KINDS = ("iid", "arrivals", "topk")
+INSTALL_HINT = "pip install specsample[triton]"
+# Triton reads the variable when kernels are first defined; from then on it is fixed for the process.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+missing = None if importlib.util.find_spec("triton") else f"the package triton is not installed; {INSTALL_HINT}"
+
+
+def refusal(device):
+    """Why tensors on a device of this type are not taken, or None."""
+    if device == "cpu" and not INTERPRETED:
+        return "its kernels run on an accelerator; for tensors on cpu set TRITON_INTERPRET=1 before Python starts (slow)"
+    return None
+
+
+def _implementation(name):
+    def run(*args):
+        from . import round, rows
+
+        return getattr(round if name == "verify" else rows, name)(*args)
+
+    return run
+
+
+_library = ops.declare("specsample_triton")
+for _name in ops.SCHEMAS:
+    _library.impl(_name, _implementation(_name), "CompositeExplicitAutograd")
+
+functions = torch.ops.specsample_triton

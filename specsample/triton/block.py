@@ -1,0 +1,154 @@
+"""`block` in Triton; the reference is specsample/schemes/block.py.
+
+The weights P_i need probabilities of the drafted tokens only, so they come first; then the residual masses M_i of all
+positions are summed in parallel, and the longest accepted prefix is a few scalars.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import BLOCK, launch
+from .law import BROKEN, FIELDS, Law, load_law, prob
+from .passes import residual_mass
+from .streams import spread
+from .walk import (
+    BONUS, NOTHING, REST, STOP, accept, at_node, draft_rows_of, first_child, load_nodes, row_base, span_of, start_of,
+    store_stop, target_row,
+)  # fmt: skip
+
+STEP = tl.constexpr(4)  # int64 fields of a position: node, its token, its target row, draft of the node below (−1: leaf)
+
+
+@triton.jit(do_not_specialize=["rows", "count", "max_depth", "s0", "s1", "s2", "s3", "draft_count"])
+def weights_kernel(
+    target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
+    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Follow each chain to its end: steps int64 [B, D + 1, STEP], weights P_i float64 [B, D + 1], lengths (−1: no root)."""
+    b = tl.program_id(0).to(tl.int64)
+    span = span_of(b, spans, rows, count)
+    nodes, drawn = load_nodes(
+        b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
+        draft_count, draft_total, id_limit, ROW_A_NODE, P,
+    )  # fmt: skip
+    base, rows_start = row_base(target, b, span, spans, stride_b, stride_r), start_of(b, span, spans, s2, True)
+    node, depth = tl.full((), -1, tl.int32), tl.full((), 0, tl.int32)
+    weight, x, row = tl.full((), 1.0, tl.float64), b * 0 - 1, b * 0 - 1
+    if span.rows > 0:
+        row = target_row(rows_of, rows_start, node)
+    going = (row >= 0) & (row < span.rows)
+    tl.store(lengths + b, -1)
+    while going:
+        law = load_law(laws + (span.row + row) * FIELDS)
+        child = tl.where((depth < max_depth) & (law.only != BROKEN), first_child(nodes, node), -1)
+        going = child >= 0
+        below = tl.where(going, at_node(drawn, nodes.ids, child), -1)
+        at = b * (max_depth + 1) + depth
+        tl.store(weights + at, weight)
+        tl.store(steps + at * STEP, node.to(tl.int64))
+        tl.store(steps + at * STEP + 1, x)
+        tl.store(steps + at * STEP + 2, row)
+        tl.store(steps + at * STEP + 3, below)
+        tl.store(lengths + b, depth)
+        if going:
+            x = at_node(nodes.tokens, nodes.ids, child).to(tl.int64)
+            t, d = prob(base + row * stride_r, vocab, law, x), tl.full((), 1.0, tl.float64)
+            if draft_laws is not None:
+                draft_row = draft_rows_of(draft, below, draft_count, draft_stride_b, draft_stride_r, spans)
+                d = prob(draft_row, draft_vocab, load_law(draft_laws + below * FIELDS), x)
+            ratio = tl.where(d > 0, weight * (t / tl.where(d > 0, d, 1.0)), 1.0)
+            weight = tl.minimum(tl.where(t > 0, ratio, 0.0), 1.0)
+            row = target_row(rows_of, rows_start, child)
+            node = child
+            depth += 1
+
+
+@triton.jit(do_not_specialize=["rows", "draft_count", "max_depth"])
+def masses_kernel(
+    target, draft, laws, draft_laws, spans, steps, weights, lengths, masses,
+    vocab, draft_vocab, rows, draft_count, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """masses M_i float64 [B, D + 1] where 1 <= i <= length and a node follows"""
+    at = tl.program_id(0).to(tl.int64)
+    b, i = at // (max_depth + 1), at % (max_depth + 1)
+    drawn = at * 0 - 1
+    if (i >= 1) & (i <= tl.load(lengths + b)):
+        drawn = tl.load(steps + at * STEP + 3)
+    if drawn >= 0:
+        span = span_of(b, spans, rows, 0)
+        row = tl.load(steps + at * STEP + 2)
+        here = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
+        law = load_law(laws + (span.row + row) * FIELDS)
+        weight = tl.load(weights + at)
+        if draft_laws is None:
+            point = Law(law.max, law.cutoff, law.scale, law.mass, drawn)
+            mass = residual_mass(here, vocab, law, here, vocab, point, weight, BLOCK)
+        else:
+            draft_row = draft_rows_of(draft, drawn, draft_count, draft_stride_b, draft_stride_r, spans)
+            draft_law = load_law(draft_laws + drawn * FIELDS)
+            mass = residual_mass(here, vocab, law, draft_row, draft_vocab, draft_law, weight, BLOCK)
+        tl.store(masses + at, mass)
+
+
+@triton.jit(do_not_specialize=["rows", "seed", "position", "max_depth"])
+def longest_kernel(
+    laws, spans, seeds, positions, steps, weights, lengths, masses, emitted, path, num_accepted, stops, kept_weights,
+    rows, seed, position, max_depth,
+):  # fmt: skip
+    """Accept the longest prefix i with u_i < h_i."""
+    b = tl.program_id(0).to(tl.int64)
+    first = b * (max_depth + 1)
+    length = tl.load(lengths + b)
+    seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
+    stop = length * 0
+    i = stop + 1
+    while i <= length:
+        weight, leaf = tl.load(weights + first + i), tl.load(steps + (first + i) * STEP + 3) < 0
+        mass = tl.load(masses + first + i)
+        sure = leaf | ((mass == 0) & (weight == 1))
+        numerator = tl.where(leaf, weight, tl.where(sure, 1.0, mass))
+        denominator = tl.where(sure, 1.0, mass + 1.0 - weight)
+        node = tl.load(steps + (first + i) * STEP)
+        stop = tl.where(accept(seed, position, node, numerator, denominator), i, stop)
+        i += 1
+    for j in range(0, stop):
+        tl.store(path + b * max_depth + j, tl.load(steps + (first + j + 1) * STEP).to(tl.int32))
+        tl.store(emitted + first + j, tl.load(steps + (first + j + 1) * STEP + 1))
+    tl.store(num_accepted + b, stop.to(tl.int32))
+    kind, row, drawn = tl.full((), NOTHING, tl.int32), b * 0, b * 0
+    if length >= 0:
+        row, drawn = tl.load(steps + (first + stop) * STEP + 2), tl.load(steps + (first + stop) * STEP + 3)
+        law = load_law(laws + (span_of(b, spans, rows, 0).row + row) * FIELDS)
+        kind = tl.where(law.only == BROKEN, NOTHING, tl.where(drawn >= 0, REST, BONUS))
+        tl.store(kept_weights + b, tl.load(weights + first + stop))
+    store_stop(stops, b, kind, stop, row, drawn)
+
+
+def verify(round):
+    laws, draft_laws = round.laws(normalised=True), round.draft_laws()
+    shape, device = round.emitted.shape, round.device
+    steps = torch.empty(*shape, STEP.value, dtype=torch.int64, device=device)
+    weights, masses = torch.empty(2, *shape, dtype=torch.float64, device=device)
+    lengths = torch.empty(round.batch, dtype=torch.int64, device=device)
+    stops = torch.empty(round.batch, STOP.value, dtype=torch.int64, device=device)
+    kept_weights = torch.empty(round.batch, dtype=torch.float64, device=device)
+    tensors, numbers, constants = round.nodes_args(draft_laws)
+    vocabs = (round.vocab, 0 if round.draft is None else round.draft.shape[-1])
+    strides = (*round.strides(round.target), *round.strides(round.draft))
+    launch(
+        weights_kernel, (round.batch,), round.target, round.draft, laws, round.spans, steps, weights, lengths, *tensors,
+        *vocabs, round.row_count, round.node_count, *strides, round.max_depth, *numbers, **constants,
+    )  # fmt: skip
+    launch(
+        masses_kernel, (round.emitted.numel(),), round.target, round.draft, laws, draft_laws, round.spans, steps, weights,
+        lengths, masses, *vocabs, round.row_count, round.draft_count, *strides, round.max_depth, BLOCK=BLOCK,
+    )  # fmt: skip
+    launch(
+        longest_kernel, (round.batch,), laws, round.spans, round.seeds, round.positions, steps, weights, lengths, masses,
+        round.emitted, round.path, round.num_accepted, stops, kept_weights, round.row_count, round.seed, round.position,
+        round.max_depth,
+    )  # fmt: skip
+    round.finish(laws, draft_laws, stops, kept_weights)

@@ -1,0 +1,221 @@
+"""The law of a row as five numbers, and the kernel that finds them: one program a row, over tiles of it.
+
+Sums are taken in float32 over a few tiles lane by lane, then in float64, and the lanes are added once at the end: a fixed
+order, so a row's numbers depend on the row and its settings alone. A filter's cut-off is found by bisection over the
+order-preserving bits of the logits; each step moves to a logit that occurs, so it ends early and at the exact one.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+LARGEST = tl.constexpr(3.4028234663852886e38)  # +inf logits are read as the largest float
+LOG2E = tl.constexpr(1.4426950408889634)
+BROKEN = tl.constexpr(-2)  # in `only`: no finite logit
+FIELDS = tl.constexpr(5)  # of a law in memory, float64 each
+_SLACK = tl.constexpr(2.0**-20)  # of top-p and min-p, see `Sampling`
+_GROUP = tl.constexpr(8)  # tiles that are added in float32
+
+
+class Law(NamedTuple):
+    max: object  # float32: largest logit
+    cutoff: object  # float32: tokens with logit >= cutoff are kept; −LARGEST keeps all but −inf and NaN
+    scale: object  # float64: 1 / temperature; 0 where +inf logits share all the mass
+    mass: object  # float64: Σ over the kept tokens of exp((logit − max)·scale)
+    only: object  # int64: >= 0: all the mass on this token (greedy rows); −1; BROKEN
+
+
+@triton.jit
+def load_law(at):
+    max, cutoff = tl.load(at).to(tl.float32), tl.load(at + 1).to(tl.float32)
+    return Law(max, cutoff, tl.load(at + 2), tl.load(at + 3), tl.load(at + 4).to(tl.int64))
+
+
+@triton.jit
+def store_law(at, law):
+    tl.store(at, law.max.to(tl.float64))
+    tl.store(at + 1, law.cutoff.to(tl.float64))
+    tl.store(at + 2, law.scale)
+    tl.store(at + 3, law.mass)
+    tl.store(at + 4, law.only.to(tl.float64))
+
+
+@triton.jit
+def load_logits(row, ids, vocab):
+    """float32 logits; NaN and ids beyond the vocabulary count as −inf."""
+    z = tl.load(row + ids, mask=(ids >= 0) & (ids < vocab), other=float("-inf")).to(tl.float32)
+    return tl.minimum(tl.where(z == z, z, float("-inf")), LARGEST)
+
+
+@triton.jit
+def weights(z, law):
+    """exp((z − max)·scale) of the kept tokens, else 0: float32. The scale goes in two floats, or the tail would lose 1e-6."""
+    scale = law.scale * LOG2E
+    high = scale.to(tl.float32)
+    low = (scale - high.to(tl.float64)).to(tl.float32)
+    gap = z - law.max
+    x = gap * high
+    return tl.where((z >= law.cutoff) & (x >= -126.0), tl.exp2(x + gap * low), 0.0)
+
+
+@triton.jit
+def weight(z, law):
+    """The same of one token in float64."""
+    return tl.where(z >= law.cutoff, tl.exp((z.to(tl.float64) - law.max) * law.scale), 0.0)
+
+
+@triton.jit
+def prob(row, vocab, law, token):
+    """Probability of `token` (int64), float64; 0 beyond the vocabulary."""
+    p = weight(load_logits(row, token, vocab), law) / law.mass
+    return tl.where(law.only >= 0, (token == law.only).to(tl.float64), p)
+
+
+@triton.jit
+def key(z):
+    """int64 in the order of the floats; −0 and 0 are equal."""
+    bits = (z + 0.0).to(tl.int32, bitcast=True)
+    return tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).to(tl.int64)
+
+
+@triton.jit
+def logit(k):
+    bits = k.to(tl.int32)
+    return tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def measure(row, vocab, law, cut, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Of the kept tokens: the number (COUNT) or weight of those at or above `cut`; the least of them; the largest below."""
+    total = tl.zeros((BLOCK,), tl.float64)
+    least = tl.full((BLOCK,), float("inf"), tl.float32)
+    below = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for start in range(0, vocab, _GROUP * BLOCK):
+        part = tl.zeros((BLOCK,), tl.float32)
+        for first in range(start, tl.minimum(start + _GROUP * BLOCK, vocab), BLOCK):
+            z = load_logits(row, first + tl.arange(0, BLOCK), vocab)
+            kept, above = z >= law.cutoff, z >= cut
+            if COUNT:
+                part += (kept & above).to(tl.float32)
+            else:
+                part += tl.where(above, weights(z, law), 0.0)
+            least = tl.minimum(least, tl.where(kept & above, z, float("inf")))
+            below = tl.maximum(below, tl.where(kept & (z < cut), z, float("-inf")))
+        total += part.to(tl.float64)
+    return tl.sum(total, 0), tl.min(least, 0), tl.max(below, 0)
+
+
+@triton.jit
+def cut_at(row, vocab, law, least, goal, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest logit z such that the kept tokens >= z are at least `goal` (in number or weight); all of them are."""
+    low, high = key(least), key(law.max)
+    while low < high:
+        middle = (low + high + 1) >> 1
+        held, above, below = measure(row, vocab, law, logit(middle), COUNT, BLOCK)
+        enough = held >= goal
+        low = tl.where(enough, key(above), low)
+        high = tl.where(enough, high, key(below))
+    return logit(low)
+
+
+@triton.jit
+def row_law(row, vocab, temperature, top_k, top_p, min_p, NORMALISED: tl.constexpr, BLOCK: tl.constexpr):
+    """The law of a row; its mass only when NORMALISED."""
+    peak = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for first in range(0, vocab, BLOCK):
+        peak = tl.maximum(peak, load_logits(row, first + tl.arange(0, BLOCK), vocab))
+    top = tl.max(peak, 0)
+    greedy = (temperature > 0) == 0  # includes NaN
+    infinite = top >= LARGEST
+    scale = tl.where(infinite, 0.0, 1.0 / tl.maximum(tl.where(greedy, 1.0, temperature), 1e-30)).to(tl.float64)
+    cutoff = tl.where(infinite, LARGEST, -LARGEST).to(tl.float32)
+    mass = tl.full((), 1.0, tl.float64)
+    only = tl.full((), -1, tl.int64)
+    if (top > float("-inf")) == 0:
+        only = tl.full((), BROKEN, tl.int64)
+    elif greedy:
+        best = tl.full((BLOCK,), 2147483647, tl.int32)
+        for first in range(0, vocab, BLOCK):
+            ids = first + tl.arange(0, BLOCK)
+            best = tl.minimum(best, tl.where(load_logits(row, ids, vocab) >= top, ids, 2147483647))
+        only = tl.min(best, 0).to(tl.int64)
+    else:
+        if (infinite == 0) & (top_k >= 1) & (top_k < vocab):
+            law = Law(top, cutoff, scale, mass, only)
+            count, least, _below = measure(row, vocab, law, cutoff, True, BLOCK)
+            if count >= top_k:
+                cutoff = cut_at(row, vocab, law, least, tl.floor(top_k), True, BLOCK)
+        if (infinite == 0) & (top_p < 1):
+            law = Law(top, cutoff, scale, mass, only)
+            total, least, _below = measure(row, vocab, law, cutoff, False, BLOCK)
+            goal = tl.maximum(top_p, 0.0) * (1.0 - _SLACK) * total
+            if goal > 0:
+                cutoff = cut_at(row, vocab, law, least, goal, False, BLOCK)
+            else:
+                cutoff = top
+        if (infinite == 0) & (min_p > 0):
+            bound = top.to(tl.float64) + (tl.log(tl.minimum(tl.where(min_p > 0, min_p, 1.0), 1.0)) - _SLACK) / scale
+            rounded = tl.maximum(bound, -LARGEST).to(tl.float32)
+            rounded = tl.where(rounded.to(tl.float64) < bound, logit(key(rounded) + 1), rounded)
+            cutoff = tl.maximum(cutoff, rounded)
+        if NORMALISED:
+            law = Law(top, cutoff, scale, mass, only)
+            mass, _least, _below = measure(row, vocab, law, cutoff, False, BLOCK)
+    return Law(top, cutoff, scale, mass, only)
+
+
+@triton.jit
+def number(bits):
+    """A float64 that travelled as its bits (a kernel's float arguments are float32)."""
+    return bits.to(tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["rows", "temperature", "top_k", "top_p", "min_p", "count", "batch"])
+def laws_kernel(
+    logits, laws, stats, owner, sampling, kept_max, kept_logsumexp, kept_cutoff,
+    vocab, rows, stride_b, stride_r, temperature, top_k, top_p, min_p, count, batch,
+    BY_ROW: tl.constexpr, NORMALISED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """laws [n, FIELDS] of the rows of logits [n / rows, rows, V]; stats float32 [3, n] as `RowStats`, when not None.
+
+    sampling: float64 [4, count], one a row (BY_ROW) or a request, or None: the four numbers. owner [n]: request of each
+    row in the packed layout, None: row // rows. kept_*: RowStats of the rows; where they determine the law no pass is run.
+    """
+    at = tl.program_id(0).to(tl.int64)
+    row = logits + (at // rows) * stride_b + (at % rows) * stride_r
+    request = at // rows
+    if owner is not None:
+        request = tl.load(owner + at)
+    if (request >= 0) & (request < batch):
+        if sampling is None:
+            heat, k, p, m = number(temperature), number(top_k), number(top_p), number(min_p)
+        else:
+            column = request
+            if BY_ROW:
+                column = at
+            heat, k = tl.load(sampling + column), tl.load(sampling + count + column)
+            p, m = tl.load(sampling + 2 * count + column), tl.load(sampling + 3 * count + column)
+        kept = tl.full((), 0, tl.int1)
+        if kept_max is not None:
+            absolute = tl.load(kept_logsumexp + at).to(tl.float64)
+            kept = (heat > 0) & (tl.abs(absolute) <= 32.0)
+            if kept:
+                scale = 1.0 / tl.maximum(heat, 1e-30)
+                top = tl.load(kept_max + at)
+                cutoff = tl.maximum(tl.load(kept_cutoff + at), -LARGEST)
+                mass = tl.exp(absolute - top.to(tl.float64) * scale)
+                store_law(laws + at * FIELDS, Law(top, cutoff, scale, mass, tl.full((), -1, tl.int64)))
+        if kept == 0:
+            law = row_law(row, vocab, heat, k, p, m, NORMALISED, BLOCK)
+            store_law(laws + at * FIELDS, law)
+            if stats is not None:
+                n = tl.num_programs(0)
+                broken, point, infinite = law.only == BROKEN, law.only >= 0, law.max >= LARGEST
+                total = (law.max.to(tl.float64) * law.scale + tl.log(law.mass)).to(tl.float32)
+                total = tl.where(point, 0.0, tl.where(infinite, float("inf"), total))
+                bound = tl.where(point, law.max, tl.where(law.cutoff <= -LARGEST, float("-inf"), law.cutoff))
+                peak = tl.where(infinite, float("inf"), law.max)
+                tl.store(stats + at, tl.where(broken, float("-inf"), peak))
+                tl.store(stats + n + at, tl.where(broken, float("-inf"), total))
+                tl.store(stats + 2 * n + at, tl.where(broken, float("-inf"), tl.where(infinite, float("inf"), bound)))

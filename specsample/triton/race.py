@@ -1,0 +1,100 @@
+"""`race` in Triton; the reference is specsample/schemes/race.py. The winner of every node's row is found in parallel."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import BLOCK, launch, plain, scale_bits
+from .passes import race
+from .rows import law_or_plain
+from .streams import CLOCK, spread, stream
+from .walk import load_nodes, row_base, span_of, start_of, target_row
+
+
+@triton.jit(do_not_specialize=["rows", "count", "scale", "seed", "position", "max_depth", "s1", "s2"])
+def winners_kernel(
+    target, laws, spans, owner, parents, rows_of, seeds, positions, winners,
+    vocab, rows, count, stride_b, stride_r, scale, seed, position, max_depth, s1, s2, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """winners int64, one a node and root (dense [B, N + 1], packed like the target's rows): winner of the node's row on the
+    clocks of the token below it; −1 where the row or the node does not exist or the row is broken."""
+    at = tl.program_id(0).to(tl.int64)
+    if owner is None:
+        b = at // (count + 1)
+    else:
+        b = tl.load(owner + at)
+    winner = at * 0 - 1
+    if b >= 0:
+        span = span_of(b, spans, rows, count)
+        slot = at - (b * (count + 1) if spans is None else span.row)
+        node = slot - 1
+        exists = node < span.nodes
+        depth = slot
+        if parents is not None:
+            depth = slot * 0
+            start = start_of(b, span, spans, s1, False)
+            here = tl.where(exists, node, -1)
+            while here >= 0:
+                parent = tl.load(parents + start + here).to(tl.int64)
+                exists = exists & (parent < here) & (parent >= -1)
+                here = tl.where(exists, parent, -1)
+                depth += 1
+        if exists & (depth <= max_depth):
+            row = target_row(rows_of, start_of(b, span, spans, s2, True), node)
+            if (row >= 0) & (row < span.rows):
+                law = law_or_plain(laws, span.row + row, scale)
+                s = stream(spread(seed, seeds, b, 1), spread(position, positions, b, 0) + depth, CLOCK, b * 0)
+                start_row = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
+                winner = race(start_row, vocab, law, -1, s, laws is not None, BLOCK)
+    tl.store(winners + at, winner)
+
+
+@triton.jit(do_not_specialize=["rows", "count", "max_depth", "s0", "s1", "s2"])
+def race_walk_kernel(
+    spans, winners, emitted, path, num_accepted, tokens, parents, rows_of,
+    rows, count, max_depth, s0, s1, s2, id_limit, P: tl.constexpr,
+):  # fmt: skip
+    """Move to the children that carry the winner, all of them at once; emit it where there are none."""
+    b = tl.program_id(0).to(tl.int64)
+    span = span_of(b, spans, rows, count)
+    nodes, _drawn = load_nodes(
+        b, span, spans, tokens, parents, rows_of, None, None, s0, s1, s2, 0, 1, 0, id_limit, False, P
+    )
+    first = span.row
+    if spans is None:
+        first = b * (count + 1)
+    depth, node = tl.full((), 0, tl.int32), tl.full((), -1, tl.int32)
+    children = nodes.exists & (nodes.parents == -1)
+    going = span.rows > 0
+    while going:
+        winner = tl.load(winners + first + node + 1)
+        matches = children & (nodes.tokens == winner) & (depth < max_depth)
+        moved = tl.min(tl.where(matches, nodes.ids, P), 0)
+        tl.store(emitted + b * (max_depth + 1) + depth, winner)
+        going = moved < P
+        if going:
+            tl.store(path + b * max_depth + depth, moved)
+            node = moved
+            depth += 1
+            above = tl.gather(matches.to(tl.int32), tl.maximum(nodes.parents, 0), 0)
+            children = nodes.exists & (nodes.parents >= 0) & (above > 0)
+    tl.store(num_accepted + b, depth)
+
+
+def verify(round):
+    known = plain(*round.settings)
+    laws = None if known else round.laws(normalised=False)
+    owner = round.owner() if round.packed else None
+    slots = round.target.shape[0] if round.packed else round.batch * (round.node_count + 1)
+    winners = torch.empty(slots, dtype=torch.int64, device=round.device)
+    parents_stride, rows_stride = round.stride_of(round.parents), round.stride_of(round.rows)
+    launch(
+        winners_kernel, (slots,), round.target, laws, round.spans, owner, round.parents, round.rows, round.seeds,
+        round.positions, winners, round.vocab, round.row_count, round.node_count, *round.strides(round.target),
+        scale_bits(round.settings[0]), round.seed, round.position, round.max_depth, parents_stride, rows_stride, BLOCK=BLOCK,
+    )  # fmt: skip
+    launch(
+        race_walk_kernel, (round.batch,), round.spans, winners, round.emitted, round.path, round.num_accepted,
+        round.tokens, round.parents, round.rows, round.row_count, round.node_count, round.max_depth,
+        round.stride_of(round.tokens), parents_stride, rows_stride, round.id_limit, P=round.width,
+    )  # fmt: skip

@@ -1,0 +1,120 @@
+"""`sample`, `draft` and `row_stats` in Triton: independent rows of logits, one program a row (and child)."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import BLOCK, laws_of, launch, per_row, plain, scale_bits
+from .law import FIELDS, LARGEST, Law, key, load_law, load_logits, number
+from .passes import race, race_after
+from .streams import CLOCK, spread, stream
+
+
+@triton.jit
+def law_or_plain(laws, at, scale):
+    """The row's law, or where there are no laws (None) the plain one relative to 0."""
+    if laws is None:
+        one, none = tl.full((), 1.0, tl.float64), tl.full((), -1, tl.int64)
+        zero = tl.full((), 0.0, tl.float32)
+        return Law(zero, zero - LARGEST, number(scale), one, none)
+    else:
+        return load_law(laws + at * FIELDS)
+
+
+@triton.jit(do_not_specialize=["scale", "seed", "position", "depth", "node", "k"])
+def race_kernel(
+    logits, laws, out, seeds, positions, depths, nodes, vocab, stride, scale, seed, position, depth, node, k,
+    PURPOSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out int64 [R, k]: child j of row i is the winner of the row's race on stream (position + depth, slot node + j)."""
+    at = tl.program_id(0).to(tl.int64)
+    i, j = at // k, at % k
+    law = law_or_plain(laws, i, scale)
+    where = spread(position, positions, i, 0) + spread(depth, depths, i, 0)
+    s = stream(spread(seed, seeds, i, 1), where, PURPOSE, spread(node, nodes, i, 0) + j)
+    tl.store(out + at, race(logits + i * stride, vocab, law, -1, s, laws is not None, BLOCK))
+
+
+@triton.jit(do_not_specialize=["seed", "position", "depth", "k"])
+def arrivals_kernel(
+    logits, laws, out, seeds, positions, depths, vocab, stride, seed, position, depth, k,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out int64 [R, k], −1 at the start: the first k arrivals of each row's race, in order; one pass over the row each."""
+    i = tl.program_id(0).to(tl.int64)
+    law = load_law(laws + i * FIELDS)
+    s = stream(spread(seed, seeds, i, 1), spread(position, positions, i, 0) + spread(depth, depths, i, 0), CLOCK, i * 0)
+    if law.only >= 0:
+        tl.store(out + i * k, law.only)
+    elif law.only == -1:
+        score, last = tl.full((), float("inf"), tl.float64), tl.full((), 0, tl.int64)
+        j = k * 0
+        while (j < k) & (last >= 0):
+            score, last = race_after(logits + i * stride, vocab, law, -1, s, score, last, True, BLOCK)
+            tl.store(out + i * k + j, last)
+            j += 1
+
+
+@triton.jit(do_not_specialize=["k"])
+def topk_kernel(logits, laws, out, vocab, stride, k, BLOCK: tl.constexpr):
+    """out int64 [R, k], −1 at the start: the k likeliest kept tokens of each row, lowest id first on ties."""
+    i = tl.program_id(0).to(tl.int64)
+    law = load_law(laws + i * FIELDS)
+    if law.only >= 0:
+        tl.store(out + i * k, law.only)
+    elif law.only == -1:
+        row = logits + i * stride
+        last = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
+        for j in range(0, k):
+            best = tl.full((BLOCK,), -1 << 63, tl.int64)
+            for first in range(0, vocab, BLOCK):
+                ids = first + tl.arange(0, BLOCK)
+                z = load_logits(row, ids, vocab)
+                rank = (key(z) << 32) + (0x7FFFFFFF - ids)  # the order of (logit, lower id)
+                best = tl.maximum(best, tl.where((z >= law.cutoff) & (rank < last), rank, -1 << 63))
+            last = tl.max(best, 0)
+            if last > -1 << 63:
+                tl.store(out + i * k + j, 0x7FFFFFFF - (last & 0xFFFFFFFF))
+
+
+def sample(logits, sampling, sampling_rows, seed, seeds, position, positions):
+    return draft(
+        logits, 1, "arrivals", sampling, sampling_rows, seed, seeds, position, positions, 0, None, 0, None
+    )[:, 0].contiguous()  # fmt: skip
+
+
+def draft(
+    logits, k, kind, sampling, sampling_rows, seed, seeds, position, positions, depth, depths, node, nodes
+):
+    count, vocab = logits.shape
+    out = torch.full((count, k), -1, dtype=torch.int64, device=logits.device)
+    if count == 0 or vocab == 0:
+        return out
+    (seed, seeds), (position, positions) = per_row(seed, seeds), per_row(position, positions)
+    (depth, depths), (node, nodes) = per_row(depth, depths), per_row(node, nodes)
+    several = kind == "arrivals" and k > 1
+    laws = None
+    if kind == "topk" or several or not plain(sampling, sampling_rows):
+        laws = laws_of(logits, sampling, sampling_rows, normalised=False)
+    common = (logits, laws, out)
+    if kind == "topk":
+        launch(topk_kernel, (count,), *common, vocab, logits.stride(0), k, BLOCK=BLOCK)
+    elif several:
+        streams = (seeds, positions, depths, vocab, logits.stride(0), seed, position, depth)
+        launch(arrivals_kernel, (count,), *common, *streams, k, BLOCK=BLOCK)
+    else:
+        # Independent drafts belong to the round (purpose 4), a single arrival to the child's own clocks (purpose 0).
+        purpose = 4 if kind == "iid" else 0
+        if kind == "iid":
+            depth, depths = 0, None
+        else:
+            node, nodes = 0, None
+        streams = (seeds, positions, depths, nodes, vocab, logits.stride(0), scale_bits(sampling))
+        launch(race_kernel, (count * k,), *common, *streams, seed, position, depth, node, k, PURPOSE=purpose, BLOCK=BLOCK)
+    return out
+
+
+def row_stats(logits, sampling, sampling_rows):
+    stats = torch.empty(3, logits.shape[0], dtype=torch.float32, device=logits.device)
+    laws_of(logits, sampling, sampling_rows, stats=stats)
+    return tuple(row.clone() for row in stats)

@@ -1,0 +1,73 @@
+"""`token` in Triton; the reference is specsample/schemes/token.py."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import launch
+from .law import BROKEN, FIELDS, load_law, prob
+from .streams import spread
+from .walk import (
+    BONUS, NOTHING, REST, STOP, accept, at_node, draft_rows_of, first_child, load_nodes, row_base, span_of, start_of,
+    store_stop, target_row,
+)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["rows", "count", "seed", "position", "max_depth", "s0", "s1", "s2", "s3", "draft_count"])
+def token_kernel(
+    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
+    tokens, parents, rows_of, draft_rows, draft_laws,
+    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Walk each request: accept the child x when u·d(x) < t(x), else stop and leave the residual race to `finish`."""
+    b = tl.program_id(0).to(tl.int64)
+    span = span_of(b, spans, rows, count)
+    nodes, drawn = load_nodes(
+        b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
+        draft_count, draft_total, id_limit, ROW_A_NODE, P,
+    )  # fmt: skip
+    seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
+    base, rows_start = row_base(target, b, span, spans, stride_b, stride_r), start_of(b, span, spans, s2, True)
+    node = tl.full((), -1, tl.int32)
+    depth, kind = tl.full((), 0, tl.int32), tl.full((), NOTHING, tl.int32)
+    row, left = b * 0 - 1, b * 0 - 1
+    if span.rows > 0:
+        row = target_row(rows_of, rows_start, node)
+    going = (row >= 0) & (row < span.rows)
+    while going:
+        law = load_law(laws + (span.row + row) * FIELDS)
+        child = tl.where(depth < max_depth, first_child(nodes, node), -1)
+        sound = law.only != BROKEN
+        kind = tl.where(sound, tl.where(child >= 0, REST, BONUS), NOTHING)
+        going = sound & (child >= 0)
+        if going:
+            x, left = at_node(nodes.tokens, nodes.ids, child).to(tl.int64), at_node(drawn, nodes.ids, child)
+            d = tl.full((), 1.0, tl.float64)
+            if draft_laws is not None:
+                draft_row = draft_rows_of(draft, left, draft_count, draft_stride_b, draft_stride_r, spans)
+                d = prob(draft_row, draft_vocab, load_law(draft_laws + left * FIELDS), x)
+            going = accept(seed, position, child, prob(base + row * stride_r, vocab, law, x), d)
+            if going:
+                tl.store(emitted + b * (max_depth + 1) + depth, x)
+                tl.store(path + b * max_depth + depth, child)
+                row = target_row(rows_of, rows_start, child)
+                node = child
+                depth += 1
+    tl.store(num_accepted + b, depth)
+    store_stop(stops, b, kind, depth, row, left)
+
+
+def verify(round):
+    laws, draft_laws = round.laws(normalised=True), round.draft_laws()
+    stops = torch.empty(round.batch, STOP.value, dtype=torch.int64, device=round.device)
+    weights = torch.ones(round.batch, dtype=torch.float64, device=round.device)
+    tensors, numbers, constants = round.nodes_args(draft_laws)
+    launch(
+        token_kernel, (round.batch,), round.target, round.draft, laws, round.spans, round.seeds, round.positions,
+        round.emitted, round.path, round.num_accepted, stops, *tensors,
+        round.vocab, 0 if round.draft is None else round.draft.shape[-1], round.row_count, round.node_count,
+        *round.strides(round.target), *round.strides(round.draft), round.seed, round.position, round.max_depth,
+        *numbers, **constants,
+    )  # fmt: skip
+    round.finish(laws, draft_laws, stops, weights)

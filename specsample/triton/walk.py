@@ -1,0 +1,213 @@
+"""One verification round on the device: the layout of requests, and the kernels that all schemes share.
+
+A round runs in a few launches: the laws of all rows in parallel, the scheme's walk (one program a request, on scalars and a
+vector of its nodes), and one race for each request's last token. A walk leaves a *stop*: which race that is.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from .law import BROKEN, FIELDS, load_law, load_logits
+from .passes import race_pass
+from .streams import ACCEPT, CLOCK, RESIDUAL, spread, stream, uniform
+
+MAX_NODES = 1024
+NOTHING, BONUS, REST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # kinds of stops
+STOP = tl.constexpr(4)  # int64 fields: kind, depth, target row, draft (law index, or the token of a one-hot draft)
+_NO_NODE = tl.constexpr(1 << 30)
+
+
+class Span(NamedTuple):
+    """Where a request's rows and nodes lie, int64. Packed: indices of rows and nodes; dense: b·R and b·N."""
+
+    row: object
+    rows: object
+    node: object
+    nodes: object
+
+
+class Nodes(NamedTuple):
+    """A request's nodes, vectors of P."""
+
+    ids: object  # int32
+    tokens: object  # int32, −1 where no node exists
+    parents: object  # int32
+    exists: object  # int1
+
+
+@triton.jit
+def span_of(b, spans, rows, nodes):
+    if spans is None:
+        return Span(b * rows, b * 0 + rows, b * nodes, b * 0 + nodes)
+    else:
+        at = spans + b * 4
+        return Span(tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3))
+
+
+@triton.jit
+def row_base(logits, b, span, spans, stride_b, stride_r):
+    """Pointer to a request's row 0."""
+    if spans is None:
+        return logits + b * stride_b
+    else:
+        return logits + span.row * stride_r
+
+
+@triton.jit
+def node_values(values, default, at, inside):
+    if values is None:
+        return default
+    else:
+        return tl.load(values + at, mask=inside, other=-1).to(tl.int64)
+
+
+@triton.jit
+def target_row(rows, rows_start, node):
+    """Row of a node (−1: the root), int64"""
+    if rows is None:
+        return (node + 1).to(tl.int64)
+    else:
+        return tl.load(rows + rows_start + node + 1).to(tl.int64)
+
+
+@triton.jit
+def start_of(b, span, spans, stride, is_row: tl.constexpr):
+    """Where a request's entries begin in a per-node input; dense: `stride` entries a request (0: one list for all)."""
+    if spans is None:
+        return b * stride
+    elif is_row:
+        return span.row
+    else:
+        return span.node
+
+
+@triton.jit
+def load_nodes(
+    b, span, spans, tokens, parents, rows, draft_rows, draft_laws, tokens_stride, parents_stride, rows_stride,
+    draft_rows_stride, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """-> (Nodes, index of each node's draft law int64 [P]); draft_laws None: one-hot drafts, whose index is the token."""
+    ids = tl.arange(0, P)
+    inside = ids < span.nodes
+    token = tl.load(tokens + start_of(b, span, spans, tokens_stride, False) + ids, mask=inside, other=-1).to(tl.int64)
+    wide = ids.to(tl.int64)
+    parent = node_values(parents, wide - 1, start_of(b, span, spans, parents_stride, False) + ids, inside)
+    rows_start = start_of(b, span, spans, rows_stride, True)
+    row = node_values(rows, wide + 1, rows_start + ids + 1, inside)
+    exists = inside & (token >= 0) & (token < id_limit) & (parent >= -1) & (parent < ids) & (row >= 0) & (row < span.rows)
+    law = token
+    if draft_laws is not None:
+        above = node_values(rows, parent + 1, rows_start + tl.maximum(parent, -1) + 1, exists)
+        first, count = span.row, span.rows
+        if ROW_A_NODE:
+            above, first, count = wide, span.node, span.nodes
+        if spans is None:
+            first, count = b * draft_count, b * 0 + draft_count
+        drawn = node_values(draft_rows, above, start_of(b, span, spans, draft_rows_stride, False) + ids, inside)
+        exists = exists & (drawn >= 0) & (drawn < count) & (first + drawn < draft_total)
+        law = first + drawn
+        exists = exists & (tl.load(draft_laws + law * FIELDS + 4, mask=exists, other=BROKEN) != BROKEN)
+    token = tl.where(exists, token, -1).to(tl.int32)
+    return Nodes(ids, token, parent.to(tl.int32), exists), law
+
+
+@triton.jit
+def first_child(nodes, node):
+    """Lowest existing child of `node` (−1: the root); −1 where none: int32"""
+    child = tl.min(tl.where(nodes.exists & (nodes.parents == node), nodes.ids, _NO_NODE), 0)
+    return tl.where(child == _NO_NODE, -1, child)
+
+
+@triton.jit
+def at_node(values, ids, node):
+    """values[node] of a vector over the nodes; 0 where node is −1"""
+    return tl.sum(tl.where(ids == node, values, 0), 0)
+
+
+@triton.jit
+def draft_rows_of(draft_logits, law, draft_count, stride_b, stride_r, spans):
+    """Pointer to the draft row of a law index."""
+    if spans is None:
+        return draft_logits + (law // draft_count) * stride_b + (law % draft_count) * stride_r
+    else:
+        return draft_logits + law * stride_r
+
+
+@triton.jit
+def accept(seed, position, node, numerator, denominator):
+    """u·denominator < numerator for the acceptance uniform of `node`"""
+    return uniform(stream(seed, position, ACCEPT, node)) * denominator < numerator
+
+
+@triton.jit
+def store_stop(stops, b, kind, depth, row, draft):
+    tl.store(stops + b * STOP, kind.to(tl.int64))
+    tl.store(stops + b * STOP + 1, depth.to(tl.int64))
+    tl.store(stops + b * STOP + 2, row)
+    tl.store(stops + b * STOP + 3, draft)
+
+
+@triton.jit(do_not_specialize=["rows", "draft_count", "seed", "position", "max_depth"])
+def finish_kernel(
+    target, draft, laws, draft_laws, spans, seeds, positions, stops, weights, out,
+    vocab, draft_vocab, rows, draft_count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The token that each request emits where its walk stopped: of the target's law on the token's own clocks (BONUS), or of
+    (weight·t − d)⁺ on the round's residual stream (REST; where nothing is left, of the target's law)."""
+    b = tl.program_id(0).to(tl.int64)
+    kind, depth = tl.load(stops + b * STOP), tl.load(stops + b * STOP + 1)
+    if kind != NOTHING:
+        span = span_of(b, spans, rows, 0)
+        index, drawn = tl.load(stops + b * STOP + 2), tl.load(stops + b * STOP + 3)
+        row = row_base(target, b, span, spans, stride_b, stride_r) + index * stride_r
+        law = load_law(laws + (span.row + index) * FIELDS)
+        key, here = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
+        s = stream(key, here + depth, CLOCK, b * 0)
+        exclude = b * 0 - 1
+        winner = law.only
+        if kind == REST:
+            s = stream(key, here, RESIDUAL, b * 0)
+            exclude = drawn
+            if draft_laws is not None:
+                draft_law = load_law(draft_laws + drawn * FIELDS)
+                exclude = draft_law.only  # (w t − 1)⁺ vanishes on a one-hot draft's token, elsewhere the weights are t's
+                if (winner < 0) & (exclude < 0):
+                    norm = tl.load(weights + b) / law.mass
+                    draft_row = draft_rows_of(draft, drawn, draft_count, draft_stride_b, draft_stride_r, spans)
+                    _score, winner, _top = race_pass(
+                        row, vocab, law, -1, s, float("inf"), 0, draft_row, draft_vocab, draft_law, norm, True, BLOCK
+                    )
+        tries = 2
+        while (winner < 0) & (tries > 0):
+            _score, winner, _top = race_pass(
+                row, vocab, law, exclude, s, float("inf"), 0, row, vocab, law, 1.0, False, BLOCK
+            )
+            exclude = b * 0 - 1
+            tries -= 1
+        tl.store(out + b * (max_depth + 1) + depth, winner)
+
+
+@triton.jit(do_not_specialize=["rows", "rows_stride", "max_depth"])
+def logprobs_kernel(
+    target, laws, spans, rows_of, tokens, nodes, out, vocab, rows, stride_b, stride_r, rows_stride, max_depth,
+):  # fmt: skip
+    """out float32 [B, D + 1]: log-probability of each emitted token under `laws`, 0 where none was emitted."""
+    at = tl.program_id(0).to(tl.int64)
+    b, depth = at // (max_depth + 1), at % (max_depth + 1)
+    token = tl.load(tokens + at)
+    value = tl.full((), 0.0, tl.float64)
+    if token >= 0:
+        node = depth * 0 - 1
+        if depth > 0:
+            node = tl.load(nodes + b * max_depth + depth - 1).to(tl.int64)
+        span = span_of(b, spans, rows, 0)
+        row = target_row(rows_of, start_of(b, span, spans, rows_stride, True), node)
+        law = load_law(laws + (span.row + row) * FIELDS)
+        z = load_logits(row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r, token, vocab)
+        value = (z.to(tl.float64) - law.max) * law.scale - tl.log(law.mass)
+        value = tl.where(z >= law.cutoff, value, float("-inf"))
+        value = tl.where(law.only >= 0, tl.where(law.only == token, 0.0, float("-inf")), value)
+    tl.store(out + at, value.to(tl.float32))

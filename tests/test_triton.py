@@ -1,0 +1,60 @@
+"""The Triton backend without a GPU: its kernels under the interpreter (tests/triton_cases.py, in a process of its own), and
+how it is picked and refused in this one."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import specsample as ss
+from specsample import backends, triton
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason=f"the package triton is not installed; {triton.INSTALL_HINT}"
+)
+
+
+@needs_triton
+def test_kernels_under_the_interpreter():
+    here = Path(__file__).parent
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(here.parent)}
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-x", "-W", "ignore", "-p", "no:cacheprovider", "triton_cases.py"]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=600)
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0 and passed and int(passed[1]) > 40, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@needs_triton
+def test_picked_for_accelerators_only():
+    """Unasked for tensors on any accelerator without compiled kernels, and never for those on the CPU."""
+    with FakeTensorMode():
+        for device in ("cuda", "xpu"):
+            assert backends.pick(None, torch.empty(2, 5, device=device), "logits") is triton.functions
+        assert backends.pick(None, torch.empty(2, 5, device="cuda", dtype=torch.float64), "logits") is not triton.functions
+        logits = torch.empty(2, 5, device="cuda")
+        assert ss.sample(logits, seed=0, position=0).device == logits.device
+        rows, tokens = torch.empty(2, 1, 5, device="cuda"), torch.empty(2, 0, dtype=torch.int64, device="cuda")
+        verdict = ss.verify(rows, tokens, seed=0, position=0)
+        assert verdict.tokens.shape == (2, 1) and verdict.tokens.device == logits.device
+    assert backends.pick(None, torch.empty(2, 5), "logits") is not triton.functions
+
+
+@needs_triton
+@pytest.mark.skipif(triton.INTERPRETED, reason="TRITON_INTERPRET is set for this process")
+def test_cpu_tensors_are_refused_without_the_interpreter():
+    with pytest.raises(ValueError, match="^backend: 'triton' does not take logits.*TRITON_INTERPRET=1"):
+        ss.sample(torch.zeros(1, 3), seed=0, position=0, backend="triton")
+
+
+def test_missing_package_is_named(monkeypatch):
+    gone = backends.BACKENDS["triton"]._replace(functions=None, missing="the package triton is not installed")
+    monkeypatch.setitem(backends.BACKENDS, "triton", gone)
+    with pytest.raises(ValueError, match="^backend: 'triton' is not available: the package triton is not installed"):
+        ss.sample(torch.zeros(1, 3), seed=0, position=0, backend="triton")
+    assert "triton" in ss.build_info()["unavailable"]

@@ -1,0 +1,52 @@
+"""Every Triton kernel compiles for GPUs that are not here, and none of them spills registers to memory.
+
+By default for one NVIDIA and one AMD target; SPECSAMPLE_TRITON_TARGETS names others (make check-triton runs all).
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TARGETS = os.environ.get("SPECSAMPLE_TRITON_TARGETS", "sm_90 gfx942").split()
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="the package triton is not installed; pip install specsample[triton]"
+)
+
+
+def compiled(*arguments):
+    """(exit status, the script's lines) of tests/triton_compile.py in a process of its own: a compiler may crash."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests/triton_compile.py"), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines, done.stderr[-4000:]
+    return done.returncode, lines
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel_compiles_without_spills(target):
+    status, lines = compiled(target)
+    bad = [line for line in lines if line.get("spills") != 0]
+    assert status == 0 and not bad, bad
+    assert all(0 < line["registers"] <= 256 for line in lines)
+    names = {line["kernel"] for line in lines}
+    defined = {
+        line.split("(")[0].removeprefix("def ")
+        for path in (ROOT / "specsample/triton").glob("*.py")
+        for line in path.read_text().splitlines()
+        if line.startswith("def ") and line.split("(")[0].endswith("_kernel")
+    }
+    assert len(defined) >= 10 and names == defined, f"not compiled: {defined - names}"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_control_a_spilling_kernel_is_caught(target):
+    status, (line,) = compiled(target, "--control")
+    assert status == 1 and line["spills"] > 0, line

@@ -1,0 +1,272 @@
+"""The Triton kernels under Triton's interpreter, against the reference: the same integers, the published RNG answers.
+
+Not collected by itself: Triton reads TRITON_INTERPRET when the kernels are defined, so tests/test_triton.py runs this file
+in a process of its own. By hand: TRITON_INTERPRET=1 python -m pytest tests/triton_cases.py
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from conftest import case, identical, numbers, packed
+
+import specsample as ss
+from specsample.triton import SCHEMES, streams
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SAMPLINGS = (
+    ss.Sampling(),
+    ss.Sampling(0.7, top_k=5),
+    ss.Sampling(top_p=0.9),
+    ss.Sampling(1.3, 50, 0.95, 0.02),
+    ss.Sampling(torch.tensor([0.0, 1.0, -1.0]), torch.tensor([0, 3, 7]), torch.tensor([0.9, 0.8, 1.0]), min_p=0.05),
+)
+KNOWN = json.loads((Path(__file__).parent / "data" / "philox.json").read_text())
+
+
+@triton.jit
+def _philox(out, c0, c1, c2, c3, seed):
+    zero = tl.full((), 0, tl.uint32)
+    c0, c1 = zero + c0.to(tl.uint32), zero + c1.to(tl.uint32)
+    r0, r1, r2, r3 = tl.philox(seed.to(tl.int64), c0, c1, zero + c2.to(tl.uint32), zero + c3.to(tl.uint32))
+    tl.store(out, r0.to(tl.int64))
+    tl.store(out + 1, r1.to(tl.int64))
+    tl.store(out + 2, r2.to(tl.int64))
+    tl.store(out + 3, r3.to(tl.int64))
+
+
+@triton.jit
+def _words(out, clocks, seed, position, slot, PURPOSE: tl.constexpr, REFINE: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64)
+    seed, position = streams.spread(seed, None, at, 1), streams.spread(position, None, at, 0)
+    s = streams.stream(seed, position, PURPOSE, slot.to(tl.int64))
+    r = streams.words(s, 0, REFINE, 16)
+    tl.store(out + tl.arange(0, 16), r.to(tl.int64))
+    tl.store(clocks + tl.arange(0, 16), streams.log_clocks(s, 0, r, 16))
+
+
+def test_philox_known_answers():
+    for known in KNOWN["philox4x32_10"]:
+        counter, key, answer = ([int(w, 16) for w in known[name]] for name in ("counter", "key", "answer"))
+        seed = key[0] + (key[1] << 32)
+        out = torch.zeros(4, dtype=torch.int64)
+        _philox[(1,)](out, *counter, seed - (seed >> 63 << 64))
+        assert out.tolist() == answer
+
+
+def test_stream_known_answers():
+    """Words of the stream map, and clocks to 1e-13 of the reference's."""
+    out, clocks = torch.zeros(16, dtype=torch.int64), torch.zeros(16, dtype=torch.float64)
+    for known in KNOWN["streams"]:
+        seed, position, purpose, slot = (known[name] for name in ("seed", "position", "purpose", "slot"))
+        for name in ("words", "refine"):
+            want = [int(w, 16) for w in known[name]]
+            _words[(1,)](out, clocks, seed, position, slot, PURPOSE=purpose, REFINE=name == "refine")
+            assert out[: len(want)].tolist() == want
+            if name == "words":
+                at = [torch.tensor([x]) for x in (seed, position)]
+                expected = ss.reference.rng.clocks(*at, purpose, torch.tensor([slot]), 16)[0].log()
+                torch.testing.assert_close(clocks, expected, rtol=1e-13, atol=1e-13)
+
+
+@triton.jit
+def _clock_of_words(words, out, seed):
+    r = tl.load(words + tl.arange(0, 16)).to(tl.uint32)
+    s = streams.stream(seed.to(tl.int64), seed.to(tl.int64), 0, seed.to(tl.int64))
+    tl.store(out + tl.arange(0, 16), streams.log_clocks(s, 0, r, 16))
+
+
+def test_clocks_at_the_ends_of_the_range(monkeypatch):
+    """Words that are refined and words next to 2³², which random streams meet once in a million tokens."""
+    forced = torch.tensor([0, 1, 5, 4095, 4096, 4097, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 2, (1 << 32) - 1] + [7] * 5)
+    got, seed = torch.zeros(16, dtype=torch.float64), torch.tensor([9])
+    _clock_of_words[(1,)](forced, got, 9)
+    original = ss.reference.rng.words
+    monkeypatch.setattr(ss.reference.rng, "words", lambda *a, refine=False: original(*a, refine=refine) if refine else forced[None])
+    want = ss.reference.rng.clocks(seed, seed, 0, seed, 16)[0].log()
+    torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("i, V", list(enumerate((1, 2, 7, 33, 1000, 2051))))
+def test_rows(i, V):
+    """sample, draft and row_stats."""
+    logits = numbers(3, V, seed=V, scale=2.0, dtype=DTYPES[i % 3])
+    for sampling in (SAMPLINGS[i % 4], SAMPLINGS[4])[: 1 if V > 1000 else 2]:
+        at = {"sampling": sampling, "seed": -3 - i, "position": (1 << 33) + i}
+        for kind, k in (("iid", 2), ("arrivals", 3), ("topk", 3)):
+            node = {"kind": kind, "depth": torch.arange(3) % 2, "node": 5 * torch.arange(3)}
+            assert torch.equal(
+                ss.draft(logits, k, **node, **at, backend="triton"), ss.draft(logits, k, **node, **at, backend="reference")
+            ), kind
+        assert torch.equal(ss.sample(logits, **at, backend="triton"), ss.sample(logits, **at, backend="reference"))
+        expected = ss.row_stats(logits, sampling=sampling, backend="reference")
+        for x, y in zip(ss.row_stats(logits, sampling=sampling, backend="triton"), expected):
+            torch.testing.assert_close(x, y, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("shift", [-1e6, 1e8, 1e20])
+def test_large_logits(shift):
+    logits = numbers(8, 50, seed=20, scale=2.0) + shift
+    at = {"seed": 0, "position": 0}
+    assert torch.equal(ss.sample(logits, **at, backend="triton"), ss.sample(logits, **at, backend="reference"))
+
+
+def odd_rows(width, like):
+    """Rows with nothing finite, one finite logit, +inf, NaN among others, and two that tie."""
+    rows = like.clone()
+    rows[0] = -torch.inf
+    rows[1] = torch.nan
+    rows[1, width // 2] = 1.0
+    rows[2, :: max(1, width // 3)] = torch.inf
+    rows[3, ::2] = torch.nan
+    rows[4] = 0.0
+    return rows
+
+
+def test_odd_rows():
+    logits = odd_rows(9, numbers(5, 9, seed=1))
+    for sampling in (ss.Sampling(), ss.Sampling(0.0), ss.Sampling(1.0, 3, 0.8, 0.01)):
+        at = {"sampling": sampling, "seed": 1, "position": 2}
+        assert torch.equal(ss.sample(logits, **at, backend="triton"), ss.sample(logits, **at, backend="reference"))
+        for kind in ("arrivals", "topk"):
+            got, want = (ss.draft(logits, 4, kind=kind, **at, backend=name) for name in ("triton", "reference"))
+            assert torch.equal(got, want), (kind, got, want)
+        got, want = (ss.row_stats(logits, sampling=sampling, backend=name) for name in ("triton", "reference"))
+        for x, y in zip(got, want):
+            torch.testing.assert_close(x, y, rtol=2e-6, atol=2e-6)
+
+
+def same(args, logprobs=None):
+    expected = ss.verify(**args, logprobs=logprobs, backend="reference")
+    got = ss.verify(**args, logprobs=logprobs, backend="triton")
+    if logprobs:
+        torch.testing.assert_close(got.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
+    identical(got._replace(logprobs=None), expected._replace(logprobs=None))
+    return expected
+
+
+@pytest.mark.parametrize("i, V", list(enumerate((1, 2, 7, 33, 1000))))
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_verify(scheme, i, V):
+    for j, sampling in enumerate((SAMPLINGS[(i + SCHEMES.index(scheme)) % 4], SAMPLINGS[4])):
+        args = case(3, 1 if V > 100 else 2, V, DTYPES[(i + j) % 3], scheme, seed=i + 10 * j, sampling=sampling)
+        same(args, (None, "filtered", "raw")[(i + j) % 3])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_acceptance(scheme):
+    """Many small requests: every way of stopping occurs."""
+    verdict = same(case(14, 2, 5, scheme=scheme, seed=2, noise=0.7))
+    assert set(verdict.num_accepted.tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_draft_forms(scheme):
+    """One-hot drafts, placeholders, drafts with a narrower or wider vocabulary, kept statistics."""
+    args = case(3, 2, 20, scheme=scheme, seed=3, one_hot=True, sampling=SAMPLINGS[4])
+    same(args, "raw")
+    args = case(4, 3, 40, scheme=scheme, seed=4)
+    args["draft_tokens"][0, 1], args["draft_tokens"][1, 0], args["draft_tokens"][2, 2] = -1, -1, 40
+    same(args)
+    for width in (30, 50):
+        same(case(3, 2, 40, scheme=scheme, seed=5, draft_vocab=width, sampling=SAMPLINGS[1]))
+    args = case(3, 2, 40, scheme=scheme, seed=6)
+    same(args | {"draft_stats": ss.row_stats(args["draft_logits"].flatten(0, 1), backend="triton")})
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_odd_rows_among_target_and_draft(scheme):
+    args = case(5, 3, 9, scheme=scheme, seed=7)
+    for row in range(3):
+        args["target_logits"][:, row] = odd_rows(9, args["target_logits"][:, row]).roll(row, 0)
+    same(args, "filtered")
+    args = case(5, 3, 9, scheme=scheme, seed=8)
+    for row in range(3):
+        args["draft_logits"][:, row] = odd_rows(9, args["draft_logits"][:, row]).roll(row + 1, 0)
+    same(args)
+
+
+@pytest.mark.parametrize("row_a_node", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_packed(scheme, row_a_node):
+    """Requests of several lengths, one without rows, unused rows at the end: as each alone."""
+    cases = [case(1, n, 40, scheme=scheme, seed=9 + n, sampling=SAMPLINGS[1]) for n in (2, 0, 3)]
+    cases.insert(1, None)
+    same(packed(cases, row_a_node=row_a_node, spare=2), "filtered")
+
+
+def test_chain_given_as_a_tree():
+    for scheme in ("token", "block"):
+        args = case(3, 3, 20, scheme=scheme, seed=11)
+        order = [2, 0, 1]  # node 0 is the last of the chain's rows
+        args |= {"parents": [-1, 0, 1], "rows": [0, 1, 2, 3], "draft_rows": [0, 1, 2]}
+        same(args)
+        args["target_logits"] = args["target_logits"][:, [1, 2, 0, 3]]
+        args["draft_logits"] = args["draft_logits"][:, order]
+        same(args | {"rows": [2, 0, 1, 3], "draft_rows": [1, 2, 0]})
+
+
+def test_race_on_trees():
+    """Siblings, equal siblings that are entered together, a node whose parent does not exist, and less depth than nodes."""
+    target = numbers(6, 8, 6, seed=12)
+    parents = torch.tensor([-1, -1, 0, 1, 1, 3, 2])
+    at = {"seed": 5, "position": 100, "scheme": "race"}
+    winners = torch.stack([ss.sample(target[:, 0], seed=5, position=100)] * 2, 1)
+    below = [ss.sample(target[:, i], seed=5, position=101) for i in (1, 1, 2)]
+    tokens = torch.cat([winners, torch.stack(below, 1), torch.randint(6, (6, 2))], 1)
+    tokens[4, 0], tokens[5, 1] = -1, 3
+    verdict = same({"target_logits": target, "draft_tokens": tokens, "parents": parents, **at}, "raw")
+    assert int(verdict.num_accepted.max()) >= 2
+    same({"target_logits": target, "draft_tokens": tokens, "parents": parents, "max_depth": 1, **at})
+
+
+@pytest.mark.parametrize("module, name", [("token", "accept"), ("block", "accept"), ("walk", "race_pass"), ("race", "race")])
+def test_control_a_broken_kernel_is_caught(monkeypatch, module, name):
+    """A kernel that accepts everything, or races with the next row's clocks, differs from the reference."""
+    import importlib
+
+    target = importlib.import_module(f"specsample.triton.{module}")
+    right = getattr(target, name)
+    if name == "accept":
+        wrong = triton.jit(_accept_all)
+    else:
+        wrong = lambda *a: right(*(x._replace(position=x.position + 1) if hasattr(x, "tag") else x for x in a))  # noqa: E731
+    monkeypatch.setattr(target, name, wrong)
+    scheme = module if module in SCHEMES else "token"
+    args = case(10, 2, 5, scheme=scheme, seed=2, noise=0.7)
+    with pytest.raises(AssertionError, match="against"):
+        same(args)
+
+
+def _accept_all(seed, position, node, numerator, denominator):
+    return numerator >= 0
+
+
+def test_compile_and_opcheck():
+    """One graph, and the op's schema and fake kernel as torch checks them."""
+    args = case(2, 2, 9, scheme="block", seed=13)
+    tensors = [args[name] for name in ("target_logits", "draft_tokens", "draft_logits", "seed", "position")]
+
+    def round(target, tokens, draft, seed, position):
+        return ss.verify(target, tokens, draft, seed=seed, position=position, scheme="block", backend="triton").tokens
+
+    compiled = torch.compile(round, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(*tensors), ss.verify(**args, backend="reference").tokens)
+    off = [1.0, 0.0, 1.0, 0.0]
+    logits = args["target_logits"][:, 0]
+    checks = ("test_schema", "test_faketensor")
+    op = torch.ops.specsample_triton
+    torch.library.opcheck(op.draft, (logits, 2, "iid", off, None, 5, None, 9, None, 0, None, 0, None), test_utils=checks)
+    torch.library.opcheck(
+        op.verify,
+        (*tensors[:3], None, None, None, None, 2, "token", [], off, None, off, None, None, None, None, 5, None, 9, None, None, 1),
+        test_utils=checks,
+    )
+
+
+def test_backend_is_listed():
+    assert "triton" in ss.build_info()["backends"]
+    assert all("triton" in ss.schemes()[scheme].backends for scheme in SCHEMES)

@@ -1,0 +1,136 @@
+"""Cross-compiles every Triton kernel for GPUs that need not be present, and reads registers and spills from the result.
+
+usage: python tests/triton_compile.py sm_90 gfx942 …   one JSON line a kernel and target; exit status 1 when one of them
+spills or fails. Kernels are compiled as they are launched: for the dtypes, layouts and settings of `VARIANTS`.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+assert os.environ.get("TRITON_INTERPRET", "0") == "0", "the interpreter has no compiler"
+os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="specsample-triton-")
+
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from specsample.triton import block, law, race, rows, token, walk  # noqa: E402
+from specsample.triton.launch import BLOCK, WARPS  # noqa: E402
+
+TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+# Arguments that are pointers, by name. Integers come as int32 or int64 by their value: WIDE ones are compiled as either.
+POINTERS = {
+    "logits": "*{dtype}", "target": "*{dtype}", "draft": "*{dtype}", "laws": "*fp64", "draft_laws": "*fp64", "stats": "*fp32",
+    "owner": "*i64", "sampling": "*fp64", "kept_max": "*fp32", "kept_logsumexp": "*fp32", "kept_cutoff": "*fp32",
+    "seeds": "*i64", "positions": "*i64", "depths": "*i64", "nodes": "*i64", "out": "*i64", "spans": "*i64", "stops": "*i64",
+    "weights": "*fp64", "kept_weights": "*fp64", "masses": "*fp64", "steps": "*i64", "lengths": "*i64", "winners": "*i64",
+    "tokens": "*i64", "parents": "*i64", "rows_of": "*i64", "draft_rows": "*i64", "emitted": "*i64", "path": "*i32",
+    "num_accepted": "*i32",
+}  # fmt: skip
+WIDE = ("stride", "seed", "position", "scale", "temperature", "top_k", "top_p", "min_p", "id_limit", "draft_total")
+NAMES_OF = {"logprobs_kernel": {"out": "*fp32", "nodes": "*i32"}, "spilling_kernel": {"out": "*fp32"}}
+DENSE = ("spans", "owner", "seeds", "positions", "depths", "nodes", "sampling", "kept_max", "kept_logsumexp", "kept_cutoff")
+CHAIN = (*DENSE, "parents", "rows_of", "draft_rows")
+ONE_HOT = ("draft", "draft_laws")
+
+
+@triton.jit
+def spilling_kernel(out, BLOCK: tl.constexpr):
+    """The negative control: five vectors of 64 (NVIDIA) or 128 (AMD) registers a thread, all alive through a loop."""
+    ids = tl.arange(0, BLOCK)
+    a, b, c = tl.load(out + ids), tl.load(out + BLOCK + ids), tl.load(out + 2 * BLOCK + ids)
+    d, e = tl.load(out + 3 * BLOCK + ids), tl.load(out + 4 * BLOCK + ids)
+    for _ in range(0, tl.load(out).to(tl.int32)):
+        a, b, c, d, e = b * e + 1, c * a + 2, d * b + 3, e * c + 4, a * d + 5
+    tl.store(out + ids, a + b * c + d * e)
+
+
+def variants():
+    """(kernel, what is None or a constant, dtype)"""
+    nodes = {"ROW_A_NODE": False, "P": 16}
+    packed = {"ROW_A_NODE": True, "P": walk.MAX_NODES}
+    none = lambda names, **constants: dict.fromkeys(names) | constants  # noqa: E731
+    yield law.laws_kernel, none(DENSE, BY_ROW=False, NORMALISED=True, BLOCK=BLOCK), "bf16"
+    yield law.laws_kernel, none((), BY_ROW=True, NORMALISED=True, BLOCK=BLOCK), "fp32"
+    yield law.laws_kernel, none(("stats", *DENSE), BY_ROW=False, NORMALISED=False, BLOCK=BLOCK, vocab=1), "fp16"
+    yield rows.race_kernel, none(("laws", *DENSE), PURPOSE=0, BLOCK=BLOCK), "bf16"
+    yield rows.race_kernel, none((), PURPOSE=4, BLOCK=BLOCK), "fp32"
+    yield rows.arrivals_kernel, none((), BLOCK=BLOCK), "fp16"
+    yield rows.topk_kernel, none((), BLOCK=BLOCK), "bf16"
+    for kernel in (token.token_kernel, block.weights_kernel):
+        yield kernel, none(CHAIN, **nodes), "bf16"
+        yield kernel, none((*CHAIN, *ONE_HOT), **nodes), "fp16"
+        yield kernel, none((), **packed), "fp32"
+    yield block.masses_kernel, none(DENSE, BLOCK=BLOCK), "bf16"
+    yield block.masses_kernel, none(ONE_HOT, BLOCK=BLOCK), "fp32"
+    yield block.longest_kernel, none(()), "bf16"
+    yield walk.finish_kernel, none(DENSE, BLOCK=BLOCK), "bf16"
+    yield walk.finish_kernel, none(ONE_HOT, BLOCK=BLOCK, vocab=1), "fp32"
+    yield walk.logprobs_kernel, none(()), "bf16"
+    yield race.winners_kernel, none(("laws", *CHAIN), BLOCK=BLOCK), "bf16"
+    yield race.winners_kernel, none((), BLOCK=BLOCK), "fp16"
+    yield race.race_walk_kernel, none(CHAIN, P=16), "bf16"
+    yield race.race_walk_kernel, none((), P=walk.MAX_NODES), "bf16"
+
+
+def kernels():
+    """Every kernel of the package, by name."""
+    modules = (block, law, race, rows, token, walk)
+    return {name for m in modules for name in vars(m) if name.endswith("_kernel")}
+
+
+def usage(binary, backend):
+    """Registers of a thread, and bytes or instructions of spilling (0 in a good kernel)."""
+    if backend == "hip":
+        read = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", binary.asm["amdgcn"])[1])  # noqa: E731
+        spills = read("vgpr_spill_count") + read("private_segment_fixed_size")
+        # Scalar registers spill into lanes of vector registers, not to memory: told, not refused.
+        return {"registers": read("vgpr_count"), "spills": spills, "scalar_spills": read("sgpr_spill_count")}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        run = lambda tool, *args: subprocess.run(  # noqa: E731
+            [os.path.join(TOOLS, tool), *args, file.name], capture_output=True, text=True, check=True
+        ).stdout
+        report, code = run("cuobjdump", "-res-usage"), run("nvdisasm")
+    read = lambda name: int(re.search(rf"\b{name}:(\d+)", report)[1])  # noqa: E731
+    local = len(re.findall(r"\b(?:STL|LDL)\b", code))
+    return {"registers": read("REG"), "spills": read("STACK") + read("LOCAL") + local}
+
+
+def compile_one(kernel, fixed, dtype, target):
+    names, pointers = kernel.arg_names, POINTERS | NAMES_OF.get(kernel.__name__, {})
+    number = lambda n: "i64" if dtype == "fp32" and any(w in n for w in WIDE) else "i32"  # noqa: E731
+    signature = {n: "constexpr" if n in fixed else pointers.get(n, number(n)).format(dtype=dtype) for n in names}
+    constants = {(names.index(n),): value for n, value in fixed.items() if n in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in pointers and n not in fixed}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=target, options={"num_warps": WARPS})
+
+
+def main(names):
+    bad = 0
+    for name in names:
+        hip = name.startswith("gfx")
+        target = GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32) if hip else GPUTarget("cuda", int(name[3:]), 32)
+        control = [(spilling_kernel, {"BLOCK": 1 << 15 if hip else 1 << 13}, "fp32")]
+        for kernel, fixed, dtype in control if "--control" in sys.argv else variants():
+            line = {"kernel": kernel.__name__, "target": name, "dtype": dtype}
+            try:
+                line |= usage(compile_one(kernel, fixed, dtype, target), target.backend)
+            except Exception as error:
+                while error.__cause__ is not None:  # the innermost line of Triton's own report
+                    error = error.__cause__
+                line |= {"error": f"{type(error).__name__}: {error}"[-800:]}
+            bad += "error" in line or line["spills"] > 0
+            print(json.dumps(line), flush=True)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main([name for name in sys.argv[1:] if not name.startswith("--")]))
