@@ -8,9 +8,10 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+import cuda_on_cpu
 import specsample as ss
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "cuda")
 SCHEMES = tuple(ss.schemes())
 FAILURE_RATE = 1e-6
 CAUGHT = 1e-30
@@ -18,6 +19,8 @@ CAUGHT = 1e-30
 
 def require(backend):
     """Skip the test where `backend` is missing, with the reason."""
+    if backend == cuda_on_cpu.NAME:
+        return cuda_on_cpu.load()
     why = ss.build_info()["unavailable"].get(backend)
     if why is not None:
         pytest.skip(f"backend {backend}: {why}")

@@ -10,7 +10,7 @@ from conftest import SCHEMES, case, identical, numbers, require
 
 import specsample as ss
 
-COMPILED = ("cpu",)
+COMPILED = ("cpu", "cuda", "cuda on cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 B_MIXED = 5
 SAMPLINGS = {
