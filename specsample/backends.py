@@ -37,12 +37,38 @@ def _load_extension():
 
 _missing = _load_extension()
 _compiled = None if _missing else torch.ops.specsample
-_CUDA = "this build has no CUDA kernels"
+
+
+def _cuda_missing():
+    """Why the CUDA kernels cannot run here, or None"""
+    if _missing:
+        return _missing
+    from . import _C
+
+    if _C.build_info()["cuda"] is None:
+        return "this build has no CUDA kernels; rebuild with nvcc present: SPECSAMPLE_CUDA=1 pip install --no-build-isolation ."
+    if torch.version.cuda is None:
+        return f"the CUDA kernels are built, but torch {torch.__version__} was built without CUDA"
+    if not torch.cuda.is_available():
+        return "the CUDA kernels are built, but torch.cuda.is_available() is False: no NVIDIA GPU or driver was found"
+    return None
+
+
+def _compiled_schemes():
+    """Names of the schemes that the extension has: the same for every device."""
+    if _missing:
+        return ()
+    from . import _C
+
+    return tuple(_C.build_info()["schemes"].split())
+
+
+_no_cuda, _schemes = _cuda_missing(), _compiled_schemes()
 _TRITON = "this version has no Triton kernels"
 
 BACKENDS = {
-    "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, ("token", "block", "race"), _missing),
-    "cuda": Backend(None, "cuda", COMPILED_DTYPES, (), _CUDA),
+    "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, _schemes, _missing),
+    "cuda": Backend(None if _no_cuda else _compiled, "cuda", COMPILED_DTYPES, _schemes, _no_cuda),
     "triton": Backend(None, None, COMPILED_DTYPES, (), _TRITON),
     "reference": Backend(reference, None, None, None, None),
 }
