@@ -2,9 +2,13 @@
 # make test    the whole test suite
 # make build   the package with its compiled kernels, in place
 # make bench   benchmarks on this machine -> benchmarks/results/
+# make check-cuda   the CUDA kernels through nvcc for every architecture: spills, local memory, 16-byte loads (needs nvcc)
+# make gpu-quick    on a machine with an NVIDIA GPU: build for it with the system's python3, run the tests on it
+# make gpu          the same, with timings -> benchmarks/results/<gpu>.json
 # make wheel   dist/specsample-*.whl (abi3)
 #
-# Each makes its own virtual environment in .venv and installs what it needs there; nothing else is touched.
+# Each makes its own virtual environment in .venv and installs what it needs there; nothing else is touched. (The gpu targets
+# install nothing: they take $(PYTHON) with torch, ninja and pytest as it is, and build in place.)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,15 +18,24 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu')
 
-.PHONY: demo test build bench wheel clean
+.PHONY: demo test check-cuda gpu gpu-quick build bench wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
 
 test: $(VENV)/with-test build
 	$(BIN)/python -m pytest
+
+check-cuda: $(VENV)/with-test build
+	SPECSAMPLE_CHECK_CUDA=1 $(BIN)/python -m pytest tests/test_cuda_compile.py tests/test_cuda_on_cpu.py
+
+gpu-quick:
+	$(PYTHON) benchmarks/gpu.py --quick
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 demo: $(VENV)/with-demo build
 	$(BIN)/python -m specsample demo $(ARGS)

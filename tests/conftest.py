@@ -6,9 +6,9 @@ of them passes always or never. A negative control must fall below `CAUGHT`, so 
 
 import pytest
 import torch
-from scipy.stats import chi2
 
 import cuda_on_cpu
+import on_cuda
 import specsample as ss
 
 BACKENDS = ("reference", "cpu", "cuda")
@@ -18,18 +18,19 @@ CAUGHT = 1e-30
 
 
 def require(backend):
-    """Skip the test where `backend` is missing, with the reason."""
+    """Skip the test where `backend` is missing, with the reason. -> the name by which tensors of the CPU reach it"""
     if backend == cuda_on_cpu.NAME:
-        return cuda_on_cpu.load()
+        cuda_on_cpu.load()
+        return backend
     why = ss.build_info()["unavailable"].get(backend)
     if why is not None:
         pytest.skip(f"backend {backend}: {why}")
+    return on_cuda.load() if backend == "cuda" else backend
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    require(request.param)
-    return request.param
+    return require(request.param)
 
 
 @pytest.fixture(params=SCHEMES)
@@ -164,4 +165,5 @@ def p_value(outcomes, law):
         return 0.0
     expected = law[law > 0] / law.sum() * counts.sum()
     statistic = ((counts[law > 0] - expected) ** 2 / expected).sum()
+    chi2 = pytest.importorskip("scipy.stats").chi2
     return float(chi2.sf(float(statistic), max(int((law > 0).sum()) - 1, 1)))

@@ -45,6 +45,7 @@ SPS_DEVICE int64_t race_of(Scratch& s, int dtype, const Law& target, const Law* 
   if (target.only >= 0) return taken_count ? -1 : target.only;
   // The race is kept in shared memory: its loop needs the registers.
   Race& race = *s.race;
+  __syncthreads();  // the race before may still be read
   if (thread_id() == 0) {
     race = Race{target, false, Law(), 1, 1, stream, 0, -1, taken, taken_count};
     if (draft && draft->only >= 0) {  // (scale t - 1)+ vanishes on the one-hot draft's token, and elsewhere weights are t's

@@ -36,8 +36,8 @@ SPS_DEVICE float log2_clock(uint32_t r) {
 // Room for the float rounding of a score (and of the approximate logarithms), which grows with its size.
 SPS_DEVICE float slack(float score) { return 2e-3f + 1e-6f * fabsf(score); }
 
-// Winner of the race in s.race; `infinite` when a +inf logit took part: the row's law is uniform over those, and the race is to be run
-// again on it.
+// Winner of the race in s.race; `infinite` when a +inf logit took part: the row's law is uniform over those, and the race is
+// to be run again on it.
 SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
   const Race& race = *s.race;
   const Law& law = race.target;
