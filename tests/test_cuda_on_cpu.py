@@ -187,3 +187,31 @@ def test_control_accesses_beyond_the_end_are_reported(sanitized, name):
     done = run(f"import test_cuda_on_cpu as t; t.run_bad({name!r}); print('survived')", sanitized)
     report = done.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in done.stderr
     assert report == (name != "none"), done.stderr[-4000:]
+
+
+# -- races ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def races():
+    """csrc/testing/cuda_races.cpp under ThreadSanitizer: a program, since Python is none of its business"""
+    if library("libtsan.so") is None:
+        pytest.skip("the compiler has no ThreadSanitizer")
+    folder = native.ROOT / "build/cuda_races"
+    folder.mkdir(parents=True, exist_ok=True)
+    source, program = native.ROOT / "csrc/testing/cuda_races.cpp", folder / "cuda_races"
+    command = ["c++", "-std=c++17", "-O1", "-g1", "-fsanitize=thread", "-w", str(source), "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@pytest.mark.parametrize("what", ["kernels", "good", "bad"])
+def test_only_the_bad_kernel_has_a_race(races, what):
+    """Threads of a block are ordered by the kernels' barriers and warp exchanges alone; a missing one is a data race."""
+    done = subprocess.run([races, *([] if what == "kernels" else [what])], capture_output=True, text=True)
+    if "FATAL: ThreadSanitizer" in done.stderr:  # memory layouts that it refuses
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    raced = "WARNING: ThreadSanitizer: data race" in done.stderr
+    assert raced == (what == "bad") and (done.returncode != 0) == raced, done.stderr[-3000:]
+    assert what != "kernels" or "tokens" in done.stdout

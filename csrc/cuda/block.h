@@ -85,6 +85,12 @@ SPS_DEVICE int ordered(float x) {
 SPS_DEVICE float from_ordered(int b) { return __uint_as_float(static_cast<uint32_t>(b < 0 ? b ^ 0x7FFFFFFF : b)); }
 
 // A value of shared memory that other threads are raising meanwhile: any of its values will do.
-SPS_DEVICE int current(const int& value) { return *const_cast<const volatile int*>(&value); }
+SPS_DEVICE int current(const int& value) {
+#if defined(__CUDACC__)
+  return *const_cast<const volatile int*>(&value);
+#else
+  return __atomic_load_n(&value, __ATOMIC_RELAXED);
+#endif
+}
 
 }  // namespace specsample

@@ -81,7 +81,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
       above[j] = -HUGE_VALF;
       if (y[j] < 0) continue;
       const float z = clamp_logit(raw.z[j]);
-      if (z >= kLargest && law.scale != 0) s.infinite = 1;  // every thread that writes it writes the same
+      if (z >= kLargest && law.scale != 0) atomicMax(&s.infinite, 1u);
       if (race.excludes(first + j)) continue;
       if (r[j] < kRefineBelow) {  // its clock needs the second word
         above[j] = HUGE_VALF;

@@ -26,6 +26,15 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+extern "C" {
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void AnnotateIgnoreWritesBegin(const char*, int);
+void AnnotateIgnoreWritesEnd(const char*, int);
+}
+#endif
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -86,6 +95,23 @@ inline void prepare(Context& context, char* stack, void (*entry)()) {
 }
 #endif
 
+// ThreadSanitizer sees each fibre as a thread, ordered with the others by barriers and warp exchanges alone. The scheduler's
+// own memory is none of its business.
+#if defined(__SANITIZE_THREAD__)
+struct Unwatched {
+  Unwatched() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__), AnnotateIgnoreWritesBegin(__FILE__, __LINE__); }
+  ~Unwatched() { AnnotateIgnoreWritesEnd(__FILE__, __LINE__), AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
+};
+inline void before(void* event) { __tsan_release(event); }
+inline void after(void* event) { __tsan_acquire(event); }
+#else
+struct Unwatched {
+  ~Unwatched() {}
+};
+inline void before(void*) {}
+inline void after(void*) {}
+#endif
+
 enum class State : uint8_t { kReady, kBarrier, kExchange, kDone };
 
 struct Fibre {
@@ -96,6 +122,7 @@ struct Fibre {
   uint32_t mask = 0;
   uint32_t exchanges = 0;
   const char* where = "";
+  void* watched = nullptr;  // ThreadSanitizer's
   dim3 index;
 };
 
@@ -103,8 +130,14 @@ class Machine {
  public:
   dim3 grid, block, block_index;
 
-  dim3& thread_index() { return fibres_[current_].index; }
-  int lane() const { return current_ % kWarp; }
+  dim3& thread_index() {
+    const Unwatched unwatched;
+    return fibres_[current_].index;
+  }
+  int lane() const {
+    const Unwatched unwatched;
+    return current_ % kWarp;
+  }
 
   template <class Body>
   void launch(dim3 grid_size, dim3 block_size, const Body& body) {
@@ -120,7 +153,12 @@ class Machine {
         for (unsigned x = 0; x < grid.x; ++x) {
           block_index = dim3(x, y, z);
           shared_.reset();
-          run_block(state);
+          before(&started_);
+          {
+            const Unwatched unwatched;
+            run_block(state);
+          }
+          after(&ended_);
         }
     body_ = nullptr;
   }
@@ -128,6 +166,7 @@ class Machine {
   // The block's shared memory: one object a kernel.
   template <class T>
   T& shared() {
+    const Unwatched unwatched;
     if (!shared_) {
       void* memory = ::operator new(sizeof(T), std::align_val_t{alignof(T)});
       std::memset(memory, 0xA5, sizeof(T));
@@ -136,28 +175,51 @@ class Machine {
     return *static_cast<T*>(shared_.get());
   }
 
-  void barrier(const char* where) { wait(State::kBarrier, 0, where); }
+  void barrier(const char* where) {
+    before(&barrier_);
+    {
+      const Unwatched unwatched;
+      wait(State::kBarrier, 0, where);
+    }
+    after(&barrier_);
+  }
 
   // `value` of lane `source` of this warp, among the lanes of `mask`.
   template <class T>
   T exchange(uint32_t mask, T value, int source, const char* where) {
     static_assert(sizeof(T) <= 8);
-    uint64_t bits = 0;
-    std::memcpy(&bits, &value, sizeof(T));
-    const uint64_t* slot = meet(mask, bits, where);
-    if (!(mask >> source & 1)) fail("a lane outside the mask was read", where);
-    std::memcpy(&value, &slot[source], sizeof(T));
+    char* warp = &warp_[warp_index()];
+    before(warp);
+    {
+      const Unwatched unwatched;
+      uint64_t bits = 0;
+      std::memcpy(&bits, &value, sizeof(T));
+      const uint64_t* slot = meet(mask, bits, where);
+      if (!(mask >> source & 1)) fail("a lane outside the mask was read", where);
+      std::memcpy(&value, &slot[source], sizeof(T));
+    }
+    after(warp);
     return value;
   }
   uint32_t ballot(uint32_t mask, bool predicate, const char* where) {
-    const uint64_t* slot = meet(mask, predicate, where);
+    char* warp = &warp_[warp_index()];
+    before(warp);
     uint32_t out = 0;
-    for (int i = 0; i < kWarp; ++i)
-      if (mask >> i & 1) out |= static_cast<uint32_t>(slot[i]) << i;
+    {
+      const Unwatched unwatched;
+      const uint64_t* slot = meet(mask, predicate, where);
+      for (int i = 0; i < kWarp; ++i)
+        if (mask >> i & 1) out |= static_cast<uint32_t>(slot[i]) << i;
+    }
+    after(warp);
     return out;
   }
 
  private:
+  int warp_index() const {
+    const Unwatched unwatched;
+    return current_ / kWarp;
+  }
   static bool differ(const char* a, const char* b) { return a != b && std::strcmp(a, b) != 0; }
 
   void reserve() {
@@ -273,6 +335,11 @@ class Machine {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&main_fake_stack_, f.stack, kStack);
 #endif
+#if defined(__SANITIZE_THREAD__)
+    if (!f.watched) f.watched = __tsan_create_fiber(0);
+    main_watched_ = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(f.watched, __tsan_switch_to_fiber_no_sync);
+#endif
     swap(main_, f.context);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(main_fake_stack_, nullptr, nullptr);
@@ -282,6 +349,9 @@ class Machine {
     Fibre& f = fibres_[current_];
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&f.fake_stack, main_bottom_, main_size_);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    __tsan_switch_to_fiber(main_watched_, __tsan_switch_to_fiber_no_sync);
 #endif
     swap(f.context, main_);
 #if defined(__SANITIZE_ADDRESS__)
@@ -298,6 +368,8 @@ class Machine {
   uint64_t slots_[kMaxThreads / kWarp][2][kWarp];
   int count_ = 0, current_ = 0, live_ = 0;
   bool broken_ = false;
+  char started_ = 0, ended_ = 0, barrier_ = 0, warp_[kMaxThreads / kWarp] = {};  // events
+  void* main_watched_ = nullptr;
   Context main_;
   void* main_fake_stack_ = nullptr;
   const void* main_bottom_ = nullptr;
@@ -311,7 +383,10 @@ inline void Machine::entry() {
   __sanitizer_finish_switch_fiber(nullptr, &machine.main_bottom_, &machine.main_size_);
 #endif
   for (;;) {
+    after(&machine.started_);
     machine.body_();
+    before(&machine.ended_);
+    const Unwatched unwatched;
     machine.fibres_[machine.current_].state = State::kDone;
     --machine.live_;
     machine.to_scheduler();
@@ -320,8 +395,9 @@ inline void Machine::entry() {
 
 template <class T, class F>
 T update(T* at, const F& f) {
-  const T old = *at;
-  *at = f(old);
+  T old = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (!__atomic_compare_exchange_n(at, &old, f(old), true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
   return old;
 }
 
