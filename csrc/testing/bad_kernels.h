@@ -23,6 +23,18 @@ __global__ void reverse_kernel(BadArgs a) {
   a.out[threadIdx.x] = s.value[a.count - 1 - static_cast<int>(threadIdx.x)];
 }
 
+// The same twice with one piece of shared memory, which a fast thread must not write again while a slow one still reads.
+template <bool kBarrier>
+__global__ void reverse_twice_kernel(BadArgs a) {
+  BadScratch& s = cuda_on_cpu::machine.shared<BadScratch>();
+  for (int round = 0; round < 2; ++round) {
+    s.value[threadIdx.x] = a.in[threadIdx.x];
+    __syncthreads();
+    a.out[threadIdx.x] = s.value[a.count - 1 - static_cast<int>(threadIdx.x)];
+    if (kBarrier) __syncthreads();
+  }
+}
+
 __global__ inline void divergent_barrier_kernel(BadArgs a) {
   if (threadIdx.x < 32) {
     __syncthreads();

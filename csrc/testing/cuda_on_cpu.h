@@ -120,7 +120,7 @@ struct Fibre {
   void* fake_stack = nullptr;  // AddressSanitizer's
   State state = State::kDone;
   uint32_t mask = 0;
-  uint32_t exchanges = 0;
+  uint32_t exchanges = 0, barriers = 0, meetings = 0;
   const char* where = "";
   void* watched = nullptr;  // ThreadSanitizer's
   dim3 index;
@@ -176,19 +176,20 @@ class Machine {
   }
 
   void barrier(const char* where) {
-    before(&barrier_);
+    char* event = next(barrier_, &Fibre::barriers);
+    before(event);
     {
       const Unwatched unwatched;
       wait(State::kBarrier, 0, where);
     }
-    after(&barrier_);
+    after(event);
   }
 
   // `value` of lane `source` of this warp, among the lanes of `mask`.
   template <class T>
   T exchange(uint32_t mask, T value, int source, const char* where) {
     static_assert(sizeof(T) <= 8);
-    char* warp = &warp_[warp_index()];
+    char* warp = next(warp_[warp_index()], &Fibre::meetings);
     before(warp);
     {
       const Unwatched unwatched;
@@ -202,7 +203,7 @@ class Machine {
     return value;
   }
   uint32_t ballot(uint32_t mask, bool predicate, const char* where) {
-    char* warp = &warp_[warp_index()];
+    char* warp = next(warp_[warp_index()], &Fibre::meetings);
     before(warp);
     uint32_t out = 0;
     {
@@ -219,6 +220,11 @@ class Machine {
   int warp_index() const {
     const Unwatched unwatched;
     return current_ / kWarp;
+  }
+  // Two events in turn: a thread may be at the next barrier before another has left this one, and must not seem ordered by it.
+  char* next(char (&event)[2], uint32_t Fibre::* count) {
+    const Unwatched unwatched;
+    return &event[(fibres_[current_].*count)++ & 1];
   }
   static bool differ(const char* a, const char* b) { return a != b && std::strcmp(a, b) != 0; }
 
@@ -242,7 +248,7 @@ class Machine {
   void run_block(uint32_t& random) {
     for (int i = 0; i < count_; ++i) {
       Fibre& f = fibres_[i];
-      f.state = State::kReady, f.exchanges = 0;
+      f.state = State::kReady, f.exchanges = f.barriers = f.meetings = 0;
       f.index = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
     }
     live_ = count_;
@@ -368,7 +374,7 @@ class Machine {
   uint64_t slots_[kMaxThreads / kWarp][2][kWarp];
   int count_ = 0, current_ = 0, live_ = 0;
   bool broken_ = false;
-  char started_ = 0, ended_ = 0, barrier_ = 0, warp_[kMaxThreads / kWarp] = {};  // events
+  char started_ = 0, ended_ = 0, barrier_[2] = {}, warp_[kMaxThreads / kWarp][2] = {};  // events
   void* main_watched_ = nullptr;
   Context main_;
   void* main_fake_stack_ = nullptr;

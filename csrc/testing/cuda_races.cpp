@@ -1,5 +1,5 @@
 // The CUDA kernels under ThreadSanitizer, as a program of its own: a fibre for every CUDA thread, ordered by nothing but the
-// kernels' own barriers and warp exchanges. `cuda_races bad` runs a kernel that lacks a barrier instead.
+// kernels' own barriers and warp exchanges. `cuda_races NAME` runs a kernel of bad_kernels.h instead.
 #include "cuda_on_cpu.h"
 #include "../cuda/row_kernels.h"
 #include "../cuda/verify_kernel.h"
@@ -24,7 +24,7 @@ int run() {
   std::vector<float> target(2 * kRows * kVocab), draft(target.size());
   for (size_t i = 0; i < target.size(); ++i) target[i] = normal(generator), draft[i] = target[i] + normal(generator) / 4;
   for (int i = 0; i < 2 * kRows; ++i)  // a token that is mostly emitted, and drafted below: rounds end at every depth
-    target[i * kVocab + 7] += 9, draft[i * kVocab + 7] += 9;
+    target[i * kVocab + 7] += i % kRows < 2 ? 15 : 9, draft[i * kVocab + 7] += 9;
   target[7 * kVocab + 3] = HUGE_VALF;
   const auto rows_at = [](const std::vector<float>& x) {
     return Rows{reinterpret_cast<const char*>(x.data()), kVocab, kVocab * 4, kFloat32};
@@ -40,7 +40,7 @@ int run() {
     launch(sample_kernel, 2 * kRows, SampleArgs{rows_at(target), Samplings{sampling, nullptr, 0}, PerRow{1, 1, nullptr},
                                                 PerRow{9, 0, nullptr}, token.data()});
     std::vector<int64_t> drafts(2 * kNodes), tokens(2 * (kDepth + 1)), parents = {-1, -1, 0, 1, 3};
-    for (int i = 0; i < 2 * kNodes; ++i) drafts[i] = i % 4 ? 7 : token[i % kNodes];
+    for (int i = 0; i < 2 * kNodes; ++i) drafts[i] = i % 3 < 2 ? 7 : token[i % kNodes];
     std::vector<int32_t> count(2), nodes(2 * kDepth);
     std::vector<float> logprobs(tokens.size());
     VerifyArgs a{};
@@ -72,7 +72,17 @@ int main(int count, char** arguments) {
   cuda_on_cpu::settings.shuffle = 1;
   if (count < 2) return run();
   std::vector<float> in(64, 1.f), out(64);
-  const bool bad = !std::strcmp(arguments[1], "bad");
-  launch(bad ? reverse_kernel<false> : reverse_kernel<true>, 1, BadArgs{in.data(), out.data(), 64});
-  return 0;
+  const struct {
+    const char* name;
+    void (*kernel)(BadArgs);
+  } kernels[] = {{"good", reverse_kernel<true>},
+                 {"good twice", reverse_twice_kernel<true>},
+                 {"missing barrier", reverse_kernel<false>},
+                 {"missing barrier before reuse", reverse_twice_kernel<false>}};
+  for (const auto& entry : kernels)
+    if (!std::strcmp(arguments[1], entry.name)) {
+      launch(entry.kernel, 1, BadArgs{in.data(), out.data(), 64});
+      return 0;
+    }
+  return 2;
 }
