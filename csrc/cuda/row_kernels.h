@@ -11,7 +11,7 @@ struct SampleArgs {
   int64_t* token;  // [rows]
 };
 
-__global__ void __launch_bounds__(kRowBlock) sample_kernel(SampleArgs a) {
+__global__ void __launch_bounds__(kRowBlock, 1) sample_kernel(SampleArgs a) {
   SPS_SHARED(s);
   const int64_t i = blockIdx.x;
   const Law law = law_of(s, a.rows, i, a.sampling[i], false);
@@ -44,7 +44,7 @@ SPS_DEVICE Best next_likeliest(Scratch& s, const Law& law, int dtype, float afte
   return block_best(s, Best{static_cast<double>(top), id});
 }
 
-__global__ void __launch_bounds__(kRowBlock) draft_kernel(DraftArgs a) {
+__global__ void __launch_bounds__(kRowBlock, 1) draft_kernel(DraftArgs a) {
   SPS_SHARED(s);
   const int64_t i = blockIdx.x;
   int64_t* token = a.token + i * a.k;
@@ -84,7 +84,7 @@ struct StatsArgs {
   float *max, *logsumexp, *cutoff;  // [rows]
 };
 
-__global__ void __launch_bounds__(kRowBlock) row_stats_kernel(StatsArgs a) {
+__global__ void __launch_bounds__(kRowBlock, 1) row_stats_kernel(StatsArgs a) {
   SPS_SHARED(s);
   const int64_t i = blockIdx.x;
   const Law law = law_of(s, a.rows, i, a.sampling[i], true);

@@ -105,7 +105,7 @@ SPS_DEVICE void set_up(Scratch& s, const VerifyArgs& a, int64_t b) {
 
 // One round. Round::run(request, executor, output) is a scheme.
 template <class Round>
-__global__ void __launch_bounds__(kRoundBlock) verify_kernel(VerifyArgs a) {
+__global__ void __launch_bounds__(kRoundBlock, 1) verify_kernel(VerifyArgs a) {
   SPS_SHARED(s);
   const int64_t b = blockIdx.x;
   const Output out{a.out_tokens + b * (a.max_depth + 1), a.out_nodes + b * a.max_depth, a.out_count + b};
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kRoundBlock) verify_kernel(VerifyArgs a) {
 }
 
 // Log-probabilities of what was emitted, under the target's law or the raw one: a block a position.
-__global__ void __launch_bounds__(kRoundBlock) logprobs_kernel(VerifyArgs a) {
+__global__ void __launch_bounds__(kRoundBlock, 1) logprobs_kernel(VerifyArgs a) {
   SPS_SHARED(s);
   const int width = a.max_depth + 1, depth = static_cast<int>(blockIdx.x % width);
   const int64_t b = blockIdx.x / width, token = a.out_tokens[b * width + depth];
