@@ -4,9 +4,13 @@
 # make build   the package with its compiled kernels, in place
 # make fuzz    100 000 random calls of every op
 # make bench   benchmarks on this machine -> benchmarks/results/
+# make check-cuda   the CUDA kernels through nvcc for every architecture: spills, local memory, 16-byte loads (needs nvcc)
+# make gpu-quick    on a machine with an NVIDIA GPU: build for it with the system's python3, run the tests on it
+# make gpu          the same, with timings -> benchmarks/results/<gpu>.json
 # make wheel   dist/specsample-*.whl (abi3)
 #
-# Each makes its own virtual environment in .venv and installs what it needs there; nothing else is touched.
+# Each makes its own virtual environment in .venv and installs what it needs there; nothing else is touched. (The gpu targets
+# install nothing: they take $(PYTHON) with torch, ninja and pytest as it is, and build in place.)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,11 +22,11 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu')
 
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
-.PHONY: demo test fuzz check-triton build bench wheel clean
+.PHONY: demo test fuzz check-triton check-cuda gpu gpu-quick build bench wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
@@ -36,6 +40,15 @@ fuzz: $(VENV)/with-test build
 
 check-triton: $(VENV)/with-test $(VENV)/triton build
 	SPECSAMPLE_TRITON_TARGETS="$(TRITON_TARGETS)" $(BIN)/python -m pytest tests/test_triton.py tests/test_triton_compile.py
+
+check-cuda: $(VENV)/with-test build
+	SPECSAMPLE_CHECK_CUDA=1 $(BIN)/python -m pytest tests/test_cuda_compile.py tests/test_cuda_on_cpu.py
+
+gpu-quick:
+	$(PYTHON) benchmarks/gpu.py --quick
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 demo: $(VENV)/with-demo build
 	$(BIN)/python -m specsample demo $(ARGS)

@@ -6,7 +6,9 @@ would download the newest CUDA build. Without torch or a compiler the package in
 
 import glob
 import os
+import re
 import shutil
+import subprocess
 import sys
 
 from setuptools import setup
@@ -23,6 +25,42 @@ def without_extension(reason):
         raise SystemExit(message)
     print(f"{message}. Installing pure Python (backend 'reference'). {HINT}", file=sys.stderr)
     return {}
+
+
+# Compute capabilities that CUDA kernels are compiled for, as far as this nvcc knows them; the last one also as PTX, which later
+# GPUs compile for themselves. SPECSAMPLE_CUDA_ARCHS="9.0" (or more, separated by spaces) replaces them.
+CUDA_ARCHS = "8.0 8.6 8.9 9.0 10.0 12.0"
+
+
+def cuda(torch):
+    """What the CUDA kernels are built with: {home, version, archs, flags}, or None where they are not wanted.
+
+    SPECSAMPLE_CUDA = auto (the default): when torch was built for CUDA and nvcc is there; 1: always; 0: never.
+    """
+    wanted = os.environ.get("SPECSAMPLE_CUDA", "auto").lower()
+    if wanted == "0" or (wanted != "1" and torch.version.cuda is None):
+        return None
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = os.path.join(named, "bin", "nvcc") if named else shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not os.path.exists(nvcc):
+        message = f"specsample: no CUDA compiler ({nvcc}); set CUDA_HOME"
+        if wanted == "1":
+            raise SystemExit(message)
+        print(f"{message}. Building the CPU kernels only.", file=sys.stderr)
+        return None
+    run = lambda *args: subprocess.run([nvcc, *args], capture_output=True, text=True, check=True).stdout  # noqa: E731
+    known = set(re.findall(r"sm_(\d+)", run("--list-gpu-code")))
+    chosen = os.environ.get("SPECSAMPLE_CUDA_ARCHS")
+    archs = re.split(r"[\s,;]+", (chosen or CUDA_ARCHS).strip())
+    archs = [a for a in archs if chosen or a.replace(".", "") in known]
+    codes = [a.replace(".", "") for a in archs]
+    flags = [f"-gencode=arch=compute_{c},code=sm_{c}" for c in codes]
+    flags.append(f"-gencode=arch=compute_{codes[-1]},code=compute_{codes[-1]}")
+    around = os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))  # not so where nvcc is a script that calls another
+    homes = [h for h in (named, around, "/usr/local/cuda") if h and os.path.exists(f"{h}/include/cuda_runtime.h")]
+    home = homes[0] if homes else around
+    version = re.search(r"release ([\d.]+)", run("--version")).group(1)
+    return {"home": home, "version": version, "archs": " ".join(archs), "flags": flags}
 
 
 HINT = "For the kernels: install torch>=2.10 and a C++ compiler, then pip install --no-build-isolation ."
@@ -52,9 +90,17 @@ def compiled():
                 without_extension(f"{type(error).__name__}: {error}")
                 self.extensions = []
 
+    sources, links, gpu = ["csrc/module.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))], {}, cuda(torch)
+    if gpu:
+        cpp_extension.CUDA_HOME = gpu["home"]  # torch leaves it unset in a CPU build
+        sources += sorted(glob.glob("csrc/cuda/*.cu"))
+        lib = os.path.join(gpu["home"], "lib64")
+        links = {"library_dirs": [lib], "libraries": ["cudart_static", "rt", "dl", "pthread"]}
+        links["include_dirs"] = [os.path.join(gpu["home"], "include")]
+
     extension = cpp_extension.CppExtension(
         "specsample._C",
-        ["csrc/module.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))],
+        sources,
         py_limited_api=True,
         extra_compile_args={
             "cxx": [
@@ -65,8 +111,18 @@ def compiled():
                 "-Wno-maybe-uninitialized",  # false alarms in gcc's own AVX-512 headers
                 STABLE_ABI,
                 f'-DSPS_TORCH_VERSION="{torch.__version__}"',
-            ]
+                *([f'-DSPS_CUDA_VERSION="{gpu["version"]}"', f'-DSPS_CUDA_ARCHS="{gpu["archs"]}"'] if gpu else []),
+            ],
+            "nvcc": [
+                "-std=c++17",
+                "-O3",
+                "--threads=2",
+                "-Xcompiler=-fvisibility=hidden",
+                STABLE_ABI,
+                *(gpu["flags"] if gpu else []),
+            ],
         },
+        **links,
         extra_link_args=["-Wl,--exclude-libs,ALL", "-s"],
         depends=sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.inc", recursive=True)),
     )

@@ -3,14 +3,25 @@
 #include <Python.h>
 
 #include "cpu/passes.h"
+#include "schemes/table.h"
 
 #ifndef SPS_TORCH_VERSION
 #define SPS_TORCH_VERSION "unknown"
 #endif
 
+#ifdef SPS_CUDA_VERSION
+constexpr const char *kCudaVersion = SPS_CUDA_VERSION, *kCudaArchs = SPS_CUDA_ARCHS;
+#else
+constexpr const char *kCudaVersion = nullptr, *kCudaArchs = "";
+#endif
+
+// cuda: the version of the compiler of the CUDA kernels (None: not built); architectures: compute capabilities, by spaces.
 static PyObject* build_info(PyObject*, PyObject*) {
-  return Py_BuildValue("{s:s,s:O,s:[],s:s}", "torch_built", SPS_TORCH_VERSION, "cuda", Py_None, "architectures",
-                       "cpu_capability", specsample::cpu_capability().name);
+#define SPS_NAME(name, uses_draft_law, by_lists) #name " "
+  return Py_BuildValue("{s:s,s:z,s:s,s:s,s:s,s:s}", "torch_built", SPS_TORCH_VERSION, "cuda", kCudaVersion, "architectures",
+                       kCudaArchs, "cpu_capability", specsample::cpu_capability().name, "schemes", SPS_SCHEMES(SPS_NAME),
+                       "cuda_schemes", SPS_CUDA_SCHEMES(SPS_NAME));
+#undef SPS_NAME
 }
 
 static PyMethodDef methods[] = {

@@ -44,7 +44,8 @@ struct Stream {
   SPS_HD uint32_t word(int64_t token, uint32_t refine = 0) const {
     const Words w = philox(
         Words{{static_cast<uint32_t>(token >> 2) | refine, position_low, position_high, purpose_slot}}, key0, key1);
-    return w.v[token & 3];
+    const uint32_t even = token & 2 ? w.v[2] : w.v[0], odd = token & 2 ? w.v[3] : w.v[1];  // no indexing: stays in registers
+    return token & 1 ? odd : even;
   }
 
   // u = (r + 1/2) 2^-32 in (0, 1), where r < 2^12 is refined by a second word s: u = (r + (s + 1/2) 2^-32) 2^-32.

@@ -84,22 +84,45 @@ struct Request {
   }
   SPS_HD void start() const {
     if (live == nullptr) return;
-    for (int i = 0; i <= nodes; ++i) live[i] = i == 0;
+    for (int i = SPS_THREAD; i <= nodes; i += SPS_THREADS) live[i] = i == 0;
+    SPS_BARRIER();
   }
   // Move below `node`: live are it and its later siblings that carry the same token and may be `shared` by the scheme.
   SPS_HD void enter(int node, bool shared) const {
     if (live == nullptr) return;
     // Marks of the level above are needed until all its children are known, and children come after their parents.
-    for (int i = nodes - 1; i >= 0; --i)
-      live[i + 1] = exists(i) && live[parent(i) + 1] && (i == node || (shared && token(i) == token(node)));
-    live[0] = 0;
+    for (int last = nodes - 1; last >= 0; last -= SPS_THREADS) {
+      const int i = last - SPS_THREAD;
+      const bool mark =
+          i >= 0 && exists(i) && live[parent(i) + 1] && (i == node || (shared && token(i) == token(node)));
+      SPS_BARRIER();
+      if (i >= 0) live[i + 1] = mark;
+      SPS_BARRIER();
+    }
+    if (SPS_THREAD == 0) live[0] = 0;
+    SPS_BARRIER();
   }
 };
 
+// Memory that schemes write and never read back: on a GPU, one thread of the block writes it.
+template <class T>
+struct Written {
+  T* data;
+  struct Entry {
+    T* at;
+    SPS_HD void operator=(T value) const {
+      if (SPS_THREAD == 0) *at = value;
+    }
+  };
+  SPS_HD Written(T* pointer) : data(pointer) {}
+  SPS_HD Entry operator[](int64_t i) const { return Entry{data + i}; }
+  SPS_HD Entry operator*() const { return Entry{data}; }
+};
+
 struct Output {
-  int64_t* tokens;  // [max_depth + 1], all -1 at the start
-  int32_t* nodes;   // [max_depth], all -1 at the start
-  int32_t* num_accepted;
+  Written<int64_t> tokens;  // [max_depth + 1], all -1 at the start
+  Written<int32_t> nodes;   // [max_depth], all -1 at the start
+  Written<int32_t> num_accepted;
 };
 
 // What a rule decides at one node: the child moved to (-1: none), or the token emitted instead.
@@ -149,9 +172,9 @@ SPS_HD void walk(const Request& request, Ex& ex, const Output& out) {
     const Law target = ex.target(static_cast<int>(request.target_row(node)), Rule::kNeedsMass && child >= 0);
     if (target.broken) return;
     Step step{-1, target.only};
-    if (Rule::kNeedsMass && Rule::kSharesToken && target.only >= 0 && child >= 0) {
-      // Greedy, several draws: the only token the target has is emitted, drawn or not.
-      step.child = Siblings(request, ex, node, child).first_with(target.only);
+    constexpr bool several = Rule::kNeedsMass && Rule::kSharesToken;  // a multi-draft rule
+    if (several && target.only >= 0 && child >= 0) {  // greedy: the only token the target has is emitted, drawn or not
+      if constexpr (several) step.child = Siblings(request, ex, node, child).first_with(target.only);
     } else {
       step = rule.step(request, ex, target, node, child, depth);
     }

@@ -128,7 +128,7 @@ def log_probs(logits, *, sampling=_DEFAULT, backend=None):
         return reference.log_probs(logits, numbers, per_row)
     # Only what a row needs: cut-off, the winner of a greedy row and the normaliser come from the kernel.
     stats = chosen.row_stats(logits, numbers, per_row)
-    temperature = per_row[0][:, None] if per_row is not None else torch.full((1, 1), numbers[0], dtype=torch.float64)
+    temperature = logits.new_full((1, 1), numbers[0], dtype=torch.float64) if per_row is None else per_row[0][:, None]
     top, cutoff = stats[0][:, None], stats[2][:, None]
     z = logits.float()
     kept = (z >= cutoff) & (z > -torch.inf)

@@ -14,9 +14,7 @@ from . import ops, reference, triton  # noqa: F401  (ops defines torch.ops.specs
 from .errors import expect
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-COMPILED_SCHEMES = (
-    "token", "block", "race", "recursive", "recursive_distinct", "kseq", "optimal", "optimal_block", "top", "lists",
-)  # fmt: skip
+CUDA_KINDS = ("iid", "arrivals", "topk")  # of `draft`, so far
 INSTALL_HINT = "reinstall with a C++ compiler and torch present: pip install --no-build-isolation ."
 
 
@@ -42,11 +40,38 @@ def _load_extension():
 
 _missing = _load_extension()
 _compiled = None if _missing else torch.ops.specsample
-_CUDA = "this build has no CUDA kernels"
+
+
+def _cuda_missing():
+    """Why the CUDA kernels cannot run here, or None"""
+    if _missing:
+        return _missing
+    if _built["cuda"] is None:
+        return "this build has no CUDA kernels; rebuild with nvcc present: SPECSAMPLE_CUDA=1 pip install --no-build-isolation ."
+    if torch.version.cuda is None:
+        return f"the CUDA kernels are built, but torch {torch.__version__} was built without CUDA"
+    if not torch.cuda.is_available():
+        return "the CUDA kernels are built, but torch.cuda.is_available() is False: no NVIDIA GPU or driver was found"
+    return None
+
+
+def _build_info():
+    """What the extension says of itself; of a missing one, nothing."""
+    if _missing:
+        return {"cuda": None, "schemes": "", "cuda_schemes": ""}
+    from . import _C
+
+    return _C.build_info()
+
+
+_built = _build_info()
+_no_cuda = _cuda_missing()
 
 BACKENDS = {
-    "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, COMPILED_SCHEMES, None, _missing),
-    "cuda": Backend(None, "cuda", COMPILED_DTYPES, (), (), _CUDA),
+    "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, tuple(_built["schemes"].split()), None, _missing),
+    "cuda": Backend(
+        None if _no_cuda else _compiled, "cuda", COMPILED_DTYPES, tuple(_built["cuda_schemes"].split()), CUDA_KINDS, _no_cuda
+    ),
     "triton": Backend(
         None if triton.missing else triton.functions, "accelerator", COMPILED_DTYPES, triton.SCHEMES, triton.KINDS,
         triton.missing,

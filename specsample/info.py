@@ -20,7 +20,7 @@ def build_info():
         "torch_built": compiled.get("torch_built"),
         "torch_running": torch.__version__,
         "cuda": compiled.get("cuda"),
-        "architectures": compiled.get("architectures", []),
+        "architectures": compiled.get("architectures", "").split(),
         "cpu": compiled.get("cpu_capability"),
         "threads": torch.get_num_threads(),
         "backends": [name for name, why in available.items() if why is None],

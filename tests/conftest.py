@@ -6,11 +6,13 @@ of them passes always or never. A negative control must fall below `CAUGHT`, so 
 
 import pytest
 import torch
-from scipy.stats import chi2
 
+import cuda_on_cpu
+import on_cuda
 import specsample as ss
+from specsample import backends
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "cuda")
 ALL_SCHEMES = tuple(ss.schemes())
 # Those with a rule of their own on chains. The others become one of these there (test_multi_draft.py shows it, token for token).
 SCHEMES = tuple(name for name, card in ss.schemes().items() if not card.trees or name == "race")
@@ -23,16 +25,26 @@ torch.set_num_threads(1)
 
 
 def require(backend):
-    """Skip the test where `backend` is missing, with the reason."""
+    """Skip the test where `backend` is missing, with the reason. -> the name by which tensors of the CPU reach it"""
+    if backend == cuda_on_cpu.NAME:
+        cuda_on_cpu.load()
+        return backend
     why = ss.build_info()["unavailable"].get(backend)
     if why is not None:
         pytest.skip(f"backend {backend}: {why}")
+    return on_cuda.load() if backend == "cuda" else backend
+
+
+def require_scheme(backend, scheme):
+    """Skip the test where `backend` does not have `scheme`."""
+    schemes = backends.BACKENDS[backend].schemes
+    if schemes is not None and scheme not in schemes:
+        pytest.skip(f"backend {backend} does not have scheme {scheme} yet")
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    require(request.param)
-    return request.param
+    return require(request.param)
 
 
 @pytest.fixture(params=SCHEMES)
@@ -167,4 +179,5 @@ def p_value(outcomes, law):
         return 0.0
     expected = law[law > 0] / law.sum() * counts.sum()
     statistic = ((counts[law > 0] - expected) ** 2 / expected).sum()
+    chi2 = pytest.importorskip("scipy.stats").chi2
     return float(chi2.sf(float(statistic), max(int((law > 0).sum()) - 1, 1)))

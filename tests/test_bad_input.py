@@ -1,10 +1,17 @@
 """What is wrong with an argument raises a ValueError that names it; what is wrong in the data has a defined result."""
 
+import cuda_on_cpu
 import pytest
 import torch
-from conftest import SCHEMES, case, identical, numbers, packed, require, select, stacked, widened
+from conftest import BACKENDS, SCHEMES, case, identical, numbers, packed, require, select, stacked, widened
 
 import specsample as ss
+
+
+@pytest.fixture(params=(*BACKENDS, cuda_on_cpu.NAME))
+def backend(request):
+    return require(request.param)
+
 
 B, N, V = 3, 2, 9
 INF, NAN = float("inf"), float("nan")
@@ -22,7 +29,7 @@ SETTINGS = [  # field of a Sampling, bad values (tensors are refused by shape an
 ]
 STREAM = (1.5, "a", None, torch.zeros(B), torch.zeros(B + 1, dtype=torch.int64), torch.zeros(B, 1, dtype=torch.int64),
           torch.zeros(B, dtype=torch.int64, device="meta"), 1 << 64)  # fmt: skip
-BACKENDS_REFUSED = ("gpu", "cuda", "triton", 3)
+BACKENDS_REFUSED = ("gpu", *ss.build_info()["unavailable"], 3)
 PER_NODE = ("zero", torch.zeros(N), torch.zeros(N + 7, dtype=torch.int64), torch.zeros(B + 1, N, dtype=torch.int64),
             torch.zeros(B, N, dtype=torch.int64, device="meta"), [[0.5], []])  # fmt: skip
 

@@ -1,10 +1,17 @@
 """Any strides with a contiguous last dimension, shared rows, packed layouts, small trees: as from plain tensors."""
 
+import cuda_on_cpu
 import pytest
 import torch
-from conftest import case, drawn, identical, numbers, packed, select, stacked, widened
+from conftest import BACKENDS, case, drawn, identical, numbers, packed, require, select, stacked, widened
 
 import specsample as ss
+
+
+@pytest.fixture(params=(*BACKENDS, cuda_on_cpu.NAME))
+def backend(request):
+    return require(request.param)
+
 
 B, N, V = 4, 3, 41
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from conftest import CAUGHT, FAILURE_RATE, case, identical, p_value, require
+from conftest import CAUGHT, FAILURE_RATE, case, identical, p_value, require, require_scheme
 from test_exact_law import Scripted, completed, pair, target_law
 from trees import STAR, drafted_tree, paths
 
@@ -284,6 +284,7 @@ def test_block_verification_of_the_selected_path_accepts_more():
 
 @pytest.mark.parametrize("scheme", [s for s in CARDS if CARDS[s].trees and s != "race"])
 def test_one_child_a_node_is_the_single_draft_scheme(backend, scheme):
+    require_scheme(backend, scheme)
     single = {"lists": "race", "optimal_block": "block"}.get(scheme, "token")
     for sampling in (ss.Sampling(), ss.Sampling(0.7, 30, 0.9, 0.01), ss.Sampling(torch.tensor([0.0, 1.0] * 30))):
         args = case(60, 4, 100, scheme=single, seed=5, sampling=sampling)
@@ -329,6 +330,7 @@ def test_large_vocabulary_and_threads(scheme):
 @pytest.mark.parametrize("scheme", MULTI + ("lists",))
 def test_requests_are_independent(backend, scheme):
     """Reversed, one by one, packed with an empty request between: the same tokens."""
+    require_scheme(backend, scheme)
     args = drafted_tree(6, 3, 2, 40, scheme, sampling=ss.Sampling(0.8, 12))
     whole = ss.verify(**args, backend=backend)
     each = ("target_logits", "draft_tokens", "draft_logits", "seed")

@@ -53,14 +53,14 @@ std::vector<Span> packed_spans(const Tensor& cu_rows, int64_t total_rows, int64_
 // Log-probabilities of what was emitted, under the target's law or the raw one.
 void fill_logprobs(const Request& request, const CpuExecutor& ex, const Sampling& sampling, const Output& out, float* value) {
   int node = -1;
-  for (int depth = 0; depth <= request.max_depth && out.tokens[depth] >= 0; ++depth) {
+  for (int depth = 0; depth <= request.max_depth && out.tokens.data[depth] >= 0; ++depth) {
     const Law law =
         ex.runner.law(ex.target_rows, request.target_row(node), sampling, true);
-    const int64_t token = out.tokens[depth];
+    const int64_t token = out.tokens.data[depth];
     value[depth] = static_cast<float>(
         law.only >= 0 ? (law.only == token ? 0 : -kInfinity)
                       : law.log_prob(ex.target_rows.passes->value(law.row, token)));
-    if (depth < request.max_depth && out.nodes[depth] >= 0) node = out.nodes[depth];
+    if (depth < request.max_depth && out.nodes.data[depth] >= 0) node = out.nodes.data[depth];
   }
 }
 

@@ -14,55 +14,48 @@ SPS_HD void verify_block(const Request& request, Ex& ex, const Output& out) {
   if (!request.has_row(-1)) return;
   request.start();
 
-  // The longest accepted prefix so far and what is needed to emit a token after it.
-  struct Stop {
-    int length, child;
+  // A prefix of the chain that is still possible, and what is needed to emit a token after it.
+  struct Prefix {
+    int length, child;  // the node below it, -1 at the leaf
     double weight;
     Law target, draft;
   };
-  const auto below = [&](int node, int depth, Law& target, Law& draft) {  // next node of the chain, -1 at the leaf
-    int child = depth < request.max_depth ? request.child(node, node) : -1;
-    target = ex.target(static_cast<int>(request.target_row(node)), child >= 0);
-    if (target.broken) return -1;
-    for (; child >= 0; child = request.child(node, child)) {
-      draft = ex.draft(child);
-      if (!draft.broken) return child;
+  Prefix here{0, -1, 1.0, Law(), Law()}, stop = here;  // the longest so far; the longest accepted one
+  for (int node = -1;;) {
+    here.child = here.length < request.max_depth ? request.child(node, node) : -1;
+    here.target = ex.target(static_cast<int>(request.target_row(node)), here.child >= 0);
+    if (here.target.broken) here.child = -1;
+    for (; here.child >= 0; here.child = request.child(node, here.child)) {
+      here.draft = ex.draft(here.child);
+      if (!here.draft.broken) break;
     }
-    return -1;
-  };
+    if (node < 0) {
+      stop = here;
+    } else {
+      double numerator = here.weight, denominator = 1;
+      if (here.child >= 0) {
+        const double mass = ex.residual_mass(here.target, here.draft, Residual{here.weight});
+        const bool certain = mass == 0 && here.weight == 1;
+        numerator = certain ? 1 : mass;
+        denominator = certain ? 1 : mass + 1 - here.weight;
+      }
+      if (ex.accept(node, numerator, denominator)) stop = here;
+    }
+    if (here.child < 0) break;
 
-  Stop here{0, -1, 1.0, Law(), Law()};
-  here.child = below(-1, 0, here.target, here.draft);
-  Stop stop = here;
-  while (here.child >= 0) {
-    const int node = here.child;
+    node = here.child;
     const int64_t x = request.token(node);
     const double t = ex.prob(here.target, x), d = ex.prob(here.draft, x);
     double weight = 0;
     if (t > 0) weight = d > 0 ? here.weight * (t / d) : 1;
-    weight = weight < 1 ? weight : 1;
-
-    out.nodes[here.length] = node;
+    here.weight = weight < 1 ? weight : 1;
+    out.tokens[here.length] = x, out.nodes[here.length] = node;
+    ++here.length;
+    if (here.weight == 0) break;  // it stays 0: nothing from here on is accepted
     request.enter(node, false);
-    Stop next{here.length + 1, -1, weight, Law(), Law()};
-    if (weight == 0) {  // it stays 0: nothing from here on is accepted
-      here = next;
-      break;
-    }
-    next.child = below(node, next.length, next.target, next.draft);
-    double numerator = weight, denominator = 1;
-    if (next.child >= 0) {
-      const double mass = ex.residual_mass(next.target, next.draft, Residual{weight});
-      const bool certain = mass == 0 && weight == 1;
-      numerator = certain ? 1 : mass;
-      denominator = certain ? 1 : mass + 1 - weight;
-    }
-    if (ex.accept(node, numerator, denominator)) stop = next;
-    here = next;
   }
 
-  for (int i = 0; i < stop.length; ++i) out.tokens[i] = request.token(out.nodes[i]);
-  for (int i = stop.length; i < here.length; ++i) out.nodes[i] = -1;
+  for (int i = stop.length; i < here.length; ++i) out.tokens[i] = -1, out.nodes[i] = -1;
   *out.num_accepted = stop.length;
   if (stop.target.broken) return;
   out.tokens[stop.length] = stop.child < 0 ? ex.clock_race(stop.target, stop.length)

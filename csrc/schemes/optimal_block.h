@@ -77,7 +77,7 @@ SPS_HD void verify_optimal_block(const Request& request, Ex& ex, const Output& o
     weight = next < 1 ? next : 1;
     selected = live.node[y];
     node = live.first_with(x);
-    out.nodes[length] = node;
+    out.tokens[length] = x, out.nodes[length] = node;
     request.enter(node, true);
     if (weight == 0) {  // it stays 0: nothing from here on is accepted
       ++length;
@@ -85,8 +85,7 @@ SPS_HD void verify_optimal_block(const Request& request, Ex& ex, const Output& o
     }
   }
 
-  for (int i = 0; i < stop_length; ++i) out.tokens[i] = request.token(out.nodes[i]);
-  for (int i = stop_length; i < length; ++i) out.nodes[i] = -1;
+  for (int i = stop_length; i < length; ++i) out.tokens[i] = -1, out.nodes[i] = -1;
   *out.num_accepted = stop_length;
   if (stop.target.broken) return;
   out.tokens[stop_length] = stop.count == 0 ? ex.clock_race(stop.target, stop_length)

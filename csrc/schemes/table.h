@@ -23,3 +23,9 @@
   X(optimal_block, true, false)      \
   X(top, true, false)                \
   X(lists, false, true)
+
+// Those whose passes the CUDA executor has.
+#define SPS_CUDA_SCHEMES(X) \
+  X(token, true, false)     \
+  X(block, true, false)     \
+  X(race, false, false)

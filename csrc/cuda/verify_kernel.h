@@ -1,0 +1,147 @@
+// verify: a block a request.
+#pragma once
+#include "../schemes/table.h"
+#include "kernels.h"
+
+namespace specsample {
+
+struct VerifyArgs {
+  Rows target, draft;
+  int64_t target_stride, draft_stride;  // bytes from one request to the next; unused when packed
+  int64_t target_rows, draft_rows;      // a request; packed: in all
+  NodeInts tokens, parents, rows, draft_row_of;
+  int64_t nodes, batch;                 // nodes a request; packed: in all
+  const int32_t* cu_rows;               // packed when not null
+  bool has_draft, row_a_node;
+  int max_depth;
+  Samplings sampling, draft_sampling;
+  const float *kept_max, *kept_logsumexp, *kept_cutoff;
+  PerRow seed, position;
+  int logprobs;                         // 0 none, 1 filtered, 2 raw
+  int64_t* out_tokens;
+  int32_t *out_count, *out_nodes;
+  float* out_logprobs;
+};
+
+// Where a request's rows and nodes lie. Rows and nodes that the tensors do not have do not exist.
+struct Span {
+  int64_t row, rows, node, nodes;
+};
+
+SPS_DEVICE Span span_of(Scratch& s, const VerifyArgs& a, int64_t b) {
+  if (!a.cu_rows) return Span{0, a.target_rows, 0, a.nodes};
+  int64_t before = 0;  // nodes of the requests before this one
+  for (int64_t i = thread_id(); i < b; i += thread_count()) {
+    const int64_t count = static_cast<int64_t>(a.cu_rows[i + 1]) - a.cu_rows[i];
+    before += count > 1 ? count - 1 : 0;
+  }
+  before = block_sum(s, before);
+  const int64_t first = a.cu_rows[b];
+  int64_t count = static_cast<int64_t>(a.cu_rows[b + 1]) - first;
+  count = count > 0 ? count : 0;
+  Span span{first, count, before, count > 1 ? count - 1 : 0};
+  if (first < 0 || first >= a.target_rows) span.rows = 0;
+  if (span.rows > a.target_rows - first) span.rows = a.target_rows - first;
+  const int64_t left = a.nodes > before ? a.nodes - before : 0;
+  if (span.nodes > left) span.nodes = left;
+  return span;
+}
+
+// Copies per-node values into shared memory; values beyond 32 bits name nothing, and neither does what stands in for them.
+SPS_DEVICE Ints staged(const Ints& from, int64_t count, int32_t* to) {
+  if (!from.data) return from;
+  for (int64_t i = thread_id(); i < count; i += thread_count()) {
+    const int64_t value = from[i];
+    to[i] = value < INT32_MIN || value > INT32_MAX ? INT32_MIN : static_cast<int32_t>(value);
+  }
+  return Ints{to, false};
+}
+
+// Puts request b and its inputs into shared memory. max_depth is the kernel's own.
+SPS_DEVICE void set_up(Scratch& s, const VerifyArgs& a, int64_t b) {
+  const bool packed = a.cu_rows != nullptr;
+  const Span span = span_of(s, a, b);
+  int64_t nodes = span.nodes < kMaxNodes ? span.nodes : kMaxNodes;
+  if (packed && a.rows.ints.data) {  // the root's row and a row a node, as far as they are given
+    const int64_t given = a.rows.size - span.row - 1;
+    if (nodes > given) nodes = given > 0 ? given : 0;
+  }
+  Request request;
+  request.seed = a.seed[b], request.position = a.position[b];
+  request.nodes = static_cast<int>(nodes);
+  request.target_rows = static_cast<int>(a.target.vocab > 0 ? span.rows : 0);
+  request.max_depth = a.max_depth;
+  request.has_draft = a.has_draft, request.row_a_node = a.row_a_node;
+  request.id_limit = a.target.vocab > a.draft.vocab ? a.target.vocab : a.draft.vocab;
+  request.tokens = staged(a.tokens.ints.from(packed ? span.node : b * a.tokens.stride), nodes, s.tokens);
+  request.parents = staged(a.parents.ints.from(packed ? span.node : b * a.parents.stride), nodes, s.parents);
+  request.draft_rows = staged(a.draft_row_of.ints.from(packed ? span.node : b * a.draft_row_of.stride), nodes, s.draft_rows);
+  if (request.target_rows > 0)
+    request.rows = staged(a.rows.ints.from(packed ? span.row : b * a.rows.stride), nodes + 1, s.rows);
+  if (request.parents.data) request.live = s.live;
+
+  const int64_t draft_start = packed ? (a.row_a_node ? span.node : span.row) : b * a.draft_rows;
+  const int64_t draft_total = packed ? a.draft_rows : a.batch * a.draft_rows;
+  int64_t draft_count = packed ? (a.row_a_node ? span.nodes : span.rows) : a.draft_rows;
+  if (draft_count > draft_total - draft_start) draft_count = draft_total - draft_start;
+  request.draft_row_count = static_cast<int>(draft_count > 0 ? draft_count : 0);
+  if (thread_id() == 0) {
+    *s.request = request;
+    Inputs& in = *s.inputs;
+    in.target = a.target, in.draft = a.draft;
+    in.target.data += packed ? span.row * a.target.stride : b * a.target_stride;
+    if (a.has_draft) in.draft.data += packed ? draft_start * a.draft.stride : b * a.draft_stride;
+    in.sampling = a.sampling[b];
+    in.draft_numbers = a.draft_sampling.numbers, in.draft_sampling = a.draft_sampling.values;
+    const bool per_request = a.draft_sampling.count == a.batch;
+    in.draft_columns = a.draft_sampling.count;
+    in.draft_first = per_request ? b : draft_start, in.draft_step = per_request ? 0 : 1;
+    in.kept_max = a.kept_max ? a.kept_max + draft_start : nullptr;
+    in.kept_logsumexp = a.kept_max ? a.kept_logsumexp + draft_start : nullptr;
+    in.kept_cutoff = a.kept_max ? a.kept_cutoff + draft_start : nullptr;
+  }
+  __syncthreads();
+}
+
+// One round. Round::run(request, executor, output) is a scheme.
+template <class Round>
+__global__ void __launch_bounds__(kRoundBlock, 1) verify_kernel(VerifyArgs a) {
+  SPS_SHARED(s);
+  const int64_t b = blockIdx.x;
+  const Output out{a.out_tokens + b * (a.max_depth + 1), a.out_nodes + b * a.max_depth, a.out_count + b};
+  for (int i = thread_id(); i <= a.max_depth; i += thread_count()) {
+    out.tokens.data[i] = -1;
+    if (i < a.max_depth) out.nodes.data[i] = -1;
+  }
+  set_up(s, a, b);
+  CudaExecutor ex(s);
+  Round::run(*s.request, ex, out);
+}
+
+// Log-probabilities of what was emitted, under the target's law or the raw one: a block a position.
+__global__ void __launch_bounds__(kRoundBlock, 1) logprobs_kernel(VerifyArgs a) {
+  SPS_SHARED(s);
+  const int width = a.max_depth + 1, depth = static_cast<int>(blockIdx.x % width);
+  const int64_t b = blockIdx.x / width, token = a.out_tokens[b * width + depth];
+  float value = 0;
+  if (token >= 0) {
+    set_up(s, a, b);
+    const int node = depth ? a.out_nodes[b * a.max_depth + depth - 1] : -1;
+    const Inputs& in = *s.inputs;
+    const Law law = law_of(s, in.target, (*s.request).target_row(node), a.logprobs == 2 ? Sampling() : in.sampling, true);
+    value = static_cast<float>(law.only >= 0 ? (law.only == token ? 0 : -kInfinity)
+                                             : law.log_prob(logit(law.row, in.target.dtype, token)));
+  }
+  if (thread_id() == 0) a.out_logprobs[b * width + depth] = value;
+}
+
+#define SPS_ROUND(name, uses_draft_law, by_lists)                                             \
+  struct round_##name {                                                                       \
+    static SPS_DEVICE void run(const Request& request, CudaExecutor& ex, const Output& out) { \
+      verify_##name(request, ex, out);                                                        \
+    }                                                                                         \
+  };
+SPS_CUDA_SCHEMES(SPS_ROUND)
+#undef SPS_ROUND
+
+}  // namespace specsample

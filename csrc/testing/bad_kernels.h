@@ -1,0 +1,71 @@
+// Kernels with one mistake each, and one without: what the checks of csrc/testing/cuda_on_cpu.h must catch.
+#pragma once
+#include "../cuda/block.h"
+
+namespace specsample {
+
+struct BadArgs {
+  const float* in;
+  float* out;
+  int count;  // of both
+};
+
+struct BadScratch {
+  float value[64];
+};
+
+// out[i] = in[count - 1 - i], through shared memory. One block of `count` <= 64 threads.
+template <bool kBarrier>
+__global__ void reverse_kernel(BadArgs a) {
+  BadScratch& s = cuda_on_cpu::machine.shared<BadScratch>();
+  s.value[threadIdx.x] = a.in[threadIdx.x];
+  if (kBarrier) __syncthreads();
+  a.out[threadIdx.x] = s.value[a.count - 1 - static_cast<int>(threadIdx.x)];
+}
+
+// The same twice with one piece of shared memory, which a fast thread must not write again while a slow one still reads.
+template <bool kBarrier>
+__global__ void reverse_twice_kernel(BadArgs a) {
+  BadScratch& s = cuda_on_cpu::machine.shared<BadScratch>();
+  for (int round = 0; round < 2; ++round) {
+    s.value[threadIdx.x] = a.in[threadIdx.x];
+    __syncthreads();
+    a.out[threadIdx.x] = s.value[a.count - 1 - static_cast<int>(threadIdx.x)];
+    if (kBarrier) __syncthreads();
+  }
+}
+
+__global__ inline void divergent_barrier_kernel(BadArgs a) {
+  if (threadIdx.x < 32) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+  a.out[threadIdx.x] = 1;
+}
+
+__global__ inline void early_exit_kernel(BadArgs a) {
+  if (threadIdx.x == 3) return;
+  __syncthreads();
+  a.out[threadIdx.x] = 1;
+}
+
+__global__ inline void half_a_warp_kernel(BadArgs a) {
+  float v = a.in[threadIdx.x];
+  if (threadIdx.x % 32 < 16) v = __shfl_xor_sync(kFullWarp, v, 1);
+  a.out[threadIdx.x] = v;
+}
+
+__global__ inline void read_beyond_the_row_kernel(BadArgs a) {
+  a.out[threadIdx.x] = a.in[a.count - 31 + static_cast<int>(threadIdx.x % 32)];
+}
+
+__global__ inline void write_beyond_shared_memory_kernel(BadArgs a) {
+  BadScratch& s = cuda_on_cpu::machine.shared<BadScratch>();
+  float* value = s.value;
+  value[threadIdx.x + 64 - a.count + 1] = a.in[threadIdx.x];
+  __syncthreads();
+  a.out[threadIdx.x] = value[threadIdx.x];
+}
+
+}  // namespace specsample

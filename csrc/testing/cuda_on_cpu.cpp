@@ -1,0 +1,68 @@
+// The CUDA ops on the CPU: torch ops of the library specsample_cuda_on_cpu, what tests choose for their launches, the random
+// numbers of the device code, and kernels that the emulation must find fault with.
+#include "cuda_on_cpu.h"
+// The emulation comes first: the kernels' sources see it instead of the CUDA headers.
+#include "../cuda/rows.cu"
+#include "../cuda/verify.cu"
+#include "bad_kernels.h"
+
+#define SPS_EXPORT extern "C" __attribute__((visibility("default")))
+
+using namespace specsample;
+
+SPS_EXPORT void specsample_cuda_on_cpu_settings(int threads, uint32_t shuffle) { cuda_on_cpu::settings = {threads, shuffle}; }
+
+namespace {
+struct PhiloxArgs {
+  uint32_t counter[4], key[2];
+  uint32_t* out;
+};
+__global__ void philox_kernel(PhiloxArgs a) {
+  const Words w = philox(Words{{a.counter[0], a.counter[1], a.counter[2], a.counter[3]}}, a.key[0], a.key[1]);
+  if (threadIdx.x < 4) a.out[threadIdx.x] = w.v[threadIdx.x];
+}
+struct WordsArgs {
+  Stream stream;
+  uint32_t refine, *out;
+  int count;
+};
+__global__ void words_kernel(WordsArgs a) {
+  for (int i = thread_id(); i < a.count; i += thread_count()) a.out[i] = a.stream.word(i, a.refine);
+}
+}  // namespace
+
+SPS_EXPORT void specsample_cuda_on_cpu_philox(const uint32_t* counter, const uint32_t* key, uint32_t* out) {
+  const PhiloxArgs args{{counter[0], counter[1], counter[2], counter[3]}, {key[0], key[1]}, out};
+  cuda_on_cpu::machine.launch(dim3(1), dim3(32), [&] { philox_kernel(args); });
+}
+SPS_EXPORT void specsample_cuda_on_cpu_words(int64_t seed, int64_t position, int purpose, int64_t slot, int refine, int count,
+                                             uint32_t* out) {
+  const WordsArgs args{Stream(seed, position, static_cast<Purpose>(purpose), slot), refine ? kRefineBlock : 0, out, count};
+  cuda_on_cpu::machine.launch(dim3(1), dim3(32), [&] { words_kernel(args); });
+}
+
+// Runs a kernel of bad_kernels.h by name on `count` threads; writes what the emulation found (empty: nothing) to `message`.
+SPS_EXPORT void specsample_cuda_on_cpu_bad(const char* name, const float* in, float* out, int count, char* message, int size) {
+  const struct {
+    const char* name;
+    void (*kernel)(BadArgs);
+  } kernels[] = {{"none", reverse_kernel<true>},
+                 {"missing barrier", reverse_kernel<false>},
+                 {"divergent barrier", divergent_barrier_kernel},
+                 {"early exit", early_exit_kernel},
+                 {"half a warp", half_a_warp_kernel},
+                 {"read beyond the row", read_beyond_the_row_kernel},
+                 {"write beyond shared memory", write_beyond_shared_memory_kernel}};
+  std::string found = "no such kernel";
+  for (const auto& entry : kernels) {
+    if (std::strcmp(entry.name, name) != 0) continue;
+    found.clear();
+    try {
+      const BadArgs args{in, out, count};
+      cuda_on_cpu::machine.launch(dim3(1), dim3(count), [&] { entry.kernel(args); });
+    } catch (const std::runtime_error& error) {
+      found = error.what();
+    }
+  }
+  std::snprintf(message, static_cast<size_t>(size), "%s", found.c_str());
+}

@@ -1,0 +1,448 @@
+// CUDA kernels on the CPU, for the tests: kernel sources compiled by an ordinary C++ compiler, a fibre for every CUDA thread.
+//
+// Blocks run one after the other in one OS thread. A fibre runs until it waits at a barrier or in a warp exchange; the
+// scheduler then picks the next one, by index or in an order shuffled by a seed, which lets missing barriers change results.
+// Reported as errors: barriers that only a part of the block reaches, threads that wait at different barriers or in different
+// warp operations, lanes missing from a warp's mask, and deadlocks. Shared memory is a heap allocation of its exact size,
+// filled with 0xA5 for every block, so that AddressSanitizer sees the reads and writes beyond it.
+// Not modelled: blocks that run at once, asynchronous copies, clusters, memory order.
+#pragma once
+#define SPS_CUDA_ON_CPU 1
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+extern "C" {
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void AnnotateIgnoreWritesBegin(const char*, int);
+void AnnotateIgnoreWritesEnd(const char*, int);
+}
+#endif
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+
+namespace cuda_on_cpu {
+
+constexpr size_t kStack = 256 << 10, kGuard = 4096;
+constexpr int kWarp = 32, kMaxThreads = 1024;
+
+// What a test may choose for the launches of this process.
+struct Settings {
+  int threads = 0;       // of a block; 0: as on a GPU
+  uint32_t shuffle = 0;  // seed of the order in which threads run; 0: by index
+};
+inline Settings settings;
+
+// -- switching stacks ----------------------------------------------------------------------------------------------
+#if defined(__x86_64__)
+struct Context {
+  void* stack_pointer = nullptr;
+};
+// Saves what the calling convention asks for; ucontext would also make two system calls a switch.
+__attribute__((naked, noinline)) inline void swap_stack(void** /*save*/, void* /*load*/) {
+  asm volatile(
+      "pushq %rbp\n\tpushq %rbx\n\tpushq %r12\n\tpushq %r13\n\tpushq %r14\n\tpushq %r15\n\t"
+      "movq %rsp, (%rdi)\n\tmovq %rsi, %rsp\n\t"
+      "popq %r15\n\tpopq %r14\n\tpopq %r13\n\tpopq %r12\n\tpopq %rbx\n\tpopq %rbp\n\tret");
+}
+inline void swap(Context& from, Context& to) { swap_stack(&from.stack_pointer, to.stack_pointer); }
+inline void prepare(Context& context, char* stack, void (*entry)()) {
+  void** top = reinterpret_cast<void**>(stack + kStack);
+  *--top = nullptr;  // keeps the stack aligned as a call would
+  *--top = reinterpret_cast<void*>(entry);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  context.stack_pointer = top;
+}
+#else
+using Context = ucontext_t;
+inline void swap(Context& from, Context& to) { swapcontext(&from, &to); }
+inline void prepare(Context& context, char* stack, void (*entry)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack, context.uc_stack.ss_size = kStack, context.uc_link = nullptr;
+  makecontext(&context, entry, 0);
+}
+#endif
+
+// ThreadSanitizer sees each fibre as a thread, ordered with the others by barriers and warp exchanges alone. The scheduler's
+// own memory is none of its business.
+#if defined(__SANITIZE_THREAD__)
+struct Unwatched {
+  Unwatched() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__), AnnotateIgnoreWritesBegin(__FILE__, __LINE__); }
+  ~Unwatched() { AnnotateIgnoreWritesEnd(__FILE__, __LINE__), AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
+};
+inline void before(void* event) { __tsan_release(event); }
+inline void after(void* event) { __tsan_acquire(event); }
+#else
+struct Unwatched {
+  ~Unwatched() {}
+};
+inline void before(void*) {}
+inline void after(void*) {}
+#endif
+
+enum class State : uint8_t { kReady, kBarrier, kExchange, kDone };
+
+struct Fibre {
+  Context context;
+  char* stack = nullptr;
+  void* fake_stack = nullptr;  // AddressSanitizer's
+  State state = State::kDone;
+  uint32_t mask = 0;
+  uint32_t exchanges = 0, barriers = 0, meetings = 0;
+  const char* where = "";
+  void* watched = nullptr;  // ThreadSanitizer's
+  dim3 index;
+};
+
+class Machine {
+ public:
+  dim3 grid, block, block_index;
+
+  dim3& thread_index() {
+    const Unwatched unwatched;
+    return fibres_[current_].index;
+  }
+  int lane() const {
+    const Unwatched unwatched;
+    return current_ % kWarp;
+  }
+
+  template <class Body>
+  void launch(dim3 grid_size, dim3 block_size, const Body& body) {
+    grid = grid_size, block = block_size, body_ = body;
+    count_ = static_cast<int>(block.x * block.y * block.z);
+    if (count_ < 1 || count_ > kMaxThreads) throw std::runtime_error("cuda_on_cpu: block of " + std::to_string(count_));
+    reserve();
+    uint32_t state = settings.shuffle;
+    order_.resize(count_);
+    std::iota(order_.begin(), order_.end(), 0);
+    for (unsigned z = 0; z < grid.z; ++z)
+      for (unsigned y = 0; y < grid.y; ++y)
+        for (unsigned x = 0; x < grid.x; ++x) {
+          block_index = dim3(x, y, z);
+          shared_.reset();
+          before(&started_);
+          {
+            const Unwatched unwatched;
+            run_block(state);
+          }
+          after(&ended_);
+        }
+    body_ = nullptr;
+  }
+
+  // The block's shared memory: one object a kernel.
+  template <class T>
+  T& shared() {
+    const Unwatched unwatched;
+    if (!shared_) {
+      void* memory = ::operator new(sizeof(T), std::align_val_t{alignof(T)});
+      std::memset(memory, 0xA5, sizeof(T));
+      shared_ = {memory, [](void* p) { ::operator delete(p, std::align_val_t{alignof(T)}); }};
+    }
+    return *static_cast<T*>(shared_.get());
+  }
+
+  void barrier(const char* where) {
+    char* event = next(barrier_, &Fibre::barriers);
+    before(event);
+    {
+      const Unwatched unwatched;
+      wait(State::kBarrier, 0, where);
+    }
+    after(event);
+  }
+
+  // `value` of lane `source` of this warp, among the lanes of `mask`.
+  template <class T>
+  T exchange(uint32_t mask, T value, int source, const char* where) {
+    static_assert(sizeof(T) <= 8);
+    char* warp = next(warp_[warp_index()], &Fibre::meetings);
+    before(warp);
+    {
+      const Unwatched unwatched;
+      uint64_t bits = 0;
+      std::memcpy(&bits, &value, sizeof(T));
+      const uint64_t* slot = meet(mask, bits, where);
+      if (!(mask >> source & 1)) fail("a lane outside the mask was read", where);
+      std::memcpy(&value, &slot[source], sizeof(T));
+    }
+    after(warp);
+    return value;
+  }
+  uint32_t ballot(uint32_t mask, bool predicate, const char* where) {
+    char* warp = next(warp_[warp_index()], &Fibre::meetings);
+    before(warp);
+    uint32_t out = 0;
+    {
+      const Unwatched unwatched;
+      const uint64_t* slot = meet(mask, predicate, where);
+      for (int i = 0; i < kWarp; ++i)
+        if (mask >> i & 1) out |= static_cast<uint32_t>(slot[i]) << i;
+    }
+    after(warp);
+    return out;
+  }
+
+ private:
+  int warp_index() const {
+    const Unwatched unwatched;
+    return current_ / kWarp;
+  }
+  // Two events in turn: a thread may be at the next barrier before another has left this one, and must not seem ordered by it.
+  char* next(char (&event)[2], uint32_t Fibre::* count) {
+    const Unwatched unwatched;
+    return &event[(fibres_[current_].*count)++ & 1];
+  }
+  static bool differ(const char* a, const char* b) { return a != b && std::strcmp(a, b) != 0; }
+
+  void reserve() {
+    if (broken_) {  // fibres left in the middle of a kernel by an error; their stacks are used anew
+      for (Fibre& f : fibres_) prepare(f.context, f.stack, entry), f.fake_stack = nullptr, f.state = State::kDone;
+      broken_ = false;
+    }
+    fibres_.reserve(kMaxThreads);
+    while (static_cast<int>(fibres_.size()) < count_) {
+      Fibre& f = fibres_.emplace_back();
+      char* memory = static_cast<char*>(
+          mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      if (memory == MAP_FAILED) throw std::bad_alloc();
+      mprotect(memory, kGuard, PROT_NONE);
+      f.stack = memory + kGuard;
+      prepare(f.context, f.stack, entry);
+    }
+  }
+
+  void run_block(uint32_t& random) {
+    for (int i = 0; i < count_; ++i) {
+      Fibre& f = fibres_[i];
+      f.state = State::kReady, f.exchanges = f.barriers = f.meetings = 0;
+      f.index = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
+    }
+    live_ = count_;
+    while (live_ > 0) {
+      if (settings.shuffle)
+        for (int i = count_ - 1; i > 0; --i) {
+          random = random * 1664525u + 1013904223u;
+          std::swap(order_[i], order_[(random >> 8) % static_cast<uint32_t>(i + 1)]);
+        }
+      bool ran = false;
+      for (int i : order_)
+        if (fibres_[i].state == State::kReady) {
+          ran = true;
+          resume(i);
+          if (!error_.empty()) stop();
+        }
+      if (release_barrier() || ran) continue;
+      error_ = "deadlock: " + waiting();
+      stop();
+    }
+  }
+
+  bool release_barrier() {
+    int waiting_here = 0;
+    const char* where = nullptr;
+    for (int i = 0; i < count_; ++i) {
+      const Fibre& f = fibres_[i];
+      if (f.state != State::kBarrier) continue;
+      ++waiting_here;
+      if (where && differ(where, f.where)) error_ = std::string("divergent barriers: ") + where + " and " + f.where;
+      where = f.where;
+    }
+    if (waiting_here == 0 || waiting_here < live_) return false;
+    if (live_ < count_) error_ = std::string("a barrier after some threads have left: ") + where;
+    if (!error_.empty()) stop();
+    for (int i = 0; i < count_; ++i) fibres_[i].state = State::kReady;
+    return true;
+  }
+
+  // All lanes of the mask meet; -> what each of them brought.
+  const uint64_t* meet(uint32_t mask, uint64_t value, const char* where) {
+    const int me = current_, first = me / kWarp * kWarp;
+    Fibre& f = fibres_[me];
+    if (!(mask >> (me - first) & 1)) fail("the calling lane is not in the mask", where);
+    // Two buffers: a lane can be one exchange ahead of another that still reads, never two.
+    uint64_t* slot = slots_[first / kWarp][f.exchanges++ & 1];
+    slot[me - first] = value;
+    f.mask = mask, f.where = where, f.state = State::kExchange;
+    for (int i = 0; i < kWarp; ++i) {
+      if (!(mask >> i & 1)) continue;
+      if (first + i >= count_) fail("the mask names lanes that the block does not have", where);
+      const Fibre& other = fibres_[first + i];
+      if (other.state == State::kDone) fail("the mask names a lane that has left", where);
+      if (other.state != State::kExchange) return wait(State::kExchange, mask, where), slot;
+      if (differ(other.where, where) || other.mask != mask) fail("lanes of a warp in different operations", where);
+    }
+    for (int i = 0; i < kWarp; ++i)
+      if (mask >> i & 1) fibres_[first + i].state = State::kReady;
+    return slot;
+  }
+
+  void wait(State state, uint32_t mask, const char* where) {
+    Fibre& f = fibres_[current_];
+    f.state = state, f.mask = mask, f.where = where;
+    to_scheduler();
+  }
+  [[noreturn]] void fail(const char* what, const char* where) {
+    error_ = std::string(what) + ": " + where;
+    to_scheduler();
+    std::abort();  // never resumed
+  }
+  std::string waiting() const {
+    std::string text;
+    for (int i = 0; i < count_ && text.size() < 400; ++i)
+      if (fibres_[i].state != State::kDone && (i == 0 || differ(fibres_[i].where, fibres_[i - 1].where)))
+        text += "thread " + std::to_string(i) + " waits at " + fibres_[i].where + "; ";
+    return text;
+  }
+  [[noreturn]] void stop() {
+    broken_ = true;
+    std::string message = "cuda_on_cpu: ";
+    message.append(error_);
+    error_.clear();
+    throw std::runtime_error(message);
+  }
+
+  void resume(int i) {
+    current_ = i;
+    Fibre& f = fibres_[i];
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&main_fake_stack_, f.stack, kStack);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    if (!f.watched) f.watched = __tsan_create_fiber(0);
+    main_watched_ = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(f.watched, __tsan_switch_to_fiber_no_sync);
+#endif
+    swap(main_, f.context);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(main_fake_stack_, nullptr, nullptr);
+#endif
+  }
+  void to_scheduler() {
+    Fibre& f = fibres_[current_];
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&f.fake_stack, main_bottom_, main_size_);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    __tsan_switch_to_fiber(main_watched_, __tsan_switch_to_fiber_no_sync);
+#endif
+    swap(f.context, main_);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fibres_[current_].fake_stack, &main_bottom_, &main_size_);
+#endif
+  }
+  static void entry();
+
+  std::vector<Fibre> fibres_;
+  std::vector<int> order_;
+  std::function<void()> body_;
+  std::unique_ptr<void, void (*)(void*)> shared_{nullptr, [](void*) {}};
+  std::string error_;
+  uint64_t slots_[kMaxThreads / kWarp][2][kWarp];
+  int count_ = 0, current_ = 0, live_ = 0;
+  bool broken_ = false;
+  char started_ = 0, ended_ = 0, barrier_[2] = {}, warp_[kMaxThreads / kWarp][2] = {};  // events
+  void* main_watched_ = nullptr;
+  Context main_;
+  void* main_fake_stack_ = nullptr;
+  const void* main_bottom_ = nullptr;
+  size_t main_size_ = 0;
+};
+inline Machine machine;
+
+// A fibre serves thread after thread, block after block.
+inline void Machine::entry() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &machine.main_bottom_, &machine.main_size_);
+#endif
+  for (;;) {
+    after(&machine.started_);
+    machine.body_();
+    before(&machine.ended_);
+    const Unwatched unwatched;
+    machine.fibres_[machine.current_].state = State::kDone;
+    --machine.live_;
+    machine.to_scheduler();
+  }
+}
+
+template <class T, class F>
+T update(T* at, const F& f) {
+  T old = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (!__atomic_compare_exchange_n(at, &old, f(old), true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return old;
+}
+
+}  // namespace cuda_on_cpu
+
+#define SPS_TEXT_(x) #x
+#define SPS_TEXT(x) SPS_TEXT_(x)
+#define SPS_HERE __FILE__ ":" SPS_TEXT(__LINE__)
+
+#define threadIdx (cuda_on_cpu::machine.thread_index())
+#define blockIdx (cuda_on_cpu::machine.block_index)
+#define blockDim (cuda_on_cpu::machine.block)
+#define gridDim (cuda_on_cpu::machine.grid)
+#define __syncthreads() cuda_on_cpu::machine.barrier(SPS_HERE)
+#define __shfl_xor_sync(mask, value, bits) \
+  cuda_on_cpu::machine.exchange(mask, value, cuda_on_cpu::machine.lane() ^ (bits), SPS_HERE)
+#define __shfl_up_sync(mask, value, by) \
+  cuda_on_cpu::machine.exchange(mask, value, std::max(cuda_on_cpu::machine.lane() - static_cast<int>(by), 0), SPS_HERE)
+#define __shfl_sync(mask, value, source) cuda_on_cpu::machine.exchange(mask, value, (source) & 31, SPS_HERE)
+#define __ballot_sync(mask, predicate) cuda_on_cpu::machine.ballot(mask, predicate, SPS_HERE)
+
+template <class T>
+T atomicAdd(T* at, T value) {
+  return cuda_on_cpu::update(at, [=](T old) { return static_cast<T>(old + value); });
+}
+template <class T>
+T atomicMax(T* at, T value) {
+  return cuda_on_cpu::update(at, [=](T old) { return std::max(old, value); });
+}
+template <class T>
+T __ldg(const T* at) {
+  return *at;
+}
+inline float __uint_as_float(uint32_t x) { return __builtin_bit_cast(float, x); }
+inline uint32_t __float_as_uint(float x) { return __builtin_bit_cast(uint32_t, x); }
+inline float __log2f(float x) { return std::log2(x); }
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
+}
+inline int __clz(int x) { return x ? __builtin_clz(static_cast<uint32_t>(x)) : 32; }
+inline int __clzll(long long x) { return x ? __builtin_clzll(static_cast<uint64_t>(x)) : 64; }
+inline int __ffs(int x) { return __builtin_ffs(x); }

@@ -1,0 +1,22 @@
+// The counterpart of csrc/cuda/runtime.h for CUDA code that runs on the CPU: the ops register in a library of their own.
+#pragma once
+#include "../cuda/kernels.h"
+
+#define SPS_LIBRARY specsample_cuda_on_cpu
+#define SPS_DISPATCH_KEY CPU
+
+namespace specsample {
+
+constexpr const char* kDeviceName = "cpu";
+inline bool on_device(const torch::stable::Tensor& t) { return t.is_cpu(); }
+inline int32_t device_type() { return aoti_torch_device_type_cpu(); }
+inline int32_t device_index(const torch::stable::Tensor&) { return 0; }
+
+template <class Args>
+void launch(void (*kernel)(Args), int threads, const torch::stable::Tensor&, int64_t blocks, const Args& args) {
+  if (blocks == 0) return;
+  if (cuda_on_cpu::settings.threads) threads = cuda_on_cpu::settings.threads;
+  cuda_on_cpu::machine.launch(dim3(static_cast<unsigned>(blocks)), dim3(threads), [&] { kernel(args); });
+}
+
+}  // namespace specsample

@@ -1,0 +1,88 @@
+// The CUDA kernels under ThreadSanitizer, as a program of its own: a fibre for every CUDA thread, ordered by nothing but the
+// kernels' own barriers and warp exchanges. `cuda_races NAME` runs a kernel of bad_kernels.h instead.
+#include "cuda_on_cpu.h"
+#include "../cuda/row_kernels.h"
+#include "../cuda/verify_kernel.h"
+#include "bad_kernels.h"
+
+#include <random>
+
+using namespace specsample;
+
+namespace {
+
+constexpr int kNodes = 5, kRows = kNodes + 1, kVocab = 1500, kDepth = 3, kThreads = 64;
+
+template <class Args>
+void launch(void (*kernel)(Args), int64_t blocks, const Args& args) {
+  cuda_on_cpu::machine.launch(dim3(static_cast<unsigned>(blocks)), dim3(kThreads), [&] { kernel(args); });
+}
+
+int run() {
+  std::mt19937 generator(1);
+  std::normal_distribution<float> normal(0, 2);
+  std::vector<float> target(2 * kRows * kVocab), draft(target.size());
+  for (size_t i = 0; i < target.size(); ++i) target[i] = normal(generator), draft[i] = target[i] + normal(generator) / 4;
+  for (int i = 0; i < 2 * kRows; ++i)  // a token that is mostly emitted, and drafted below: rounds end at every depth
+    target[i * kVocab + 7] += i % kRows < 2 ? 15 : 9, draft[i * kVocab + 7] += 9;
+  target[7 * kVocab + 3] = HUGE_VALF;
+  const auto rows_at = [](const std::vector<float>& x) {
+    return Rows{reinterpret_cast<const char*>(x.data()), kVocab, kVocab * 4, kFloat32};
+  };
+  int emitted = 0;
+  for (const Sampling& sampling : {Sampling(), Sampling{0.8, 40, 0.95, 0.001}, Sampling{0, 0, 1, 0}}) {
+    std::vector<int64_t> token(2 * kRows * 4);
+    for (int kind : {kArrivals, kTopK, kIid}) {
+      const PerRow zero{0, 0, nullptr};
+      launch(draft_kernel, 2 * kRows, DraftArgs{rows_at(draft), Samplings{sampling, nullptr, 0}, PerRow{1, 0, nullptr},
+                                                PerRow{9, 0, nullptr}, zero, zero, 4, kind, token.data()});
+    }
+    launch(sample_kernel, 2 * kRows, SampleArgs{rows_at(target), Samplings{sampling, nullptr, 0}, PerRow{1, 1, nullptr},
+                                                PerRow{9, 0, nullptr}, token.data()});
+    std::vector<int64_t> drafts(2 * kNodes), tokens(2 * (kDepth + 1)), parents = {-1, -1, 0, 1, 3};
+    for (int i = 0; i < 2 * kNodes; ++i) drafts[i] = i % 3 < 2 ? 7 : token[i % kNodes];
+    std::vector<int32_t> count(2), nodes(2 * kDepth);
+    std::vector<float> logprobs(tokens.size());
+    VerifyArgs a{};
+    a.target = rows_at(target), a.draft = rows_at(draft);
+    a.target_stride = a.draft_stride = static_cast<int64_t>(kRows) * kVocab * 4;
+    a.target_rows = a.draft_rows = kRows, a.nodes = kNodes, a.batch = 2, a.max_depth = kDepth, a.logprobs = 1;
+    a.tokens = NodeInts{Ints{drafts.data(), true}, 2 * kNodes, kNodes};
+    a.sampling = a.draft_sampling = Samplings{sampling, nullptr, 0};
+    a.seed = PerRow{5, 1, nullptr}, a.position = PerRow{9, 0, nullptr};
+    a.out_tokens = tokens.data(), a.out_count = count.data(), a.out_nodes = nodes.data(), a.out_logprobs = logprobs.data();
+    for (bool tree : {false, true}) {
+      if (tree) a.parents = NodeInts{Ints{parents.data(), true}, kNodes, 0};
+#define SPS_RUN(name, uses_draft_law, by_lists)              \
+  a.has_draft = uses_draft_law;                    \
+  launch(verify_kernel<round_##name>, 2, a);       \
+  launch(logprobs_kernel, 2 * (kDepth + 1), a);    \
+  for (int64_t t : tokens) emitted += t >= 0;
+      SPS_CUDA_SCHEMES(SPS_RUN)
+#undef SPS_RUN
+    }
+  }
+  std::printf("%d tokens\n", emitted);
+  return emitted > 0 ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  cuda_on_cpu::settings.shuffle = 1;
+  if (count < 2) return run();
+  std::vector<float> in(64, 1.f), out(64);
+  const struct {
+    const char* name;
+    void (*kernel)(BadArgs);
+  } kernels[] = {{"good", reverse_kernel<true>},
+                 {"good twice", reverse_twice_kernel<true>},
+                 {"missing barrier", reverse_kernel<false>},
+                 {"missing barrier before reuse", reverse_twice_kernel<false>}};
+  for (const auto& entry : kernels)
+    if (!std::strcmp(arguments[1], entry.name)) {
+      launch(entry.kernel, 1, BadArgs{in.data(), out.data(), 64});
+      return 0;
+    }
+  return 2;
+}

@@ -1,0 +1,101 @@
+"""The CUDA kernels through nvcc: no spills and no local memory, and 16-byte loads, on every architecture that is shipped.
+
+The default run takes one architecture; `make check-cuda` (SPECSAMPLE_CHECK_CUDA=1) takes all of them, some minutes.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import native
+
+ALL = os.environ.get("SPECSAMPLE_CHECK_CUDA", "0") not in ("", "0")
+SCHEMES = re.findall(r"^\s+X\((\w+),", (native.ROOT / "csrc/schemes/table.h").read_text(), re.M)
+KERNELS = ["sample_kernel", "draft_kernel", "row_stats_kernel", "logprobs_kernel", *(f"round_{name}" for name in SCHEMES)]
+SOURCE = """
+#include "csrc/cuda/row_kernels.h"
+#include "csrc/cuda/verify_kernel.h"
+namespace specsample {
+#define SPS_INSTANCE(name, uses_draft_law) template __global__ void verify_kernel<round_##name>(VerifyArgs);
+SPS_SCHEMES(SPS_INSTANCE)
+}
+"""
+SPILLING = "__global__ void kernel(int* x) { int a[64]; for (int i = 0; i < 64; ++i) a[x[i] & 63] = i; x[0] = a[x[64] & 63]; }"
+
+
+def archs():
+    """Those of setup.py that this nvcc knows: 80, 86, …"""
+    text = (native.ROOT / "setup.py").read_text()
+    shipped = re.search(r'^CUDA_ARCHS = "([\d. ]+)"', text, re.M).group(1).replace(".", "").split()
+    if shutil.which("nvcc") is None:
+        return shipped if ALL else ["90"]
+    listed = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True).stdout
+    return [a for a in shipped if f"sm_{a}" in listed and (ALL or a == "90")]
+
+
+def compiled(source, folder, arch, *flags):
+    """-> (output file, what ptxas said)"""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc on the path: the CUDA kernels were compiled for the CPU only")
+    path, out = folder / "kernels.cu", folder / "kernels.out"
+    path.write_text(source)
+    command = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{arch}", f"-I{native.ROOT}", *flags, str(path), "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out, done.stderr
+
+
+def ptxas_report(text):
+    """{mangled kernel: (stack bytes, spill store bytes, spill load bytes, registers)}"""
+    pattern = (
+        r"Function properties for (\w+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r"\s+ptxas info\s+: Used (\d+) registers"
+    )
+    return {name: tuple(map(int, rest)) for name, *rest in re.findall(pattern, text)}
+
+
+GATE = ("-cubin", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage")
+
+
+@pytest.mark.parametrize("arch", archs())
+def test_no_spills_and_16_byte_loads(tmp_path, arch):
+    cubin, said = compiled(SOURCE, tmp_path, arch, *GATE, "--keep", "--keep-dir", str(tmp_path))
+    report = ptxas_report(said)
+    assert all(any(kernel in name for name in report) for kernel in KERNELS), sorted(report)
+    assert len(report) == len(KERNELS)
+    for name, (stack, stores, loads, _) in report.items():
+        assert (stack, stores, loads) == (0, 0, 0), f"{name} on sm_{arch}: {stack} bytes of stack, {stores} + {loads} spilled"
+    assert "warning" not in said
+    sass = disassembled(cubin)
+    for name, text in sass.items():
+        assert "LDG.E.128" in text, f"{name}: no 16-byte loads"
+    assert not sass or len(sass) == len(KERNELS)
+    # What the SASS is made of, where there is no disassembler.
+    (ptx,) = tmp_path.glob("*.ptx")
+    bodies = re.split(r"\.entry\s+", ptx.read_text())[1:]
+    assert len(bodies) == len(KERNELS)
+    for body in bodies:
+        assert "ld.global.nc.v4" in body, f"{body.split('(')[0]}: no 16-byte loads"
+
+
+def test_control_the_gate_sees_local_memory(tmp_path):
+    _, said = compiled(SPILLING, tmp_path, "90", *GATE)
+    ((stack, *_),) = ptxas_report(said).values()
+    assert stack > 0 and "warning" in said
+
+
+def disassembled(cubin):
+    """{kernel: SASS}; {} where no disassembler is found (CUDA's, or the one in Triton's package)"""
+    places = [os.environ.get("PATH", "")]
+    places += [str(p) for site in sys.path for p in Path(site or ".").glob("triton/backends/nvidia/bin")]
+    tool = shutil.which("nvdisasm", path=os.pathsep.join(places))
+    if tool is None:
+        return {}
+    text = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+    parts = re.split(r"^\s*\.section\s+\.text\.(\w+),", text, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2]))

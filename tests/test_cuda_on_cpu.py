@@ -1,0 +1,217 @@
+"""The CUDA kernels without a GPU: run on the CPU, a fibre for every CUDA thread (csrc/testing/cuda_on_cpu.h).
+
+Here: random numbers, independence of the launch's shape and of the order of the threads, sanitizers, and kernels with a mistake
+that each check must catch. The other test files run their own cases on the same backend (`cuda_on_cpu.NAME`).
+"""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_on_cpu
+import pytest
+import torch
+from conftest import SCHEMES, case, identical, numbers
+from test_sanitizers import FLAGS, library
+
+import native
+import specsample as ss
+
+KNOWN = json.loads((Path(__file__).parent / "data" / "philox.json").read_text())
+TREE = [-1, -1, 0, 0, 1, 4]
+# Threads of a block (0: as on a GPU) and the seed of their order.
+LAUNCHES = [(32, 0), (96, 1), (0, 3)]
+
+
+def words(values):
+    return [int(w, 16) for w in values]
+
+
+def buffer(kind, values):
+    return (kind * len(values))(*values)
+
+
+@pytest.mark.parametrize("known", KNOWN["philox4x32_10"], ids=lambda c: c["counter"][0])
+def test_known_answers_of_random123(known):
+    counter, key, answer = (words(known[name]) for name in ("counter", "key", "answer"))
+    out = buffer(ctypes.c_uint32, [0] * 4)
+    cuda_on_cpu.load().specsample_cuda_on_cpu_philox(buffer(ctypes.c_uint32, counter), buffer(ctypes.c_uint32, key), out)
+    assert list(out) == answer
+
+
+@pytest.mark.parametrize("known", KNOWN["streams"], ids=lambda c: f"purpose {c['purpose']}")
+def test_known_answers_of_the_stream_map(known):
+    seed, position, purpose, slot = (known[k] for k in ("seed", "position", "purpose", "slot"))
+    for refine in (False, True):
+        want = words(known["refine" if refine else "words"])
+        out = buffer(ctypes.c_uint32, [0] * len(want))
+        wide = ctypes.c_int64
+        cuda_on_cpu.load().specsample_cuda_on_cpu_words(
+            wide(seed), wide(position), purpose, wide(slot), int(refine), len(want), out
+        )
+        assert list(out) == want
+
+
+def everything(V, dtype, sampling):
+    """Results of every op: a list of tensors."""
+    at = {"backend": cuda_on_cpu.NAME}
+    rows = numbers(3, V, seed=V, scale=2.0, dtype=dtype)
+    stream = {"seed": 5, "position": 1 << 33, "sampling": sampling}
+    out = [ss.sample(rows, **stream, **at), *ss.row_stats(rows, sampling=sampling, **at)]
+    out += [ss.draft(rows, 3, kind=kind, **stream, **at) for kind in ("iid", "arrivals", "topk")]
+    for scheme in SCHEMES:
+        args = case(3, 3, V, dtype, scheme, seed=9, sampling=sampling)
+        out += ss.verify(**args, logprobs="filtered", **at)
+    target = numbers(2, len(TREE) + 1, V, seed=8, dtype=dtype)
+    tokens = torch.cat([ss.draft(target[:, 0], 2, kind="arrivals", seed=3, position=4)] * 3, 1)
+    out += ss.verify(target, tokens, parents=TREE, scheme="race", seed=3, position=4, logprobs="raw", **at)
+    return out
+
+
+@pytest.mark.parametrize("V, dtype", [(1, torch.float32), (777, torch.bfloat16), (2500, torch.float16)])
+def test_nothing_depends_on_the_launch(V, dtype):
+    """Not a bit, not the statistics' last either: sums have an order of their own."""
+    for sampling in (ss.Sampling(), ss.Sampling(0.8, 700, 0.95, 0.001)):
+        cuda_on_cpu.load()
+        expected = everything(V, dtype, sampling)
+        for launch in LAUNCHES:
+            with cuda_on_cpu.launches(*launch):
+                for i, (x, y) in enumerate(zip(everything(V, dtype, sampling), expected)):
+                    assert torch.equal(x, y), f"{launch}, result {i}: {x} against {y}"
+
+
+def test_sums_of_long_rows_do_not_depend_on_the_launch():
+    """Tiles of several pieces: a vocabulary above 2^18."""
+    rows = numbers(1, (1 << 18) + 1500, seed=1, scale=3.0)
+    cuda_on_cpu.load()
+    got = []
+    for launch in LAUNCHES[:3]:
+        with cuda_on_cpu.launches(*launch):
+            laws = (ss.Sampling(), ss.Sampling(top_p=0.9))
+            got.append([ss.row_stats(rows, sampling=law, backend=cuda_on_cpu.NAME) for law in laws])
+    assert all(torch.equal(x, y) for other in got[1:] for a, b in zip(other, got[0]) for x, y in zip(a, b))
+    expected = torch.logsumexp(rows.double(), -1)
+    torch.testing.assert_close(got[0][0].logsumexp.double(), expected, rtol=3e-7, atol=0)
+
+
+def test_a_residual_with_more_candidates_than_the_list_holds():
+    """Target and draft so close that their difference is rounding nearly everywhere: nothing can be excluded in float."""
+    V = 6000
+    target = torch.zeros(8, 2, V)
+    draft = torch.zeros(8, 1, V)
+    target[:, 0, :] += torch.linspace(-2e-7, 2e-7, V)
+    tokens = torch.full((8, 1), 10)
+    target[:, 0, 10] = -3.0  # so that the draft is rejected
+    args = {"scheme": "token", "seed": 3, "position": 7}
+    expected = ss.verify(target, tokens, draft, backend="cpu", **args)
+    assert int(expected.num_accepted.sum()) < 4
+    cuda_on_cpu.load()
+    identical(ss.verify(target, tokens, draft, backend=cuda_on_cpu.NAME, **args), expected)
+
+
+# -- what the emulation catches ------------------------------------------------------------------------------------
+
+
+def run_bad(name, threads=0, shuffle=0):
+    """(what was found, the output) of a kernel of csrc/testing/bad_kernels.h on 64 threads"""
+    values = buffer(ctypes.c_float, range(64))
+    out, message = buffer(ctypes.c_float, [-1.0] * 64), ctypes.create_string_buffer(500)
+    with cuda_on_cpu.launches(threads, shuffle):
+        cuda_on_cpu.load().specsample_cuda_on_cpu_bad(name.encode(), values, out, 64, message, 500)
+    return message.value.decode(), list(out)
+
+
+@pytest.mark.parametrize(
+    "name, finding",
+    [
+        ("divergent barrier", "divergent barriers"),
+        ("early exit", "a barrier after some threads have left"),
+        ("half a warp", "the mask names a lane that has left|deadlock"),
+    ],
+)
+def test_control_wrong_synchronisation_is_reported(name, finding):
+    found, _ = run_bad(name)
+    assert any(part in found for part in finding.split("|")), found
+    assert run_bad("none")[0] == ""  # and the emulation is whole again
+
+
+def test_control_a_missing_barrier_changes_results():
+    reverse = [float(i) for i in reversed(range(64))]
+    for shuffle in range(6):
+        assert run_bad("none", shuffle=shuffle) == ("", reverse)
+        assert run_bad("missing barrier", shuffle=shuffle)[1] != reverse
+
+
+# -- sanitizers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sanitized():
+    """The environment of a process that loads the sanitized build"""
+    preload = [library("libasan.so"), library("libubsan.so")]
+    if None in preload:
+        pytest.skip("the compiler has no sanitizer libraries")
+    built = cuda_on_cpu.build(native.ROOT / "build/cuda_on_cpu_sanitized", [*FLAGS, "-O1"])
+    return {
+        **os.environ,
+        "LD_PRELOAD": ":".join(preload),
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "PYTHONMALLOC": "malloc",  # Python's own arenas would hide small buffers from the sanitizer
+        "PYTHONPATH": f"{native.ROOT}:{native.ROOT / 'tests'}",
+        "SPECSAMPLE_CUDA_ON_CPU_BUILD": str(built),
+    }
+
+
+def run(code, env):
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=native.ROOT / "tests")
+
+
+def test_no_sanitizer_report(sanitized):
+    code = (
+        "import torch, cuda_on_cpu, test_cuda_on_cpu as t, specsample as ss; cuda_on_cpu.load()\n"
+        "for V, dtype in ((1, torch.float32), (777, torch.bfloat16), (1032, torch.float16)):\n"
+        "    for s in (ss.Sampling(), ss.Sampling(0.8, 700, 0.95, 0.001)):\n"
+        "        assert len(t.everything(V, dtype, s)) == 23\n"
+        "t.test_a_residual_with_more_candidates_than_the_list_holds()\n"
+        "print('done')"
+    )
+    done = run(code, sanitized)
+    assert done.returncode == 0 and "done" in done.stdout, (done.stdout + done.stderr)[-4000:]
+
+
+@pytest.mark.parametrize("name", ["none", "read beyond the row", "write beyond shared memory"])
+def test_control_accesses_beyond_the_end_are_reported(sanitized, name):
+    done = run(f"import test_cuda_on_cpu as t; t.run_bad({name!r}); print('survived')", sanitized)
+    report = done.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in done.stderr
+    assert report == (name != "none"), done.stderr[-4000:]
+
+
+# -- races ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def races():
+    """csrc/testing/cuda_races.cpp under ThreadSanitizer: a program, since Python is none of its business"""
+    if library("libtsan.so") is None:
+        pytest.skip("the compiler has no ThreadSanitizer")
+    folder = native.ROOT / "build/cuda_races"
+    folder.mkdir(parents=True, exist_ok=True)
+    source, program = native.ROOT / "csrc/testing/cuda_races.cpp", folder / "cuda_races"
+    command = ["c++", "-std=c++17", "-O1", "-g1", "-fsanitize=thread", "-w", str(source), "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@pytest.mark.parametrize("what", ["kernels", "good", "good twice", "missing barrier", "missing barrier before reuse"])
+def test_only_bad_kernels_have_a_race(races, what):
+    """Threads of a block are ordered by the kernels' barriers and warp exchanges alone; a missing one is a data race."""
+    done = subprocess.run([races, *([] if what == "kernels" else [what])], capture_output=True, text=True)
+    if "FATAL: ThreadSanitizer" in done.stderr:  # memory layouts that it refuses
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    raced = "WARNING: ThreadSanitizer: data race" in done.stderr
+    assert raced == what.startswith("missing") and (done.returncode != 0) == raced, done.stderr[-3000:]
+    assert what != "kernels" or "tokens" in done.stdout
