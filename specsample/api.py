@@ -225,7 +225,7 @@ def verify(
             expect(shape[1] == nodes + 1, "target_logits", f"shape [{batch}, N + 1 = {nodes + 1}, V]", tuple(shape))
         limit = nodes
     if draft_logits is None:
-        expect(card.one_hot, "draft_logits", f"the drafts' logits (scheme {card.name!r} needs their law)", None)
+        expect(card.one_hot or nodes == 0, "draft_logits", f"the drafts' logits (scheme {card.name!r} needs their law)", None)
     else:
         _check_draft_logits(draft_logits, target_logits, nodes, packed, rows is not None or draft_rows is not None)
     if parents is not None or rows is not None or draft_rows is not None or lists is not None:

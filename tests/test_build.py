@@ -57,7 +57,7 @@ def test_without_tools_a_demanded_extension_fails(copy, tmp_path):
 
 def test_without_the_extension_the_package_runs_on_the_reference():
     code = (
-        "import torch, specsample as ss; i = ss.build_info(); assert i['backends'] == ['reference'], i;"
+        "import torch, specsample as ss; i = ss.build_info(); assert set(i['backends']) - {'triton'} == {'reference'}, i;"
         "assert 'SPECSAMPLE_NO_EXTENSION' in i['unavailable']['cpu'];"
         "v = ss.verify(torch.zeros(1, 3, 5), torch.tensor([[1, 2]]), seed=1, position=0); assert v.tokens.shape == (1, 3);"
         "\ntry: ss.sample(torch.zeros(1, 5), seed=0, position=0, backend='cpu')"

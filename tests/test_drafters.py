@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import SCHEMES
 from models import TableModel, prompts, tiny_llama
 
 import specsample as ss
@@ -59,7 +60,7 @@ def test_ngram_makes_copying_cheap():
     """A chain that goes round in a circle: once seen, all is proposed right."""
     circle = torch.eye(7).roll(1, 1)
     ids = torch.arange(8)[None] % 7
-    for scheme in ss.schemes():
+    for scheme in SCHEMES:
         output, stats = ss.generate(
             TableModel(circle), ss.NgramDrafter(), ids, max_new_tokens=20, scheme=scheme, return_stats=True
         )
@@ -133,7 +134,7 @@ def test_ids_beyond_the_vocabulary_are_rejected():
     pytest.importorskip("transformers")
     target = tiny_llama(0)
     ids, _ = prompts([3])
-    for scheme in ss.schemes():
+    for scheme in SCHEMES:
         drafter = Recorder(torch.tensor([[1000, 1, 2]]))
         output, stats = ss.generate(target, drafter, ids, max_new_tokens=5, scheme=scheme, return_stats=True)
         assert sum(stats.accepted) == 0 and output.max() < 60

@@ -10,7 +10,7 @@ from ..errors import expect
 from ..sampling import pack
 from ..schemes import SCHEMES
 from .cache import embedded_ids
-from .drafters import as_drafter
+from .drafters import NgramDrafter, as_drafter
 
 _INTS = (torch.int64, torch.int32)
 
@@ -44,6 +44,8 @@ def check(
     expect(tree is None, "tree", "None (this version drafts chains only)", repr(tree))
     expect(scheme in SCHEMES, "scheme", f"one of {', '.join(SCHEMES)}", repr(scheme))
     card = SCHEMES[scheme]
+    lawless = isinstance(draft, NgramDrafter) and not card.one_hot
+    expect(not lawless, "draft", f"a drafter with a law of its own (scheme {scheme!r} needs it)", "NgramDrafter")
     if options:
         api._check_options(options, card)
     pack(sampling, (batch,), device, "sampling")
