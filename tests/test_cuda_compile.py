@@ -21,8 +21,8 @@ SOURCE = """
 #include "csrc/cuda/row_kernels.h"
 #include "csrc/cuda/verify_kernel.h"
 namespace specsample {
-#define SPS_INSTANCE(name, uses_draft_law) template __global__ void verify_kernel<round_##name>(VerifyArgs);
-SPS_SCHEMES(SPS_INSTANCE)
+#define SPS_INSTANCE(name, uses_draft_law, by_lists) template __global__ void verify_kernel<round_##name>(VerifyArgs);
+SPS_CUDA_SCHEMES(SPS_INSTANCE)
 }
 """
 SPILLING = "__global__ void kernel(int* x) { int a[64]; for (int i = 0; i < 64; ++i) a[x[i] & 63] = i; x[0] = a[x[64] & 63]; }"
