@@ -15,7 +15,9 @@ import pytest
 import native
 
 ALL = os.environ.get("SPECSAMPLE_CHECK_CUDA", "0") not in ("", "0")
-SCHEMES = re.findall(r"^\s+X\((\w+),", (native.ROOT / "csrc/schemes/table.h").read_text(), re.M)
+TABLE = (native.ROOT / "csrc/schemes/table.h").read_text().partition("#define SPS_CUDA_SCHEMES")[2]
+SCHEMES = re.findall(r"^\s+X\((\w+),", TABLE, re.M)
+assert SCHEMES, "csrc/schemes/table.h has no SPS_CUDA_SCHEMES"
 KERNELS = ["sample_kernel", "draft_kernel", "row_stats_kernel", "logprobs_kernel", *(f"round_{name}" for name in SCHEMES)]
 SOURCE = """
 #include "csrc/cuda/row_kernels.h"
