@@ -16,6 +16,9 @@ struct Binning {
   float tail = 0;
   int tail_bin = 0;
 
+  SPS_HD int of_ratio(double t, double d) const {
+    return d > 0 ? static_cast<int>(fmin(t / d * per_unit + 0.5, count - 1.0)) : t > 0 ? count - 1 : 0;
+  }
   // `bins` linear bins over ratios in [0, k] and one for the rest. The tail holds at most 1e-4 of either law.
   static SPS_HD Binning of(int bins, int k, int64_t vocab) {
     const int per_unit = bins / k > 1 ? bins / k : 1;
@@ -61,7 +64,7 @@ struct Coupling {
   SPS_HD void close_sums() {
     const int tail = binning.count, last = binning.count - 1;
     const double t = target(tail), d = draft(tail);
-    binning.tail_bin = d > 0 ? static_cast<int>(fmin(t / d * binning.per_unit + 0.5, static_cast<double>(last))) : t > 0 ? last : 0;
+    binning.tail_bin = binning.of_ratio(t, d);
     target(binning.tail_bin) += t, draft(binning.tail_bin) += d;
     double total_t = 0, total_d = 0;
     for (int i = 0; i <= last; ++i) total_t += target(i), total_d += draft(i);

@@ -1,22 +1,9 @@
 // From the ops' arguments to plain memory: checks for callers of torch.ops (the Python functions check first, and better).
 #pragma once
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <optional>
-#include <string>
-#include <vector>
-
+#include "../tensors.h"
 #include "executor.h"
 
 namespace specsample {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 inline Dtype dtype_of(const Tensor& logits, const char* name) {
   switch (logits.scalar_type()) {
@@ -28,21 +15,9 @@ inline Dtype dtype_of(const Tensor& logits, const char* name) {
   return kFloat32;
 }
 
-// Uninitialised CPU memory. Through the C shim: torch::stable::new_empty looks its operator up by name at every call.
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
-  std::vector<int64_t> size(sizes), stride(sizes);
-  int64_t step = 1;
-  for (size_t i = size.size(); i-- > 0; step *= size[i]) stride[i] = step;
-  const int32_t dtype = type == ScalarType::Long  ? aoti_torch_dtype_int64()
-                        : type == ScalarType::Int ? aoti_torch_dtype_int32()
-                                                  : aoti_torch_dtype_float32();
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(), dtype,
-                                                   aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  return empty_on(aoti_torch_device_type_cpu(), 0, sizes, type);
 }
-
-inline Tensor compact(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 // Logits [rows, V], or [B, R, V] seen from request 0.
 inline Rows rows_of(const Tensor& logits, const char* name) {

@@ -142,7 +142,7 @@ class RowRunner {
     std::fill(sums, sums + size, 0.0);
     if (draft.only >= 0) {
       const double t = prob(passes, target, draft.only);
-      const int bin = point_bin(coupling.binning, t);
+      const int bin = coupling.binning.of_ratio(t, 1);
       sums[2 * bin] = t, sums[2 * bin + 1] = 1;
       sums[size - 4] += 1 - t;  // the others are not drawn: the last bin
       return coupling.close_sums();
@@ -160,11 +160,8 @@ class RowRunner {
       sums[1] += passes.sum(draft.row, target.vocab, draft.vocab, Affine::of(draft), draft.cutoff) / draft.mass;
     coupling.close_sums();
   }
-  static int point_bin(const Binning& binning, double t) {
-    return static_cast<int>(std::min(t * binning.per_unit + 0.5, binning.count - 1.0));
-  }
   static int bin(const Passes& passes, const Law& target, const Law& draft, const Coupling& coupling, int64_t token) {
-    if (draft.only >= 0) return point_bin(coupling.binning, prob(passes, target, token));
+    if (draft.only >= 0) return coupling.binning.of_ratio(prob(passes, target, token), 1);
     if (token >= target.vocab) return 0;
     return passes.bin(target, draft, coupling.binning, token);
   }

@@ -1,16 +1,7 @@
 // From the ops' arguments to what the kernels take: checks for callers of torch.ops (the Python functions check first, and
 // better), outputs, and launches on the current device and stream. Nothing here waits for the device.
 #pragma once
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <optional>
-#include <string>
-#include <vector>
-
+#include "../tensors.h"
 #include "kernels.h"
 #if defined(SPS_CUDA_ON_CPU)
 #include "../testing/cuda_on_cpu_runtime.h"
@@ -20,24 +11,9 @@
 
 namespace specsample {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-inline Tensor compact(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
 // Uninitialised memory on the device of `like`.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
-  std::vector<int64_t> size(sizes), stride(sizes);
-  int64_t step = 1;
-  for (size_t i = size.size(); i-- > 0; step *= size[i]) stride[i] = step;
-  const int32_t dtype = type == ScalarType::Long  ? aoti_torch_dtype_int64()
-                        : type == ScalarType::Int ? aoti_torch_dtype_int32()
-                                                  : aoti_torch_dtype_float32();
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(), dtype,
-                                                         device_type(), device_index(like), &handle));
-  return Tensor(handle);
+  return empty_on(device_type(), device_index(like), sizes, type);
 }
 
 // Logits [rows, V], or [B, R, V] seen from request 0.

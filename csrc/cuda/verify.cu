@@ -16,13 +16,6 @@ const Entry kSchemes[] = {
 #undef SPS_ENTRY
 };
 
-const Entry& entry_of(const std::string& scheme) {
-  for (const Entry& entry : kSchemes)
-    if (scheme == entry.name) return entry;
-  STD_TORCH_CHECK(false, "scheme: the cuda backend has no ", scheme);
-  return kSchemes[0];
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
     const Tensor& target_logits, const Tensor& draft_tokens, const OptionalTensor& draft_logits,
     const OptionalTensor& parents, const OptionalTensor& rows, const OptionalTensor& draft_rows,
@@ -31,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
     const OptionalTensor& draft_sampling_rows, const OptionalTensor& draft_max, const OptionalTensor& draft_logsumexp,
     const OptionalTensor& draft_cutoff, int64_t seed, const OptionalTensor& seeds, int64_t position,
     const OptionalTensor& positions, const OptionalTensor& cu_rows, int64_t logprobs) {
-  const Entry& entry = entry_of(scheme);
+  const Entry& entry = entry_of(kSchemes, scheme, "cuda");
   const bool packed = cu_rows.has_value(), has_draft = draft_logits.has_value() && entry.uses_draft_law;
   STD_TORCH_CHECK(target_logits.dim() == (packed ? 2 : 3), "target_logits: expected [B, R, V], or packed [rows, V]");
   STD_TORCH_CHECK(max_depth >= 0 && max_depth < INT32_MAX, "max_depth: expected >= 0, got ", max_depth);

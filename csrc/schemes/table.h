@@ -13,9 +13,7 @@
 
 // X(name, whether drafts' laws enter, whether clock lists are read)
 #define SPS_SCHEMES(X)               \
-  X(token, true, false)              \
-  X(block, true, false)              \
-  X(race, false, false)              \
+  SPS_CUDA_SCHEMES(X)                \
   X(recursive, true, false)          \
   X(recursive_distinct, true, false) \
   X(kseq, true, false)               \
@@ -24,7 +22,7 @@
   X(top, true, false)                \
   X(lists, false, true)
 
-// Those whose passes the CUDA executor has.
+// The first of them: those whose passes the CUDA executor has.
 #define SPS_CUDA_SCHEMES(X) \
   X(token, true, false)     \
   X(block, true, false)     \

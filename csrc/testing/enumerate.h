@@ -115,7 +115,7 @@ class EnumeratingExecutor {
   int raw_bin(const Law& target, const Law& draft, const Binning& binning, int64_t token) const {
     const double t = prob(target, token), d = prob(draft, token);
     if (t < binning.tail && d < binning.tail) return binning.count;
-    return static_cast<int>(d > 0 ? std::min(t / d * binning.per_unit + 0.5, binning.count - 1.0) : binning.count - 1);
+    return binning.of_ratio(t, d);
   }
 
   // The law of a draw's priority given its bin, as atoms (value, weight): places at the middle of fine cells, stay or move.

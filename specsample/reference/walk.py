@@ -127,19 +127,9 @@ class Round:
             else:
                 self.exists = self.exists & False
 
-        # Clock lists: given, or 0..K−1 for the root's children and inherited below.
-        if lists is None:
-            root = (self.parents == -1).to(torch.int64)
-            column, columns = root.cumsum(-1) - root, []
-            for i in range(nodes):
-                above = self.parents[:, i : i + 1]
-                inherited = torch.cat([column[:, :i], column[:, i : i + 1]], -1).gather(1, above.clamp(0, i))
-                column = column.clone()
-                column[:, i : i + 1] = torch.where(above >= 0, inherited, column[:, i : i + 1])
-            self.lists = column
-        else:
-            self.lists = per_node(lists, node_ids)
-            self.exists = self.exists & (self.lists >= 0) & (self.lists < MAX_LISTS)
+        self.given_lists = None if lists is None else per_node(lists, node_ids)
+        if lists is not None:
+            self.exists = self.exists & (self.given_lists >= 0) & (self.given_lists < MAX_LISTS)
 
         self.params = Params.of(sampling, sampling_rows, batch, device)
         self.draft_params = Params.of(draft_sampling, draft_sampling_rows, batch, device)
@@ -176,6 +166,18 @@ class Round:
     def children(self, live):
         """Existing nodes whose parent is live: bool [B, N]"""
         return self.exists & live.gather(1, (self.parents + 1).clamp(0, live.shape[1] - 1))
+
+    def clock_lists(self):
+        """Clock list of each node, int64 [B, N]: given, or 0..K−1 for the root's children and inherited below."""
+        if self.given_lists is not None:
+            return self.given_lists
+        root = (self.parents == -1).to(torch.int64)
+        lists = root.cumsum(-1) - root
+        for i in range(lists.shape[1]):
+            above = self.parents[:, i]
+            inherited = lists.gather(1, above[:, None].clamp(0, i))[:, 0]
+            lists[:, i] = torch.where(above >= 0, inherited, lists[:, i])
+        return lists
 
     def target(self, node):
         """Log law of the target after `node`: float64 [B, V]; −inf throughout where the row is broken."""
@@ -221,9 +223,13 @@ class Round:
         return torch.where(node >= 0, self.tokens.gather(1, node[:, None].clamp(min=0))[:, 0], 0)
 
     def residual(self, target, draft, scale=1.0):
-        """Log weights (scale·t − d)⁺; where they vanish (the draft covers the target up to rounding) the target's."""
-        weight = (scale * target.exp() - draft.exp()).clamp(min=0.0)
-        return torch.where((weight > 0).any(-1, keepdim=True), weight.log(), target)
+        """Log weights (scale·t − d)⁺, see `log_weights`."""
+        return log_weights((scale * target.exp() - draft.exp()).clamp(min=0.0), target)
+
+
+def log_weights(weight, target):
+    """Log of residual weights [B, V]; where all of them vanish (the draft covers the target up to rounding) the log target."""
+    return torch.where((weight > 0).any(-1, keepdim=True), weight.log(), target)
 
 
 class Siblings:

@@ -9,7 +9,7 @@ Sun et al., "SpecTr" (arXiv 2310.15141), Algorithm 3.
 import torch
 
 from ..reference.coupling import Coupling, kseq_gamma
-from ..reference.walk import Siblings, prob, walk
+from ..reference.walk import Siblings, log_weights, prob, walk
 from .card import Scheme
 from .optimal import BINS
 
@@ -34,8 +34,8 @@ def _step(round, node, children, target, depth):
         moved = torch.where(pending & accepted, child, moved)
     scale = (1 / gamma)[:, None]
     weight = torch.maximum(scale * t - d, (scale - 1 / c[:, None]) * t).clamp(min=0.0)
-    weight = torch.where((weight > 0).any(-1, keepdim=True), weight.log(), target)
-    emitted = torch.where(k > 0, round.draws.residual_race(weight), round.draws.clock_race(target, depth))
+    residual = round.draws.residual_race(log_weights(weight, target))
+    emitted = torch.where(k > 0, residual, round.draws.clock_race(target, depth))
     return moved, emitted
 
 

@@ -16,8 +16,8 @@ def reference(round):
     # What is live at a node: the nodes that carry the accepted prefix.
     def step(round, node, children, target, depth):
         nonlocal live
-        ended = torch.where(live, round.lists, -1)  # the paths that are here
-        ahead = torch.where(children, round.lists, -1)
+        ended = torch.where(live, of_node, -1)  # the paths that are here
+        ahead = torch.where(children, of_node, -1)
         lists = torch.where(children.any(-1, keepdim=True), ahead, ended)
         root = torch.full_like(node, -1)[:, None]
         lists = torch.cat([lists, torch.where((lists >= 0).any(-1, keepdim=True), root, 0)], -1)
@@ -25,7 +25,7 @@ def reference(round):
         live = children & (round.tokens == winner[:, None])
         return first(live), winner
 
-    live = torch.zeros_like(round.exists)
+    live, of_node = torch.zeros_like(round.exists), round.clock_lists()
     return walk(round, step)
 
 

@@ -9,7 +9,7 @@ Khisti et al., "Multi-draft speculative sampling: canonical decomposition and th
 import torch
 
 from ..reference.coupling import Coupling, select
-from ..reference.walk import Siblings, prob, walk
+from ..reference.walk import Siblings, log_weights, prob, walk
 from .card import Scheme
 
 BINS = (1024, (64, 4096), "linear bins of the ratio target/draft over [0, K]")
@@ -31,9 +31,8 @@ def _step(round, node, children, target, depth):
         ratios = torch.where(single[:, None], 1.0, coupling.ratio_of_token)
     token = round.token(child)
     accepted = round.draws.accept(child.clamp(min=0), prob(target, token), ratio * prob(live.draft, token))
-    weight = (t - ratios * d).clamp(min=0.0)
-    weight = torch.where((weight > 0).any(-1, keepdim=True), weight.log(), target)
-    emitted = torch.where(live.count > 0, round.draws.residual_race(weight), round.draws.clock_race(target, depth))
+    residual = round.draws.residual_race(log_weights((t - ratios * d).clamp(min=0.0), target))
+    emitted = torch.where(live.count > 0, residual, round.draws.clock_race(target, depth))
     return torch.where(accepted, child, -1), emitted
 
 

@@ -13,7 +13,7 @@ import math
 import torch
 
 from ..reference.coupling import Coupling, select
-from ..reference.walk import Siblings, first, prob
+from ..reference.walk import Siblings, first, log_weights, prob
 from .card import Scheme
 from .optimal import BINS
 
@@ -56,8 +56,7 @@ def reference(round):
         live = torch.nn.functional.pad(moved, (1, 0))
 
     target, law = (torch.stack(x)[length, round.index] for x in (targets, laws))
-    rest = (kept_weight[:, None] * target.exp() - law).clamp(min=0.0)
-    rest = torch.where((rest > 0).any(-1, keepdim=True), rest.log(), target)
+    rest = log_weights((kept_weight[:, None] * target.exp() - law).clamp(min=0.0), target)
     bonus = round.draws.clock_race(target, length)
     emitted = torch.where(torch.stack(leaves)[length, round.index], bonus, round.draws.residual_race(rest))
     emitted = torch.where(round.greedy(), target.argmax(-1), emitted)
