@@ -459,8 +459,7 @@ def test_control_residual_not_updated_between_siblings():
     for x, y in itertools.product(range(2), repeat=2):
         reach = d[x] * d[y]
         residual = np.maximum(t - d, 0) / np.maximum(t - d, 0).sum()
-        a, b = min(1, t[x] / d[x]), min(1, residual[y] / d[y])
-        stale = min(1, t[y] / d[y])
+        a, stale = min(1, t[x] / d[x]), min(1, t[y] / d[y])
         wrong[x] += reach * a
         wrong[y] += reach * (1 - a) * stale
         wrong += reach * (1 - a) * (1 - stale) * residual

@@ -21,7 +21,7 @@ from .optimal import BINS
 def reference(round):
     node, live, active = round.start()
     started = active
-    path, selected, targets, laws, leaves = [], [], [], [], []
+    path, targets, laws, leaves = [], [], [], []
     weight = torch.ones(round.batch, dtype=torch.float64, device=round.device)  # P_i
     length, kept_weight = torch.zeros_like(node), weight
     chosen = node  # the selected draw that the acceptance uniform belongs to
