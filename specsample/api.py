@@ -4,6 +4,7 @@ Dimensions: B requests, N draft nodes of a request (a chain of L tokens has N = 
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -233,8 +234,8 @@ def verify(
         rows = _per_node(rows, "rows", batch, nodes, packed, device, extra=1)
         draft_rows = _per_node(draft_rows, "draft_rows", batch, nodes, packed, device)
         lists = _per_node(lists, "lists", batch, nodes, packed, device)
-        if parents is not None and device.type == "cpu" and not packed:
-            limit = _check_parents(parents, card, nodes)
+        if parents is not None and device.type == "cpu" and not packed and not torch.compiler.is_compiling():
+            limit = _check_parents(parents, card)
     if max_depth is None:
         max_depth = limit
     else:
@@ -318,20 +319,26 @@ def _per_node(values, name, batch, nodes, packed, device, extra=0):
     return values
 
 
-def _check_parents(parents, card, nodes):
+def _check_parents(parents, card):
     """On the CPU the tree can be read: refuse siblings under a chain scheme; -> the tree's depth."""
-    tree = parents.view(1, nodes) if parents.dim() == 1 else parents
-    depth = torch.zeros_like(tree)
-    for i in range(nodes):
-        above = depth.gather(1, tree[:, i : i + 1].clamp(0, max(nodes - 1, 0)))[:, 0]
-        depth[:, i] = torch.where((tree[:, i] >= 0) & (tree[:, i] < i), above, 0) + 1
-    if not card.trees and nodes > 1:
-        index = torch.arange(nodes)
-        exists = (tree >= -1) & (tree < index)  # the others are no nodes, so nobody's siblings
-        same = (tree[:, :, None] == tree[:, None, :]) & exists[:, :, None] & exists[:, None, :]
-        siblings = bool((same & (index[:, None] < index)).any())
+    trees = {tuple(tree) for tree in (parents[None] if parents.dim() == 1 else parents).tolist()}
+    shapes = [_shape_of(tree) for tree in trees]
+    if not card.trees:
+        siblings = any(several for _, several in shapes)
         expect(not siblings, "parents", f"a chain (scheme {card.name!r} takes one child a node)", parents.tolist())
-    return int(depth.max()) if depth.numel() else 0
+    return max((depth for depth, _ in shapes), default=0)
+
+
+@lru_cache(maxsize=256)  # static trees come again every round
+def _shape_of(parents):
+    """(depth, whether any node has two children) of a tree; a node whose parent is not before it is none."""
+    depth, several, seen = [], False, set()
+    for i, parent in enumerate(parents):
+        depth.append(1 + (depth[parent] if 0 <= parent < i else 0))
+        if -1 <= parent < i:
+            several |= parent in seen
+            seen.add(parent)
+    return max(depth, default=0), several
 
 
 def _check_options(options, card):

@@ -202,17 +202,20 @@ class RowRunner {
   }
 
  private:
+  // The race over a row, by one thread or in stretches by several. A stretch is raced as a whole, not tile by tile: its best score
+  // so far is what rules most tokens out.
   template <class F>
   Best merged(const F& pass, int64_t vocab) const {
-    if (!split_ || vocab < kSplitAbove) {
-      Best best;
-      pass(0, vocab, &best);
-      return best;
-    }
-    Best part[kMaxTiles];
-    tiles(vocab, [&](int64_t i, int64_t begin, int64_t end) { pass(begin, end, &part[i]); });
-    for (int64_t i = 1; i < tile_count(vocab); ++i) part[0].merge(part[i]);
-    return part[0];
+    const int64_t length = tile_length(vocab, tile_count(vocab));
+    Best best;
+    std::mutex merging;
+    spread(vocab, [&](int64_t first, int64_t last) {
+      Best part;
+      pass(first * length, std::min(vocab, last * length), &part);
+      const std::lock_guard<std::mutex> lock(merging);
+      best.merge(part);  // the lowest id wins ties, whatever the order
+    });
+    return best;
   }
 
   // stretch(begin, end) and single(token) over [begin, end) but for some tokens: groups that hold one of them go token by token.
