@@ -55,12 +55,34 @@ struct Law {
 
 struct Coupling;
 
+// The law b of a selected draw where it is b = ratio d, with one ratio for most tokens and a list of exceptions.
+struct Ratios {
+  double others = 1;
+  int count = 0;
+  const int64_t* token = nullptr;  // ascending
+  const double* ratio = nullptr;
+
+  SPS_HD double of(int64_t x) const {
+    int low = 0, high = count;  // the first token >= x
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (token[middle] < x) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low < count && token[low] == x ? ratio[low] : others;
+  }
+};
+
 // The weights of a residual race: what is left of the target t when the draft's share is taken away,
 //   max(scale t - b, floor t, 0), with b = d, or the law of the selected draw when several were drawn
 struct Residual {
   double scale = 1, floor = 0;
   const Coupling* selected = nullptr;
   int slot = 0;  // of the residual stream: how many residual races this round has run before (`top` goes on after some)
+  const Ratios* ratios = nullptr;  // in the place of `selected`; for races
 
   SPS_HD double weight(double t, double b) const { return fmax(fmax(scale * t - b, floor * t), 0.0); }
 };

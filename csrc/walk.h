@@ -14,6 +14,8 @@
 //   Coupling histogram(t, d, int k)                   sums of t and d by ratio bin, in scratch that the next call reuses
 //   int bin(t, d, const Coupling&, int64_t token)     the bin that the histogram counted the token in
 //   double place(int node), double move(int node)     uniforms of the node's selection
+//   bool stays(int node, double num, double den)      place(node) den < num
+//   int likeliest(const Law&, int k, int64_t* tokens) the k likeliest tokens in order, lowest id first on ties; how many there are
 //   double* keep_ratios(const Coupling&)              a copy of the ratios that lasts until the next such call
 #pragma once
 #include "coupling.h"

@@ -100,10 +100,12 @@ class Scripted:
 
     Rounds are vectorised, so they also take decisions that do not matter. A node's test counts the first time; of the races
     only those whose token is emitted count, which the caller picks from the recorded laws.
+    bits [rows, N]: outcomes of the nodes' tests; then, for schemes that ask `stays`, those of nodes 1, 2, …
     """
 
-    def __init__(self, bits, clock, residual):
+    def __init__(self, bits, clock, residual, nodes=None):
         self.bits, self.clock, self.residual = bits, clock, residual
+        self.nodes = bits.shape[1] if nodes is None else nodes
         self.taken = torch.full(bits.shape, torch.nan, dtype=torch.float64)  # probability of each node's bit, once tested
         self.clock_laws, self.residual_laws = {}, []
 
@@ -120,6 +122,9 @@ class Scripted:
         now = torch.where(before.isnan(), torch.where(bit, a, 1 - a)[:, None], before)
         self.taken.scatter_(1, node[:, None], now)
         return bit
+
+    def stays(self, node, numerator, denominator):
+        return self.accept(torch.where(node > 0, self.nodes - 1 + node, 0), numerator, denominator)
 
     def clock_race(self, log_weights, depth, lists=None):
         depth = torch.as_tensor(depth).expand(len(self.clock))

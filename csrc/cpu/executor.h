@@ -189,6 +189,29 @@ class RowRunner {
     return token < law.vocab ? law.prob(passes.value(law.row, token)) : 0;
   }
 
+  // The k likeliest tokens in order, the lowest id first on ties; score, token: [k]. -> how many there are
+  static int likeliest(const Passes& passes, const Law& law, int k, double* score, int64_t* token) {
+    Arrivals found{k, score, token};
+    if (law.only >= 0) {
+      found.offer(0, law.only);
+      return found.count;
+    }
+    const Visit visit = [](void* context, int64_t first, uint32_t mask, const float* logits, const float*) {
+      for (; mask; mask &= mask - 1) {
+        const int l = __builtin_ctz(mask);
+        static_cast<Arrivals*>(context)->offer(logits[l], first + l);
+      }
+    };
+    for (int64_t i = 0; i < law.vocab; i += kTile) {
+      const float bound = std::max(law.cutoff, static_cast<float>(std::max<double>(found.threshold(), -FLT_MAX)));
+      passes.scan(law.row, i, std::min(law.vocab, i + kTile), bound, nullptr, visit, &found);
+    }
+    // +inf logits share all the mass: nothing else has positive weight.
+    if (found.count && score[0] >= kLargest)
+      while (score[found.count - 1] < kLargest) --found.count;
+    return found.count;
+  }
+
   static int64_t first_at_least(const Rows& rows, const void* row, float bound) {
     int64_t found = -1;
     for (int64_t i = 0; i < rows.vocab && found < 0; i += kTile)
@@ -378,6 +401,11 @@ class CpuExecutor {
   }
   double place(int node) const { return Stream(request.seed, request.position, kSelect, node).uniform(0); }
   double move(int node) const { return Stream(request.seed, request.position, kSelect, node).uniform(1); }
+  bool stays(int node, double numerator, double denominator) const { return place(node) * denominator < numerator; }
+  int likeliest(const Law& law, int k, int64_t* tokens) {
+    scratch_.resize(std::max(scratch_.size(), static_cast<size_t>(k)));
+    return RowRunner::likeliest(*target_rows.passes, law, k, scratch_.data(), tokens);
+  }
   double* keep_ratios(const Coupling& coupling) {
     kept_ratios_.assign(coupling.ratio, coupling.ratio + coupling.binning.count);
     return kept_ratios_.data();

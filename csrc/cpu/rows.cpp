@@ -44,19 +44,7 @@ void arrivals(const Rows& rows, Law law, const Stream* stream, int k, int64_t* t
       if (top > -HUGE_VALF) run(top);
     }
   } else {
-    const Visit visit = [](void* c, int64_t first, uint32_t mask, const float* logits, const float*) {
-      for (; mask; mask &= mask - 1) {
-        const int l = __builtin_ctz(mask);
-        static_cast<Arrivals*>(c)->offer(logits[l], first + l);
-      }
-    };
-    for (int64_t i = 0; i < law.vocab; i += kTile) {
-      const float bound = std::max(law.cutoff, static_cast<float>(std::max<double>(found.threshold(), -FLT_MAX)));
-      rows.passes->scan(law.row, i, std::min(law.vocab, i + kTile), bound, nullptr, visit, &found);
-    }
-    // +inf logits share all the mass: nothing else has positive weight.
-    if (found.count && score[0] >= kLargest)
-      while (score[found.count - 1] < kLargest) --found.count;
+    found.count = RowRunner::likeliest(*rows.passes, law, k, score.data(), token);
   }
   std::fill(token + found.count, token + k, -1);
 }

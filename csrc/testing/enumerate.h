@@ -77,6 +77,15 @@ class EnumeratingExecutor {
     const int at = raw_bin(target, draft, coupling.binning, token);
     return at == coupling.binning.count ? coupling.binning.tail_bin : at;
   }
+  bool stays(int node, double numerator, double denominator) { return accept(node, numerator, denominator); }
+  int likeliest(const Law& law, int k, int64_t* tokens) const {
+    std::vector<int64_t> ids(law.vocab);
+    std::iota(ids.begin(), ids.end(), 0);
+    std::stable_sort(ids.begin(), ids.end(), [&](int64_t a, int64_t b) { return prob(law, a) > prob(law, b); });
+    ids.resize(std::min<size_t>(k, ids.size()));
+    std::copy(ids.begin(), ids.end(), tokens);
+    return static_cast<int>(ids.size());
+  }
   double* keep_ratios(const Coupling& coupling) {
     kept_.assign(coupling.ratio, coupling.ratio + coupling.binning.count);
     return kept_.data();
@@ -108,6 +117,7 @@ class EnumeratingExecutor {
     for (int64_t i = 0; i < target.vocab; ++i) {
       double b = prob(draft, i);
       if (residual.selected && b > 0) b *= residual.selected->ratio[bin(target, draft, *residual.selected, i)];
+      if (residual.ratios) b *= residual.ratios->of(i);
       weights[i] = residual.weight(prob(target, i), b);
     }
     return weights;

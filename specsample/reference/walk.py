@@ -49,6 +49,10 @@ class Draws:
     def selection(self, node):
         return selection_uniforms(self.seed, self.position, node)
 
+    def stays(self, node, numerator, denominator):
+        """u·denominator < numerator for the first selection uniform of `node` -> bool [B]"""
+        return self.selection(node)[0] * denominator < numerator
+
 
 class Round:
     """One round's inputs. Nodes are numbered 0..N−1, −1 is the root; per-node vectors are int64 [B].
