@@ -126,7 +126,7 @@ class Call:
         if scheme == "lists" and self.chance(0.5):
             args["lists"] = self.spoil(self.ints(0, 4, nodes), -1, 10**6)
         if card.options and self.chance(0.3):
-            args["options"] = {"bins": self.pick.choice((64, 100, 4096))}
+            args["options"] = {n: self.pick.choice((low, low + 36, high)) for n, (_, (low, high), _) in card.options.items()}
         drawn = args["draft_logits"] is not None and batch > 0 and self.chance(0.8)
         if drawn:
             self.draw(args)

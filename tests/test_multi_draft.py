@@ -23,16 +23,19 @@ from specsample.schemes import SCHEMES as CARDS
 
 MULTI = tuple(name for name, card in CARDS.items() if card.family == "multi-draft")
 SELECTING = ("optimal", "optimal_block")
+COMPARING = ("importance",)  # select by comparing two draws at a time
 IID = tuple(name for name in MULTI if CARDS[name].draft_kind == "iid")
-BINS = 256
+BINS = 256  # of the schemes with bins, where a test does not say otherwise
 
 
 def tolerance(scheme):
     return 2e-6 if scheme in SELECTING else 1e-11
 
 
-def options(scheme):
-    return [float(BINS)] if CARDS[scheme].options else []
+def options(scheme, **changes):
+    """The scheme's settings in the order of its card."""
+    changes = {"bins": BINS} | changes
+    return [float(changes.get(name, setting[0])) for name, setting in CARDS[scheme].options.items()]
 
 
 def prefix_of(node, parents, tokens):
@@ -90,7 +93,7 @@ def distinct_assignments(assignments):
     return total.items()
 
 
-def by_templates(scheme, target, draft, vocab, depth, parents, change=None):
+def by_templates(scheme, target, draft, vocab, depth, parents, change=None, **settings):
     """{emitted tokens: probability}, expected accepted length; change(tokens): what a wrong drafter does to the drafts"""
     module, outcomes, accepted = native.load(), defaultdict(float), 0.0
     for tokens, weight in distinct_assignments(drafts(CARDS[scheme].draft_kind, parents, draft, vocab)):
@@ -98,7 +101,7 @@ def by_templates(scheme, target, draft, vocab, depth, parents, change=None):
         prefixes = [prefix_of(node, parents, tokens) if node < 0 or tokens[node] >= 0 else () for node in range(-1, len(parents))]
         prefixes = [p if -1 not in p else () for p in prefixes]
         rows = [[list(law[p]) if p in law else [0.0] * vocab for p in prefixes] for law in (target, draft)]
-        result = module.enumerate(scheme, tokens, parents, *rows, depth, options(scheme))
+        result = module.enumerate(scheme, tokens, parents, *rows, depth, options(scheme, **settings))
         assert abs(sum(result.values()) - 1) < 1e-9
         for (count, *emitted), probability in result.items():
             outcomes[tuple(emitted)] += weight * probability
@@ -141,7 +144,8 @@ def by_reference(scheme, target, draft, vocab, k):
     """One node with k children under the reference's rule: every combination of drafts, tests and races is a row of one batch."""
     card, ids = CARDS[scheme], range(vocab)
     assignments = list(distinct_assignments(drafts(card.draft_kind, STAR(k), draft, vocab)))
-    rows = list(itertools.product(assignments, itertools.product((False, True), repeat=k), ids, ids))
+    decisions = 2 * k - 1 if scheme in COMPARING else k
+    rows = list(itertools.product(assignments, itertools.product((False, True), repeat=decisions), ids, ids))
     tokens = torch.tensor([r[0][0] for r in rows])
     weight = np.array([r[0][1] for r in rows])
     log = lambda law: torch.from_numpy(np.stack(law)).log()  # noqa: E731
@@ -149,7 +153,7 @@ def by_reference(scheme, target, draft, vocab, k):
     target_logits = torch.stack([log([target[()], *laws]) for laws in below])
     draft_logits = log([draft[()]])[None].expand(len(rows), 1, -1)
     bonus, residual = torch.tensor([r[3] for r in rows]), torch.tensor([r[2] for r in rows])
-    draws = Scripted(torch.tensor([r[1] for r in rows]), bonus[:, None].expand(-1, 2), residual)
+    draws = Scripted(torch.tensor([r[1] for r in rows]), bonus[:, None].expand(-1, 2), residual, nodes=k)
     off = [1.0, 0.0, 1.0, 0.0]
     zero = torch.zeros(k, dtype=torch.int64)
     round = Round(
@@ -367,11 +371,11 @@ def test_errors(scheme):
         ss.verify(**args | {"draft_logits": None})
     with pytest.raises(ValueError, match="options"):
         ss.verify(**args, options={"no_such": 1})
-    if CARDS[scheme].options:
-        for bad in (1, 10**6, "many"):
-            with pytest.raises(ValueError, match="bins"):
-                ss.verify(**args, options={"bins": bad})
-        assert ss.verify(**args, options={"bins": 64}).tokens.shape == (2, 2)
+    for name, (_, (least, most), _) in CARDS[scheme].options.items():
+        for bad in (least - 1, most + 1, "many"):
+            with pytest.raises(ValueError, match=name):
+                ss.verify(**args, options={name: bad})
+        assert ss.verify(**args, options={name: least}).tokens.shape == (2, 2)
 
 
 @pytest.mark.parametrize("scheme", MULTI + ("lists",))
@@ -408,14 +412,15 @@ TRIALS = 200_000
 def test_joint_law_over_two_rounds(scheme):
     """Three paths of depth two over a narrow vocabulary, completed by a plain token of the next round: 200 000 trials, cpu."""
     require("cpu")
-    args = drafted_tree(1, 3, 2, 4, scheme, trials=TRIALS) | few_bins(scheme)
+    args = drafted_tree(1, 3, 2, 4, scheme, trials=TRIALS) | coarse(scheme)
     law = ss.log_probs(args["target_logits"][0], backend="reference").exp()
     joint = torch.einsum("i,j,k->ijk", *law)
     assert p_value(code(complete(args)), joint) > FAILURE_RATE
 
 
-def few_bins(scheme):
-    return {"options": {"bins": 64}} if CARDS[scheme].options else {}
+def coarse(scheme):
+    """The least value of every setting."""
+    return {"options": {name: setting[1][0] for name, setting in CARDS[scheme].options.items()}}
 
 
 def complete(args, depth=2):
@@ -440,7 +445,7 @@ def code(tokens, vocab=4):
 def test_control_siblings_drafted_from_one_stream(scheme):
     """Every child of the root drawn with the node index of the first: they are all the same token, and not i.i.d."""
     require("cpu")
-    args = drafted_tree(1, 3, 1, 4, scheme, trials=TRIALS) | few_bins(scheme)
+    args = drafted_tree(1, 3, 1, 4, scheme, trials=TRIALS) | coarse(scheme)
     args["draft_tokens"] = args["draft_tokens"][:, :1].expand(-1, 3)
     law = ss.log_probs(args["target_logits"][0], backend="reference").exp()
     assert p_value(code(complete(args, depth=1)), torch.einsum("i,j->ij", *law)) < CAUGHT

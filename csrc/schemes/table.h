@@ -1,6 +1,7 @@
 // Every compiled scheme, one line each: the executors instantiate them from here.
 #pragma once
 #include "block.h"
+#include "importance.h"
 #include "kseq.h"
 #include "lists.h"
 #include "optimal.h"
@@ -17,6 +18,7 @@
   X(recursive, true, false)          \
   X(recursive_distinct, true, false) \
   X(kseq, true, false)               \
+  X(importance, true, false)         \
   X(optimal, true, false)            \
   X(optimal_block, true, false)      \
   X(top, true, false)                \

@@ -1,0 +1,160 @@
+// `importance`: select among two draws by pair weights, against the third, and so on; then verify the selected draw with its exact law
+// P: accept when u P(Y) < t(Y), otherwise emit one token of (t - P)+. Khisti et al. 2024, section 4; the reference, with the letters,
+// the laws of the stages and the weights, is specsample/schemes/importance.py.
+#pragma once
+#include "recursive.h"
+
+namespace specsample {
+
+constexpr int kMaxFree = 64, kMaxLetters = 257;
+
+// The likeliest tokens of the draft, a letter each, and one letter for all the others; the law of the winner on them.
+struct Letters {
+  int64_t token[kMaxLetters];  // [count + 1], ascending; letter `count` is all other tokens
+  int count = 0, free = 0;     // `free`: the first letters of the order, whose pairs are shared
+  bool more = false;           // whether the last letter has any tokens
+  double target[kMaxLetters], draft[kMaxLetters], before[kMaxLetters], law[kMaxLetters];
+  double scale = 1;            // P(i) = scale d_i for the other tokens
+  double accepted = 0;         // sum min(t, P) over all tokens
+  int order[kMaxLetters], rank[kMaxLetters];
+  double held[kMaxFree][kMaxFree], excess[kMaxFree];  // by place in the order: what a holds of the pair {a, b}; what is too much
+
+  template <class Ex>
+  SPS_HD Letters(const Request& request, Ex& ex, const Law& t, const Law& d) {
+    const int alphabet = static_cast<int>(request.options[1]), s = static_cast<int>(request.options[0]);
+    count = ex.likeliest(d, alphabet + 1, token);
+    while (count > 0 && !(ex.prob(d, token[count - 1]) > 0)) --count;
+    more = count > alphabet;
+    if (more) count = alphabet;
+    for (int i = 1; i < count; ++i) {
+      const int64_t x = token[i];
+      int at = i;
+      for (; at > 0 && token[at - 1] > x; --at) token[at] = token[at - 1];
+      token[at] = x;
+    }
+    double rest_t = 1, rest_d = 1;
+    for (int a = 0; a < count; ++a) {
+      target[a] = ex.prob(t, token[a]), draft[a] = ex.prob(d, token[a]);
+      rest_t -= target[a], rest_d -= draft[a];
+    }
+    target[count] = more ? fmax(rest_t, 0.0) : 0, draft[count] = more ? fmax(rest_d, 0.0) : 0;
+    for (int a = 0; a <= count; ++a) law[a] = before[a] = draft[a];
+    free = s < count + 1 ? s : count + 1;
+    accepted = acceptance(ex, t, d);
+  }
+
+  SPS_HD int letter(int64_t x) const {
+    for (int a = 0; a < count; ++a)
+      if (token[a] == x) return a;
+    return count;
+  }
+  SPS_HD double mass(int a, int b) const { return before[a] * draft[b] + before[b] * draft[a]; }
+
+  // Sum min(t, P): over the letters' own tokens, and over the others as 1 - Z(c) less what those would add to it under c d.
+  template <class Ex>
+  SPS_HD double acceptance(Ex& ex, const Law& t, const Law& d) const {
+    double inside = 0, under = 0;
+    const double c = fmax(scale, 1e-7);
+    for (int a = 0; a < count; ++a) inside += fmin(target[a], law[a]), under += fmin(target[a], c * draft[a]);
+    return more ? inside + 1 - clipped_mass(ex, t, d, c) - under : inside;
+  }
+
+  // Weights and law of the next stage; false when it is of no use, and the winner stays.
+  template <class Ex>
+  SPS_HD bool stage(Ex& ex, const Law& t, const Law& d) {
+    const double kept_scale = scale, kept = accepted;
+    for (int a = 0; a <= count; ++a) before[a] = law[a];
+    for (int a = 0; a <= count; ++a) {  // by t - P d descending, the lowest token first on ties, the last letter last
+      const double key = a < count || more ? target[a] - before[a] * draft[a] : -2;
+      int at = a;
+      for (; at > 0 && target[order[at - 1]] - before[order[at - 1]] * draft[order[at - 1]] < key; --at) order[at] = order[at - 1];
+      order[at] = a;
+    }
+    double later = 0, later_d = 0;
+    for (int i = count; i >= 0; --i) {  // each pair to the earlier letter
+      const int a = order[i];
+      rank[a] = i;
+      law[a] = before[a] * (draft[a] + later_d) + draft[a] * later;
+      later += before[a], later_d += draft[a];
+    }
+    for (int i = 0; i < free; ++i) {
+      excess[i] = law[order[i]] - target[order[i]];
+      for (int j = 0; j < free; ++j) held[i][j] = i < j ? mass(order[i], order[j]) : 0;
+    }
+    balance();
+    for (int i = 0; i < free; ++i) law[order[i]] = target[order[i]] + excess[i];
+    if (draft[count] > 0) scale = law[count] / draft[count];
+    accepted = acceptance(ex, t, d);
+    if (accepted > kept + (more ? 1e-6 : 1e-12)) return true;
+    for (int a = 0; a <= count; ++a) law[a] = before[a];
+    scale = kept_scale, accepted = kept;
+    return false;
+  }
+
+  // Move mass from letters of positive excess to those of negative excess: maximum flow by shortest paths, the first of several.
+  SPS_HD void balance() {
+    int distance[kMaxFree], reached[kMaxFree], path[kMaxFree];
+    for (;;) {
+      int reach = 0, source = -1;
+      for (int a = 0; a < free; ++a) {  // distance of each letter from the nearest that lacks something
+        distance[a] = excess[a] < 0 ? 0 : -1;
+        if (excess[a] < 0) reached[reach++] = a;
+      }
+      for (int i = 0; i < reach; ++i)
+        for (int a = 0; a < free; ++a)
+          if (distance[a] < 0 && held[a][reached[i]] > 0) distance[a] = distance[reached[i]] + 1, reached[reach++] = a;
+      for (int a = 0; a < free; ++a)
+        if (excess[a] > 0 && distance[a] > 0 && (source < 0 || distance[a] < distance[source])) source = a;
+      if (source < 0) return;
+      const int length = distance[source];
+      double amount = excess[source];
+      path[0] = source;
+      for (int i = 0; i < length; ++i) {
+        const int a = path[i];
+        int b = 0;
+        while (!(distance[b] == distance[a] - 1 && held[a][b] > 0)) ++b;
+        amount = fmin(amount, held[a][b]), path[i + 1] = b;
+      }
+      amount = fmin(amount, -excess[path[length]]);
+      for (int i = 0; i < length; ++i) held[path[i]][path[i + 1]] -= amount, held[path[i + 1]][path[i]] += amount;
+      excess[source] -= amount, excess[path[length]] += amount;
+    }
+  }
+
+  // Of the pair of letters a (the winner) and b in the last stage, what a holds.
+  SPS_HD double part(int a, int b) const {
+    const int i = rank[a], j = rank[b];
+    return i < free && j < free ? held[i][j] : i < j ? mass(a, b) : 0;
+  }
+};
+
+struct ImportanceRule {
+  static constexpr bool kNeedsMass = true, kSharesToken = true;
+
+  template <class Ex>
+  SPS_HD Step step(const Request& request, Ex& ex, const Law& target, int node, int child, int depth) {
+    const Siblings live(request, ex, node, child);
+    if (live.count == 0) return {-1, ex.clock_race(target, depth)};
+    // One draw, or draws that are all the same token: P = d.
+    if (live.count == 1 || live.draft.only >= 0) return token_step(ex, target, live.draft, live.node[0], live.token[0]);
+    Letters letters(request, ex, target, live.draft);
+    int y = 0, a = letters.letter(live.token[0]);
+    for (int i = 1; i < live.count && letters.stage(ex, target, live.draft); ++i) {
+      const int b = letters.letter(live.token[i]);
+      if (a != b && !ex.stays(live.node[i], letters.part(a, b), letters.mass(a, b))) y = i, a = b;
+    }
+    const int64_t x = live.token[y];
+    const double law = a < letters.count ? letters.law[a] : letters.scale * ex.prob(live.draft, x);
+    if (ex.accept(live.node[y], ex.prob(target, x), law)) return {live.node[y], -1};
+    for (a = 0; a < letters.count; ++a) letters.law[a] /= letters.draft[a];
+    const Ratios ratios{letters.scale, letters.count, letters.token, letters.law};
+    return {-1, ex.residual_race(target, live.draft, Residual{1, 0, nullptr, 0, &ratios})};
+  }
+};
+
+template <class Ex>
+SPS_HD void verify_importance(const Request& request, Ex& ex, const Output& out) {
+  walk<ImportanceRule>(request, ex, out);
+}
+
+}  // namespace specsample
