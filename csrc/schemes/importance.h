@@ -7,12 +7,14 @@
 namespace specsample {
 
 constexpr int kMaxFree = 64, kMaxLetters = 257;
+constexpr double kLeast = 1e-6;  // of acceptance that a stage must bring: above the rounding of float sums
+constexpr double kSmall = 1e-7;  // of the last letter's mass in the draft, which is 1 - the others
 
 // The likeliest tokens of the draft, a letter each, and one letter for all the others; the law of the winner on them.
 struct Letters {
   int64_t token[kMaxLetters];  // [count + 1], ascending; letter `count` is all other tokens
   int count = 0, free = 0;     // `free`: the first letters of the order, whose pairs are shared
-  bool more = false;           // whether the last letter has any tokens
+  bool more = false;           // whether the last letter is one like the others
   double target[kMaxLetters], draft[kMaxLetters], before[kMaxLetters], law[kMaxLetters];
   double scale = 1;            // P(i) = scale d_i for the other tokens
   double accepted = 0;         // sum min(t, P) over all tokens
@@ -24,8 +26,8 @@ struct Letters {
     const int alphabet = static_cast<int>(request.options[1]), s = static_cast<int>(request.options[0]);
     count = ex.likeliest(d, alphabet + 1, token);
     while (count > 0 && !(ex.prob(d, token[count - 1]) > 0)) --count;
-    more = count > alphabet;
-    if (more) count = alphabet;
+    const bool all = count <= alphabet;
+    if (!all) count = alphabet;
     for (int i = 1; i < count; ++i) {
       const int64_t x = token[i];
       int at = i;
@@ -37,9 +39,11 @@ struct Letters {
       target[a] = ex.prob(t, token[a]), draft[a] = ex.prob(d, token[a]);
       rest_t -= target[a], rest_d -= draft[a];
     }
-    target[count] = more ? fmax(rest_t, 0.0) : 0, draft[count] = more ? fmax(rest_d, 0.0) : 0;
+    draft[count] = all ? 0 : fmax(rest_d, 0.0);
+    more = draft[count] >= kSmall;
+    target[count] = more ? fmax(rest_t, 0.0) : 0;
     for (int a = 0; a <= count; ++a) law[a] = before[a] = draft[a];
-    free = s < count + 1 ? s : count + 1;
+    free = s < count + more ? s : count + more;
     accepted = acceptance(ex, t, d);
   }
 
@@ -83,9 +87,9 @@ struct Letters {
     }
     balance();
     for (int i = 0; i < free; ++i) law[order[i]] = target[order[i]] + excess[i];
-    if (draft[count] > 0) scale = law[count] / draft[count];
+    scale = more ? law[count] / draft[count] : scale * draft[count];
     accepted = acceptance(ex, t, d);
-    if (accepted > kept + (more ? 1e-6 : 1e-12)) return true;
+    if (accepted > kept + kLeast) return true;
     for (int a = 0; a <= count; ++a) law[a] = before[a];
     scale = kept_scale, accepted = kept;
     return false;
@@ -121,10 +125,12 @@ struct Letters {
     }
   }
 
-  // Of the pair of letters a (the winner) and b in the last stage, what a holds.
-  SPS_HD double part(int a, int b) const {
+  // Whether the winner of letter a stays when `node` joins with letter b, in the last stage.
+  template <class Ex>
+  SPS_HD bool stays(Ex& ex, int node, int a, int b) const {
     const int i = rank[a], j = rank[b];
-    return i < free && j < free ? held[i][j] : i < j ? mass(a, b) : 0;
+    if (i != j && i < free && j < free) return ex.stays(node, held[i][j], mass(a, b));
+    return i <= j;
   }
 };
 
@@ -141,7 +147,7 @@ struct ImportanceRule {
     int y = 0, a = letters.letter(live.token[0]);
     for (int i = 1; i < live.count && letters.stage(ex, target, live.draft); ++i) {
       const int b = letters.letter(live.token[i]);
-      if (a != b && !ex.stays(live.node[i], letters.part(a, b), letters.mass(a, b))) y = i, a = b;
+      if (!letters.stays(ex, live.node[i], a, b)) y = i, a = b;
     }
     const int64_t x = live.token[y];
     const double law = a < letters.count ? letters.law[a] : letters.scale * ex.prob(live.draft, x);

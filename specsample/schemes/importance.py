@@ -4,7 +4,8 @@ verify the selected draw Y as a single draft with its exact law P: accept when u
 *Letters.* The `alphabet` likeliest tokens of the draft (Ω₀; ties: the lowest id first) are a letter each. All other tokens together
 are one more letter, o, with the sums t_o, d_o of their probabilities, so a pair of draws is always a pair of letters. Between two
 equal letters the draw that was there first stays. Inside o the winner of every stage therefore has the law d restricted to o, and
-P(i) = c·d_i for every token outside Ω₀, with the one scalar c = P_o/d_o: nothing of the vocabulary's size is kept.
+P(i) = c·d_i for every token outside Ω₀, with the one scalar c = P_o/d_o: nothing of the vocabulary's size is kept. Where d_o is too
+small to be known (below 1e-7), o comes last, loses to every other letter, and c' = c·d_o.
 
 *A stage.* The winner so far has law P (at first the first draw, P = d), the newcomer law d, independently. A pair {a, b} of
 letters has the mass m_ab = P_a·d_b + P_b·d_a (2·d_a·d_b for two draws), of which a gets the share w_ab and b the share
@@ -17,8 +18,8 @@ altogether, but pairs inside the first s letters are free and shared so that Σ 
 program; for s = all letters it is the program itself). That is a maximum flow: starting with everything at the earlier letter,
 mass moves from letters that hold more than t_a to letters that hold less, along pairs that the former holds: the shortest path
 first, of several the one whose letters come first in the order. The result is a continuous function of the laws (but for the
-order), so rounding does not change it. A stage that does not raise Σ min(t_i, P_i) over all tokens (by LEAST or 1e-12) is left
-out, like all after it: the winner stays. So acceptance, Σ min(t_i, P_i), is at least that of `token`, for any s and alphabet.
+order), so rounding does not change it. A stage that does not raise Σ min(t_i, P_i) over all tokens by LEAST is left out, like all
+after it: the winner stays. So the acceptance, which is that sum, is at least that of `token`, for any s and alphabet.
 
 Lossless for any weights, since P is exact. One draw is `token`. Random numbers: stage j is decided by one uniform, purpose 3
 (SELECT), slot = the node index of the newcomer, word 0; the winner stays when u·m < the winner's part of m. Acceptance is purpose 1
@@ -33,7 +34,8 @@ import torch
 from ..reference.walk import Siblings, log_weights, prob, walk
 from .card import Scheme
 
-LEAST = 1e-6  # of acceptance, where sums over the row enter: their rounding on other backends is below it
+LEAST = 1e-6  # of acceptance: other backends' rounding (they sum float32 weights) is well below it
+SMALL = 1e-7  # of d_o, which is 1 − the others
 
 
 class Letters:
@@ -41,20 +43,21 @@ class Letters:
 
     token       Ω₀, ascending; letter len(token) is all other tokens
     target, draft, law   t, d and P of each letter, lists of floats
+    more        whether the last letter is one like the others
     scale       c: P(i) = c·d_i outside Ω₀
     """
 
     def __init__(self, target, draft, s, alphabet):
         order = draft.sort(descending=True, stable=True).indices[: alphabet + 1]
         order = order[draft[order] > 0].tolist()
-        self.more = len(order) > alphabet  # whether the last letter has any tokens
         self.token = sorted(order[:alphabet])
         self.letter_of = {token: letter for letter, token in enumerate(self.token)}
         self.row = target, draft[: len(target)]
         self.target = [target[token].item() if token < len(target) else 0.0 for token in self.token]
         self.draft = [draft[token].item() for token in self.token]
-        for letters in (self.target, self.draft):
-            letters.append(max(1 - sum(letters), 0.0) if self.more else 0.0)
+        self.draft.append(max(1 - sum(self.draft), 0.0) if len(order) > alphabet else 0.0)
+        self.more = self.draft[-1] >= SMALL
+        self.target.append(max(1 - sum(self.target), 0.0) if self.more else 0.0)
         self.law, self.scale, self.s = self.draft, 1.0, s
         self.accepted = self._acceptance(self.law, self.scale)
 
@@ -77,16 +80,16 @@ class Letters:
         for a in reversed(order):  # each pair to the earlier letter
             law[a] = before[a] * (d[a] + later_d) + d[a] * later_law
             later_law, later_d = later_law + before[a], later_d + d[a]
-        free = order[: self.s]
+        free = order[: min(self.s, last + self.more)]
         mass = lambda a, b: before[a] * d[b] + before[b] * d[a]  # noqa: E731
         held = [[mass(a, b) if i < j else 0.0 for j, b in enumerate(free)] for i, a in enumerate(free)]
         excess = [law[a] - t[a] for a in free]
         balance(held, excess)
         for a, over in zip(free, excess):
             law[a] = t[a] + over
-        scale = law[last] / d[last] if d[last] > 0 else self.scale
+        scale = law[last] / d[last] if self.more else self.scale * d[last]
         accepted = self._acceptance(law, scale)
-        if not accepted > self.accepted + (LEAST if self.more else 1e-12):
+        if not accepted > self.accepted + LEAST:
             return False
         self.rank, self.held, self.mass = {a: i for i, a in enumerate(order)}, held, mass
         self.law, self.scale, self.accepted = law, scale, accepted
@@ -95,10 +98,10 @@ class Letters:
     def shares(self, winner, newcomer):
         """(the winner's part, all) of the mass of a pair of tokens in the last stage"""
         a, b = (self.letter_of.get(token, len(self.token)) for token in (winner, newcomer))
-        if a == b:
-            return 1.0, 1.0
-        i, j, mass = self.rank[a], self.rank[b], self.mass(a, b)
-        return self.held[i][j] if max(i, j) < len(self.held) else mass if i < j else 0.0, mass
+        i, j = self.rank[a], self.rank[b]
+        if i != j and max(i, j) < len(self.held):
+            return self.held[i][j], self.mass(a, b)
+        return float(i <= j), 1.0
 
 
 def balance(held, excess):
