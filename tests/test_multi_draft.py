@@ -140,7 +140,7 @@ def test_completed_sequences_have_the_target_law(scheme, vocab, depth, parents, 
     assert gap(outcomes, target, vocab, depth) < tolerance(scheme)
 
 
-def by_reference(scheme, target, draft, vocab, k):
+def by_reference(scheme, target, draft, vocab, k, **settings):
     """One node with k children under the reference's rule: every combination of drafts, tests and races is a row of one batch."""
     card, ids = CARDS[scheme], range(vocab)
     assignments = list(distinct_assignments(drafts(card.draft_kind, STAR(k), draft, vocab)))
@@ -157,7 +157,7 @@ def by_reference(scheme, target, draft, vocab, k):
     off = [1.0, 0.0, 1.0, 0.0]
     zero = torch.zeros(k, dtype=torch.int64)
     round = Round(
-        target_logits, tokens, draft_logits, torch.tensor(STAR(k)), None, zero, None, 1, options(scheme),
+        target_logits, tokens, draft_logits, torch.tensor(STAR(k)), None, zero, None, 1, options(scheme, **settings),
         off, None, off, None, None, 0, None, 0, None, None, draws,
     )  # fmt: skip
     emitted, count, nodes = card.reference(round)
@@ -441,7 +441,7 @@ def code(tokens, vocab=4):
     return out
 
 
-@pytest.mark.parametrize("scheme", ["optimal", "kseq", "recursive"])
+@pytest.mark.parametrize("scheme", ["optimal", "kseq", "importance", "recursive"])
 def test_control_siblings_drafted_from_one_stream(scheme):
     """Every child of the root drawn with the node index of the first: they are all the same token, and not i.i.d."""
     require("cpu")

@@ -71,27 +71,31 @@ class Letters:
         rejected = (target - c * draft).clamp(min=0.0).sum().item()
         return inside + 1 - rejected - sum(min(t, c * d) for t, d in zip(self.target[:-1], self.draft[:-1]))
 
-    def stage(self):
-        """Weights and law of the next stage. -> whether it is of use (otherwise nothing changes)"""
+    def weights(self):
+        """Of the next stage: (letters in order, held [s][s]: what the i-th holds of its pair with the j-th, the new P of each letter)"""
         t, d, before, last = self.target, self.draft, self.law, len(self.token)
-        key = [t[a] - before[a] * d[a] for a in range(last)] + [t[last] - before[last] * d[last] if self.more else -2.0]
+        key = [t[a] - before[a] * d[a] if a < last or self.more else -2.0 for a in range(last + 1)]
         order = sorted(range(last + 1), key=lambda a: -key[a])  # stable
-        law, later_law, later_d = [0.0] * (last + 1), 0.0, 0.0
+        law, later, later_d = [0.0] * (last + 1), 0.0, 0.0
         for a in reversed(order):  # each pair to the earlier letter
-            law[a] = before[a] * (d[a] + later_d) + d[a] * later_law
-            later_law, later_d = later_law + before[a], later_d + d[a]
+            law[a] = before[a] * (d[a] + later_d) + d[a] * later
+            later, later_d = later + before[a], later_d + d[a]
         free = order[: min(self.s, last + self.more)]
-        mass = lambda a, b: before[a] * d[b] + before[b] * d[a]  # noqa: E731
-        held = [[mass(a, b) if i < j else 0.0 for j, b in enumerate(free)] for i, a in enumerate(free)]
+        held = [[pair_mass(before, d, a, b) if i < j else 0.0 for j, b in enumerate(free)] for i, a in enumerate(free)]
         excess = [law[a] - t[a] for a in free]
         balance(held, excess)
         for a, over in zip(free, excess):
             law[a] = t[a] + over
-        scale = law[last] / d[last] if self.more else self.scale * d[last]
+        return order, held, law
+
+    def stage(self):
+        """Go on to the next stage. -> whether it is of use (otherwise nothing changes)"""
+        order, held, law = self.weights()
+        scale = law[-1] / self.draft[-1] if self.more else self.scale * self.draft[-1]
         accepted = self._acceptance(law, scale)
         if not accepted > self.accepted + LEAST:
             return False
-        self.rank, self.held, self.mass = {a: i for i, a in enumerate(order)}, held, mass
+        self.rank, self.held, self.before = {a: i for i, a in enumerate(order)}, held, self.law
         self.law, self.scale, self.accepted = law, scale, accepted
         return True
 
@@ -100,8 +104,13 @@ class Letters:
         a, b = (self.letter_of.get(token, len(self.token)) for token in (winner, newcomer))
         i, j = self.rank[a], self.rank[b]
         if i != j and max(i, j) < len(self.held):
-            return self.held[i][j], self.mass(a, b)
+            return self.held[i][j], pair_mass(self.before, self.draft, a, b)
         return float(i <= j), 1.0
+
+
+def pair_mass(law, draft, a, b):
+    """Chance that the winner (of law `law`) and the newcomer (of law `draft`) are the letters a and b, in whichever order"""
+    return law[a] * draft[b] + law[b] * draft[a]
 
 
 def balance(held, excess):

@@ -13,6 +13,7 @@ except ImportError as error:
 from .acceptance import SCHEMES, acceptance
 from .distinct import distinct_acceptance
 from .efficiency import block_efficiency
+from .importance import importance_acceptance
 from .lp import lp_acceptance
 from .optimal import binned_acceptance, optimal_acceptance, optimal_law, two_draft_condition
 from .race import (
@@ -38,6 +39,7 @@ __all__ = [
     "clipped_mass",
     "distinct_acceptance",
     "drafting_tree",
+    "importance_acceptance",
     "kseq_threshold",
     "lists_acceptance",
     "lp_acceptance",

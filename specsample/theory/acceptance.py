@@ -4,13 +4,14 @@ import numpy as np
 
 from ..errors import expect
 from .distinct import distinct_acceptance
+from .importance import importance_acceptance
 from .laws import count, pair
 from .optimal import optimal_acceptance
 from .race import arrivals_acceptance, lists_acceptance
 from .thresholds import clipped_mass, kseq_threshold, recursive_thresholds
 
 
-def acceptance(target, draft, k=1, scheme="token", *, samples=None, seed=0):
+def acceptance(target, draft, k=1, scheme="token", *, samples=None, seed=0, s=None, alphabet=None):
     """Chance that a node emits one of its k children.
 
     | scheme | formula | source |
@@ -21,18 +22,23 @@ def acceptance(target, draft, k=1, scheme="token", *, samples=None, seed=0):
     | recursive | 1 − Z(c_k), c_{j+1} = c_j + Z(c_j) | SpecInfer, Miao et al. 2023 |
     | recursive_distinct | `distinct_acceptance` (`samples`, `seed`: its estimate) | Jeon et al. 2024 |
     | kseq | 1 − Z(c), c = `kseq_threshold` | SpecTr, Sun et al. 2023 |
+    | importance | `importance_acceptance` (`s`, `alphabet`: its options) | Khisti et al. 2024, section 4 |
     | optimal, optimal_block | 1 − max_S { d(S)^k − t(S) }, without binning (block: depth 1) | Khisti et al. 2024 |
     | top | Σ_{x∉T} min(t, d') + t(T), T the k − 1 likeliest drafts, d' = d off T | Hu et al. 2025 |
 
-    target, draft: [..., V] probabilities -> float64 [...]. ValueError for `importance` and `weighted`, whose acceptance
-    depends on their settings or on several draft laws, for k > 1 under token and block, and for bad laws.
+    target, draft: [..., V] probabilities -> float64 [...]. ValueError for `weighted`, whose acceptance depends on
+    several draft laws, for k > 1 under token and block, for settings of another scheme, and for bad laws.
     """
     expect(scheme in SCHEMES, "scheme", f"one of {', '.join(SCHEMES)}",
            f"{scheme!r}{_WITHOUT.get(scheme, '')}")  # fmt: skip
     target, draft = pair(target, draft)
     k = count(k, "k")
+    for name, value in (("s", s), ("alphabet", alphabet)):
+        expect(value is None or scheme == "importance", name, "None (a setting of scheme importance)", value)
     if scheme == "recursive_distinct":
         return distinct_acceptance(target, draft, k, samples=samples, seed=seed)
+    if scheme == "importance":
+        return importance_acceptance(target, draft, k, s, alphabet)
     return SCHEMES[scheme](target, draft, k)
 
 
@@ -58,12 +64,12 @@ SCHEMES = {
     "recursive": lambda t, d, k: 1 - clipped_mass(t, d, recursive_thresholds(t, d, k)[..., -1]),
     "recursive_distinct": distinct_acceptance,
     "kseq": lambda t, d, k: 1 - clipped_mass(t, d, kseq_threshold(t, d, k)),
+    "importance": importance_acceptance,
     "top": _top,
     "optimal": optimal_acceptance,
     "optimal_block": optimal_acceptance,
 }
 
 _WITHOUT = {
-    "importance": " (its acceptance depends on its truncation; at most that of optimal)",
     "weighted": " (its children come from several draft laws)",
 }
