@@ -1,6 +1,6 @@
-// `importance`: select among two draws by pair weights, against the third, and so on; then verify the selected draw with its exact law
-// P: accept when u P(Y) < t(Y), otherwise emit one token of (t - P)+. Khisti et al. 2024, section 4; the reference, with the letters,
-// the laws of the stages and the weights, is specsample/schemes/importance.py.
+// `importance`: select among two draws by pair weights, against the third, and so on; then verify the selected draw with its exact
+// law P: accept when u P(Y) < t(Y), otherwise emit one token of (t - P)+. Khisti et al. 2024, section 4; the reference, with the
+// letters, the laws of the stages and the weights, is specsample/schemes/importance.py.
 #pragma once
 #include "recursive.h"
 

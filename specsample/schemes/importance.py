@@ -72,7 +72,7 @@ class Letters:
         return inside + 1 - rejected - sum(min(t, c * d) for t, d in zip(self.target[:-1], self.draft[:-1]))
 
     def weights(self):
-        """Of the next stage: (letters in order, held [s][s]: what the i-th holds of its pair with the j-th, the new P of each letter)"""
+        """Of the next stage: letters in order; held [s][s], what the i-th holds of its pair with the j-th; P of each letter."""
         t, d, before, last = self.target, self.draft, self.law, len(self.token)
         key = [t[a] - before[a] * d[a] if a < last or self.more else -2.0 for a in range(last + 1)]
         order = sorted(range(last + 1), key=lambda a: -key[a])  # stable
