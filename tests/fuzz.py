@@ -132,6 +132,8 @@ class Call:
             self.draw(args)
         # Unlikely tokens crowd in intervals of next to no length, where rounding decides between them.
         sharp = scheme not in ("optimal", "optimal_block") or "parents" not in args or args["max_depth"] == 1
+        # Siblings from several rows: tokens that the first one's law, which counts, all but excludes, where rounding decides too.
+        sharp = sharp and not (scheme == "importance" and "draft_rows" in args)
         self.natural = drawn and sharp
         args["draft_tokens"] = self.spoil(args["draft_tokens"], -1, V, 10**6, -9)
         return ss.verify, self.pack(args, batch, nodes) if self.chance(0.3) else args
