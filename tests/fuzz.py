@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import specsample as ss  # noqa: E402
 
 SCHEMES, KINDS = tuple(ss.schemes()), ("iid", "distinct", "arrivals", "lists", "top", "topk")
+OPTIONS = {"bins": (64, 100, 4096), "levels": (2, 5, 32), "rounds": (0, 3, 20), "cells": (64, 1000, 4096)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -126,7 +127,7 @@ class Call:
         if scheme == "lists" and self.chance(0.5):
             args["lists"] = self.spoil(self.ints(0, 4, nodes), -1, 10**6)
         if card.options and self.chance(0.3):
-            args["options"] = {"bins": self.pick.choice((64, 100, 4096))}
+            args["options"] = {name: self.pick.choice(OPTIONS[name]) for name in card.options}
         drawn = args["draft_logits"] is not None and batch > 0 and self.chance(0.8)
         if drawn:
             self.draw(args)

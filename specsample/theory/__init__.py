@@ -13,7 +13,7 @@ except ImportError as error:
 from .acceptance import SCHEMES, acceptance
 from .distinct import distinct_acceptance
 from .efficiency import block_efficiency
-from .lp import lp_acceptance
+from .lp import lp_acceptance, mixed_lp_acceptance
 from .optimal import binned_acceptance, optimal_acceptance, optimal_law, two_draft_condition
 from .race import (
     Bracketed,
@@ -26,6 +26,7 @@ from .race import (
 )
 from .thresholds import clipped_mass, kseq_threshold, recursive_thresholds
 from .tree import DraftingTree, drafting_tree
+from .weighted import weighted_acceptance
 
 __all__ = [
     "SCHEMES",
@@ -41,6 +42,7 @@ __all__ = [
     "kseq_threshold",
     "lists_acceptance",
     "lp_acceptance",
+    "mixed_lp_acceptance",
     "optimal_acceptance",
     "optimal_law",
     "race_acceptance",
@@ -49,4 +51,5 @@ __all__ = [
     "recursive_thresholds",
     "rejection_index_entropy",
     "two_draft_condition",
+    "weighted_acceptance",
 ]

@@ -65,5 +65,5 @@ SCHEMES = {
 
 _WITHOUT = {
     "importance": " (its acceptance depends on its truncation; at most that of optimal)",
-    "weighted": " (its children come from several draft laws)",
+    "weighted": " (its children come from several draft laws: weighted_acceptance)",
 }
