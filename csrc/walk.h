@@ -17,9 +17,15 @@
 //   bool stays(int node, double num, double den)      place(node) den < num
 //   int likeliest(const Law&, int k, int64_t* tokens) the k likeliest tokens in order, lowest id first on ties; how many there are
 //   double* keep_ratios(const Coupling&)              a copy of the ratios that lasts until the next such call
+// and, where they come from several laws:
+//   Mixture mixture(t, const MixedSiblings&)          the cells' sums, weights and shares, in scratch that the next call reuses
+//   int cell(t, const Mixture&, int64_t token)        the cell that the sums have the token in
+//   int level(const Mixture&, int cell, int node)     the level of the node's draw
+//   int64_t mixture_race(t, const Mixture&)           winner of (t - P)+ on the round's residual stream
 #pragma once
 #include "coupling.h"
 #include "law.h"
+#include "mixture.h"
 #include "philox.h"
 
 namespace specsample {
@@ -37,7 +43,7 @@ struct Ints {
   }
 };
 
-constexpr int kMaxSiblings = 64;  // live children looked at in one step, by index
+constexpr int kMaxSiblings = kMaxDraws;  // live children looked at in one step, by index
 constexpr int64_t kMaxLists = 1024;
 
 struct Request {
@@ -49,7 +55,7 @@ struct Request {
   bool by_lists = false;      // the scheme reads clock lists
   const double* options = nullptr;  // the scheme's own settings, in the order of its card
   Ints tokens, parents, rows, draft_rows, lists;
-  uint8_t* live = nullptr;    // scratch [nodes + 1], entry 0 is the root; null for chains
+  uint8_t* live = nullptr;    // scratch [nodes + 1], entry 0 is the root: 1 = live, 2 = dropped; null for chains
 
   SPS_HD int64_t token(int node) const { return tokens[node]; }
   SPS_HD int64_t parent(int node) const { return parents.data ? parents[node] : node - 1; }
@@ -81,7 +87,7 @@ struct Request {
   SPS_HD int child(int node, int after) const {
     if (live == nullptr) return after == node && node + 1 < nodes && exists(node + 1) ? node + 1 : -1;
     for (int i = after + 1; i < nodes; ++i)
-      if (exists(i) && live[parent(i) + 1]) return i;
+      if (exists(i) && live[parent(i) + 1] == 1) return i;
     return -1;
   }
   SPS_HD void start() const {
@@ -89,14 +95,22 @@ struct Request {
     for (int i = SPS_THREAD; i <= nodes; i += SPS_THREADS) live[i] = i == 0;
     SPS_BARRIER();
   }
+  // A child that turns out to be drawn from nothing: it is not moved to with its siblings.
+  SPS_HD void drop(int node) const {
+    if (live == nullptr) return;
+    SPS_BARRIER();
+    if (SPS_THREAD == 0) live[node + 1] = 2;
+    SPS_BARRIER();
+  }
+  SPS_HD bool dropped(int node) const { return live != nullptr && live[node + 1] == 2; }
   // Move below `node`: live are it and its later siblings that carry the same token and may be `shared` by the scheme.
   SPS_HD void enter(int node, bool shared) const {
     if (live == nullptr) return;
     // Marks of the level above are needed until all its children are known, and children come after their parents.
     for (int last = nodes - 1; last >= 0; last -= SPS_THREADS) {
       const int i = last - SPS_THREAD;
-      const bool mark =
-          i >= 0 && exists(i) && live[parent(i) + 1] && (i == node || (shared && token(i) == token(node)));
+      const bool mark = i >= 0 && exists(i) && live[parent(i) + 1] == 1 && !dropped(i) &&
+                        (i == node || (shared && token(i) == token(node)));
       SPS_BARRIER();
       if (i >= 0) live[i + 1] = mark;
       SPS_BARRIER();
@@ -133,11 +147,17 @@ struct Step {
   int64_t emitted;
 };
 
-// The live children of a node that a scheme decides among, in index order, and the law they were drawn from.
-struct Siblings {
+// The live children of a node that a scheme decides among, in index order.
+struct Drawn {
   int count = 0;
   int node[kMaxSiblings];
   int64_t token[kMaxSiblings];
+
+  SPS_HD void add(int child, int64_t x) { node[count] = child, token[count] = x, ++count; }
+};
+
+// All from one law: that of the first one's row.
+struct Siblings : Drawn {
   Law draft;
 
   template <class Ex>
@@ -147,17 +167,53 @@ struct Siblings {
     for (; child >= 0 && count < kMaxSiblings; child = request.child(parent, child)) {
       if (!(drawn && request.draft_row(child) == row)) {  // siblings share a row: one law
         const Law law = ex.draft(child);
-        if (law.broken) continue;  // drawn from nothing: the node does not exist
+        if (law.broken) {  // drawn from nothing: the node does not exist
+          request.drop(child);
+          continue;
+        }
         if (count == 0) draft = law;
         row = request.draft_row(child), drawn = true;
       }
-      node[count] = child, token[count] = request.token(child), ++count;
+      add(child, request.token(child));
     }
   }
   SPS_HD int first_with(int64_t x) const {
     for (int i = 0; i < count; ++i)
       if (token[i] == x) return node[i];
     return -1;
+  }
+};
+
+// Each from the law of its own row: of the rows, the first kMaxLaws count, and the children drawn from further ones do not.
+struct MixedSiblings : Drawn {
+  int laws = 0;
+  Law draft[kMaxLaws];
+  int64_t row[kMaxLaws];
+  uint8_t law_of[kMaxSiblings];
+
+  template <class Ex>
+  SPS_HD MixedSiblings(const Request& request, Ex& ex, int parent, int child) {
+    for (; child >= 0 && count < kMaxSiblings; child = request.child(parent, child)) {
+      int at = 0;
+      while (at < laws && row[at] != request.draft_row(child)) ++at;
+      if (at == laws) {
+        const Law law = ex.draft(child);
+        if (law.broken) request.drop(child);
+        if (law.broken || laws == kMaxLaws) continue;
+        draft[at] = law, row[at] = request.draft_row(child), ++laws;
+      }
+      law_of[count] = static_cast<uint8_t>(at);
+      add(child, request.token(child));
+    }
+  }
+  SPS_HD Cells cells(int number, int64_t vocab) const {
+    int drawn[kMaxLaws] = {};
+    for (int i = 0; i < count; ++i) ++drawn[law_of[i]];
+    return Cells::of(number, drawn, laws, vocab);
+  }
+  // Over scratch for Mixture::scratch(cells, laws) doubles.
+  SPS_HD Mixture mixture(const Cells& cells, int levels, double* scratch) const {
+    return Mixture(cells, draft, laws, law_of, count, levels, scratch);
   }
 };
 
@@ -176,7 +232,16 @@ SPS_HD void walk(const Request& request, Ex& ex, const Output& out) {
     Step step{-1, target.only};
     constexpr bool several = Rule::kNeedsMass && Rule::kSharesToken;  // a multi-draft rule
     if (several && target.only >= 0 && child >= 0) {  // greedy: the only token the target has is emitted, drawn or not
-      if constexpr (several) step.child = Siblings(request, ex, node, child).first_with(target.only);
+      int64_t row = -1;  // of the last such child that was drawn from a law
+      for (int i = child; i >= 0; i = request.child(node, i)) {
+        if (request.token(i) != target.only) continue;
+        if (request.draft_row(i) != row && ex.draft(i).broken) {
+          request.drop(i);
+          continue;
+        }
+        row = request.draft_row(i);
+        if (step.child < 0) step.child = i;
+      }
     } else {
       step = rule.step(request, ex, target, node, child, depth);
     }
@@ -185,7 +250,7 @@ SPS_HD void walk(const Request& request, Ex& ex, const Output& out) {
       return;
     }
     if (Rule::kSharesToken)  // the first live child of the token stands for all of them
-      while (request.token(child) != request.token(step.child)) child = request.child(node, child);
+      while (request.token(child) != request.token(step.child) || request.dropped(child)) child = request.child(node, child);
     node = Rule::kSharesToken ? child : step.child;
     out.tokens[depth] = request.token(node);
     out.nodes[depth] = node;

@@ -20,6 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import specsample as ss  # noqa: E402
 
 SCHEMES, KINDS = tuple(ss.schemes()), ("iid", "distinct", "arrivals", "lists", "top", "topk")
+OPTIONS = {
+    "bins": (64, 100, 4096), "s": (1, 5, 64), "alphabet": (1, 37, 256), "levels": (2, 5, 32), "rounds": (0, 3, 20),
+    "cells": (64, 1000, 4096),
+}  # fmt: skip
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -126,7 +130,7 @@ class Call:
         if scheme == "lists" and self.chance(0.5):
             args["lists"] = self.spoil(self.ints(0, 4, nodes), -1, 10**6)
         if card.options and self.chance(0.3):
-            args["options"] = {n: self.pick.choice((low, low + 36, high)) for n, (_, (low, high), _) in card.options.items()}
+            args["options"] = {name: self.pick.choice(OPTIONS[name]) for name in card.options}
         drawn = args["draft_logits"] is not None and batch > 0 and self.chance(0.8)
         if drawn:
             self.draw(args)

@@ -50,3 +50,24 @@ def drafted_tree(
     out = {"target_logits": target, "draft_tokens": tokens, "draft_logits": draft, "parents": parents}
     out |= {"rows": [0] + [d + 1 for d in level], "draft_rows": level, "scheme": scheme, "seed": seeds, "position": 50}
     return out if sampling is None else out | {"sampling": sampling}
+
+
+def mixed_tree(B, k, depth, V, scheme="weighted", *, draft_rows=None, **settings):
+    """`drafted_tree` with a draft of its own for each path: path i has draft rows i·depth .. i·depth + depth − 1.
+
+    draft_rows: of the paths, which path's draft each uses (default: its own)
+    """
+    args = drafted_tree(B, k, depth, V, scheme, **settings)
+    source = draft_rows or list(range(k))
+    draft, trials = args["draft_logits"], settings.get("trials")
+    noise = numbers(1 if trials else B, k * depth, draft.shape[-1], seed=settings.get("seed", 0) + 77)
+    scale = torch.linspace(0.3, 1.5, k).repeat_interleave(depth)[:, None]  # from good to bad
+    draft = (draft.repeat(1, k, 1).float() + scale * noise).to(draft.dtype)
+    args["draft_logits"] = draft
+    args["draft_rows"] = [source[i // depth] * depth + i % depth for i in range(k * depth)]
+    at = {name: args[name] for name in ("sampling", "seed", "position") if name in args}
+    tokens = [
+        ss.draft(draft[:, row], node=i, depth=i % depth, backend="reference" if B <= 64 and not trials else "cpu", **at)
+        for i, row in enumerate(args["draft_rows"])
+    ]
+    return args | {"draft_tokens": torch.cat(tokens, 1)}

@@ -147,14 +147,8 @@ class RowRunner {
       sums[size - 4] += 1 - t;  // the others are not drawn: the last bin
       return coupling.close_sums();
     }
-    const int64_t length = tile_length(target.vocab, tile_count(target.vocab));
-    std::mutex merging;
-    spread(target.vocab, [&](int64_t first, int64_t last) {
-      std::vector<double> part(size);
-      for (int64_t i = first; i < last; ++i)
-        passes.histogram(target, draft, coupling.binning, i * length, std::min(target.vocab, (i + 1) * length), part.data());
-      const std::lock_guard<std::mutex> lock(merging);
-      for (int i = 0; i < size; ++i) sums[i] += part[i];  // exact, so the order of the threads does not matter
+    by_parts(target.vocab, size, sums, [&](int64_t begin, int64_t end, double* part) {
+      passes.histogram(target, draft, coupling.binning, begin, end, part);
     });
     if (draft.vocab > target.vocab)  // tokens that the target lacks: ratio 0
       sums[1] += passes.sum(draft.row, target.vocab, draft.vocab, Affine::of(draft), draft.cutoff) / draft.mass;
@@ -164,6 +158,27 @@ class RowRunner {
     if (draft.only >= 0) return coupling.binning.of_ratio(prob(passes, target, token), 1);
     if (token >= target.vocab) return 0;
     return passes.bin(target, draft, coupling.binning, token);
+  }
+
+  // Sums by cell of several laws; the target is no point mass.
+  void mixture(const Passes& passes, const Law& target, Mixture& mixture) const {
+    const int size = mixture.cells.count() * mixture.stride();
+    std::fill(mixture.sums, mixture.sums + size, 0.0);
+    by_parts(target.vocab, size, mixture.sums, [&](int64_t begin, int64_t end, double* part) {
+      passes.mixture_sums(target, mixture, begin, end, part);
+    });
+    for (int g = 0; g < mixture.laws; ++g) {  // tokens that the target lacks: the first cell
+      const Law& draft = mixture.law[g];
+      if (draft.only >= target.vocab) mixture.sums[1 + g] += 1;
+      if (draft.only < 0 && draft.vocab > target.vocab)
+        mixture.sums[1 + g] += passes.sum(draft.row, target.vocab, draft.vocab, Affine::of(draft), draft.cutoff) / draft.mass;
+    }
+    mixture.close_sums();
+  }
+  int64_t mixture_race(const Passes& passes, const Law& target, const Mixture& mixture, const Stream& stream) const {
+    const Best best = merged(
+        [&](int64_t begin, int64_t end, Best* b) { passes.mixture_race(target, mixture, stream, begin, end, b); }, target.vocab);
+    return best.id >= 0 ? best.id : race(passes, target, stream).id;  // as in residual_race
   }
 
   // Probability of all tokens but these, relative to the largest of the others: 1 - d(tokens) would lose all its digits when they
@@ -225,6 +240,19 @@ class RowRunner {
   }
 
  private:
+  // sums [size] += what pass(begin, end, part) adds to `part` over all tiles.
+  template <class F>
+  void by_parts(int64_t vocab, int size, double* sums, const F& pass) const {
+    const int64_t length = tile_length(vocab, tile_count(vocab));
+    std::mutex merging;
+    spread(vocab, [&](int64_t first, int64_t last) {
+      std::vector<double> part(size);
+      for (int64_t i = first; i < last; ++i) pass(i * length, std::min(vocab, (i + 1) * length), part.data());
+      const std::lock_guard<std::mutex> lock(merging);
+      for (int i = 0; i < size; ++i) sums[i] += part[i];  // exact, so the order of the threads does not matter
+    });
+  }
+
   // The race over a row, by one thread or in stretches by several. A stretch is raced as a whole, not tile by tile: its best score
   // so far is what rules most tokens out.
   template <class F>
@@ -409,6 +437,21 @@ class CpuExecutor {
   double* keep_ratios(const Coupling& coupling) {
     kept_ratios_.assign(coupling.ratio, coupling.ratio + coupling.binning.count);
     return kept_ratios_.data();
+  }
+  Mixture mixture(const Law& target, const MixedSiblings& live) {
+    const Cells cells = live.cells(static_cast<int>(request.options[2]), target.vocab);
+    scratch_.resize(Mixture::scratch(cells, live.laws));
+    Mixture mixture = live.mixture(cells, static_cast<int>(request.options[0]), scratch_.data());
+    runner.mixture(*target_rows.passes, target, mixture);
+    mixture.climb(static_cast<int>(request.options[1]), target_rows.passes->levels);
+    return mixture;
+  }
+  int cell(const Law& target, const Mixture& mixture, int64_t token) const {
+    return token < target.vocab ? target_rows.passes->cell(target, mixture, token) : 0;
+  }
+  int level(const Mixture& mixture, int cell, int node) const { return mixture.level(cell, place(node)); }
+  int64_t mixture_race(const Law& target, const Mixture& mixture) const {
+    return runner.mixture_race(*target_rows.passes, target, mixture, Stream(request.seed, request.position, kResidual));
   }
 
  private:

@@ -7,6 +7,7 @@
 
 #include "../coupling.h"
 #include "../law.h"
+#include "../mixture.h"
 #include "../philox.h"
 
 namespace specsample {
@@ -90,6 +91,11 @@ struct Passes {
   // Adds t and d of the tokens to sums [count + 1][2]: by bin, the tail's last. Multiples of 2^-52, so that order does not matter.
   void (*histogram)(const Law& target, const Law& draft, const Binning&, int64_t begin, int64_t end, double* sums);
   int (*bin)(const Law& target, const Law& draft, const Binning&, int64_t token);
+  // The same for the cells of several laws (mixture_passes.inc), and the race over (t - P)+.
+  void (*mixture_sums)(const Law& target, const Mixture&, int64_t begin, int64_t end, double* sums);
+  int (*cell)(const Law& target, const Mixture&, int64_t token);
+  void (*mixture_race)(const Law& target, const Mixture&, const Stream&, int64_t begin, int64_t end, Best*);
+  LevelLoops levels;
   void (*words)(const Stream&, int64_t first, uint32_t* out);  // of 64 tokens, first a multiple of 64
   void (*scan)(const void* row, int64_t begin, int64_t end, float bound, const Affine*, Visit, void* context);
 };

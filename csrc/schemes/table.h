@@ -11,6 +11,7 @@
 #include "recursive_distinct.h"
 #include "token.h"
 #include "top.h"
+#include "weighted.h"
 
 // X(name, whether drafts' laws enter, whether clock lists are read)
 #define SPS_SCHEMES(X)               \
@@ -22,6 +23,7 @@
   X(optimal, true, false)            \
   X(optimal_block, true, false)      \
   X(top, true, false)                \
+  X(weighted, true, false)           \
   X(lists, false, true)
 
 // The first of them: those whose passes the CUDA executor has.

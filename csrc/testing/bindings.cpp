@@ -131,15 +131,19 @@ PYBIND11_MODULE(specsample_testing, m) {
     return py::make_tuple(bin, ratio, exchanges, threshold);
   });
   // Every outcome of a round with its exact probability: {(num_accepted, tokens...): probability}.
-  m.def("enumerate", [](const std::string& scheme, const std::vector<int64_t>& tokens, const std::vector<int64_t>& parents,
-                        const std::vector<std::vector<double>>& target, const std::vector<std::vector<double>>& draft,
-                        int max_depth, const std::vector<double>& options) {
+  const auto enumerate_round = [](const std::string& scheme, const std::vector<int64_t>& tokens,
+                                  const std::vector<int64_t>& parents, const std::vector<std::vector<double>>& target,
+                                  const std::vector<std::vector<double>>& draft, int max_depth,
+                                  const std::vector<double>& options, const std::vector<int64_t>& draft_rows) {
 #define SPS_TRY(name, uses_draft_law, by_lists) \
   if (scheme == #name)                \
     return by_tuple(                  \
-        enumerate(verify_##name<EnumeratingExecutor>, tokens, parents, target, draft, max_depth, uses_draft_law, options));
+        enumerate(verify_##name<EnumeratingExecutor>, tokens, parents, target, draft, max_depth, uses_draft_law, options, \
+                  draft_rows));
     SPS_SCHEMES(SPS_TRY)
 #undef SPS_TRY
     throw std::invalid_argument("no scheme " + scheme);
-  });
+  };
+  m.def("enumerate", enumerate_round, py::arg("scheme"), py::arg("tokens"), py::arg("parents"), py::arg("target"),
+        py::arg("draft"), py::arg("max_depth"), py::arg("options"), py::arg("draft_rows") = std::vector<int64_t>());
 }

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <vector>
 
+#include "../cpu/passes.h"
 #include "../schemes/optimal.h"
 
 namespace specsample {
@@ -89,6 +90,40 @@ class EnumeratingExecutor {
   double* keep_ratios(const Coupling& coupling) {
     kept_.assign(coupling.ratio, coupling.ratio + coupling.binning.count);
     return kept_.data();
+  }
+
+  Mixture mixture(const Law& target, const MixedSiblings& live) {
+    const Cells cells = live.cells(static_cast<int>(request_.options[2]), target.vocab);
+    scratch_.assign(Mixture::scratch(cells, live.laws), 0.0);
+    Mixture mixture = live.mixture(cells, static_cast<int>(request_.options[0]), scratch_.data());
+    for (int64_t i = 0; i < target.vocab; ++i) {
+      double* at = mixture.sums + cell(target, mixture, i) * mixture.stride();
+      at[0] += prob(target, i);
+      for (int g = 0; g < live.laws; ++g) at[1 + g] += prob(live.draft[g], i);
+    }
+    mixture.close_sums();
+    mixture.climb(static_cast<int>(request_.options[1]), kBasePasses[kFloat32].levels);
+    return mixture;
+  }
+  int cell(const Law& target, const Mixture& mixture, int64_t token) const {
+    double d[kMaxLaws];
+    for (int g = 0; g < mixture.laws; ++g) d[g] = prob(mixture.law[g], token);
+    return mixture.cells.cell(prob(target, token), d, mixture.laws);
+  }
+  int level(const Mixture& mixture, int cell, int) {
+    std::vector<double> weights;
+    for (int n = 1; n <= mixture.levels; ++n) weights.push_back(mixture.within(cell, n) - (n > 1 ? mixture.within(cell, n - 1) : 0));
+    return static_cast<int>(decide(weights)) + 1;
+  }
+  int64_t mixture_race(const Law& target, const Mixture& mixture) {
+    std::vector<double> weights(target.vocab);
+    for (int64_t i = 0; i < target.vocab; ++i) {
+      double won = 0;
+      for (int g = 0; g < mixture.laws; ++g) won += mixture.share_of(cell(target, mixture, i), g) * prob(mixture.law[g], i);
+      weights[i] = std::max(prob(target, i) - won, 0.0);
+    }
+    if (total(weights) <= 0) return clock_race(target, 0);
+    return decide(weights);
   }
 
   // Selection among several draws: one outcome a draw, with its probability given everybody's token.
@@ -208,13 +243,15 @@ inline int select(EnumeratingExecutor& ex, const Law& target, const Siblings& li
 }
 
 // {(num_accepted, emitted tokens...): probability}. parents empty: a chain. target: a row for the root and each node; draft: a
-// row for the root and each node (those with children are read), or empty for one-hot drafts.
+// row for the root and each node (those with children are read), or empty for one-hot drafts; or, with draft_rows, any rows and the
+// one that each node was drawn from.
 template <class Round>
 std::map<std::vector<int64_t>, double> enumerate(Round round, const std::vector<int64_t>& tokens,
                                                  const std::vector<int64_t>& parents,
                                                  const EnumeratingExecutor::Table& target,
                                                  const EnumeratingExecutor::Table& draft, int max_depth, bool uses_draft_law,
-                                                 const std::vector<double>& options) {
+                                                 const std::vector<double>& options,
+                                                 const std::vector<int64_t>& draft_rows) {
   Request request;
   request.options = options.data();
   request.nodes = static_cast<int>(tokens.size()), request.max_depth = max_depth;
@@ -222,6 +259,7 @@ std::map<std::vector<int64_t>, double> enumerate(Round round, const std::vector<
   request.id_limit = static_cast<int64_t>(target.at(0).size());
   request.has_draft = uses_draft_law && !draft.empty();
   request.tokens = Ints{tokens.data(), true};
+  if (!draft_rows.empty()) request.draft_rows = Ints{draft_rows.data(), true};
   std::vector<uint8_t> live(tokens.size() + 1);
   if (!parents.empty()) request.parents = Ints{parents.data(), true}, request.live = live.data();
 

@@ -53,6 +53,11 @@ class Draws:
         """u·denominator < numerator for the first selection uniform of `node` -> bool [B]"""
         return self.selection(node)[0] * denominator < numerator
 
+    def level(self, node, within):
+        """The first level n with u < within_n for the selection uniform of `node`; within float64 [B, n], rising, and 1 beyond
+        -> int64 [B], from 1"""
+        return 1 + (self.selection(node)[0][:, None] >= within).sum(-1)
+
 
 class Round:
     """One round's inputs. Nodes are numbered 0..N−1, −1 is the root; per-node vectors are int64 [B].
@@ -268,8 +273,13 @@ def first(children):
 
 def prob(law, token):
     """Probability of `token` [B] under a log law [B, V]; 0 beyond the law's vocabulary."""
-    value = law.gather(1, token[:, None].clamp(0, law.shape[1] - 1))[:, 0].exp()
-    return torch.where(token < law.shape[1], value, 0.0)
+    return at(law, token, -math.inf).exp()
+
+
+def at(law, token, beyond=0.0):
+    """The value of `token` [B] in [B, V], `beyond` the vocabulary."""
+    value = law.gather(1, token[:, None].clamp(0, law.shape[1] - 1))[:, 0]
+    return torch.where(token < law.shape[1], value, beyond)
 
 
 def walk(round, rule, shares=True):

@@ -1,9 +1,13 @@
 """The table of schemes. A scheme is a card and a reference here, a header of its name in csrc/schemes, one line below."""
 
-from . import block, importance, kseq, lists, optimal, optimal_block, race, recursive, recursive_distinct, token, top
+from . import (
+    block, importance, kseq, lists, optimal, optimal_block, race, recursive, recursive_distinct, token, top, weighted,
+)  # fmt: skip
 from .card import Scheme
 
-MODULES = (token, block, race, recursive, recursive_distinct, kseq, importance, optimal, optimal_block, top, lists)
+MODULES = (
+    token, block, race, recursive, recursive_distinct, kseq, importance, optimal, optimal_block, weighted, top, lists,
+)  # fmt: skip
 SCHEMES = {module.CARD.name: module.CARD for module in MODULES}
 
 __all__ = ["SCHEMES", "Scheme"]

@@ -13,7 +13,7 @@ import math
 import torch
 
 from ..reference.coupling import Coupling, select
-from ..reference.walk import Siblings, first, log_weights, prob
+from ..reference.walk import Siblings, at, first, log_weights, prob
 from .card import Scheme
 from .optimal import BINS
 
@@ -45,7 +45,7 @@ def reference(round):
         targets.append(target), laws.append(law), leaves.append(leaf)
 
         token = round.token(draw)
-        t, b = prob(target, token), _at(law, token)
+        t, b = prob(target, token), at(law, token)
         ratio = torch.where(b > 0, t / b, torch.where(t > 0, math.inf, 0.0))
         weight = torch.where(t > 0, weight * ratio, 0.0).nan_to_num(nan=0.0).clamp(max=1.0)
         active = usable & ~leaf
@@ -89,11 +89,6 @@ def _select(round, live, target):
     b_only = torch.where(live.greedy, d_only, 1 - (1 - d_only) ** live.count)
     at = torch.arange(t.shape[1], device=round.device) == only[:, None]
     return draw, torch.where(many[:, None], torch.where(at, b_only[:, None], 0.0), law)
-
-
-def _at(law, token):
-    inside = token < law.shape[1]
-    return torch.where(inside, law.gather(1, token.clamp(max=law.shape[1] - 1)[:, None])[:, 0], 0.0)
 
 
 CARD = Scheme(

@@ -14,7 +14,7 @@ from .acceptance import SCHEMES, acceptance
 from .distinct import distinct_acceptance
 from .efficiency import block_efficiency
 from .importance import importance_acceptance
-from .lp import lp_acceptance
+from .lp import lp_acceptance, mixed_lp_acceptance
 from .optimal import binned_acceptance, optimal_acceptance, optimal_law, two_draft_condition
 from .race import (
     Bracketed,
@@ -27,6 +27,7 @@ from .race import (
 )
 from .thresholds import clipped_mass, kseq_threshold, recursive_thresholds
 from .tree import DraftingTree, drafting_tree
+from .weighted import weighted_acceptance
 
 __all__ = [
     "SCHEMES",
@@ -43,6 +44,7 @@ __all__ = [
     "kseq_threshold",
     "lists_acceptance",
     "lp_acceptance",
+    "mixed_lp_acceptance",
     "optimal_acceptance",
     "optimal_law",
     "race_acceptance",
@@ -51,4 +53,5 @@ __all__ = [
     "recursive_thresholds",
     "rejection_index_entropy",
     "two_draft_condition",
+    "weighted_acceptance",
 ]

@@ -71,5 +71,5 @@ SCHEMES = {
 }
 
 _WITHOUT = {
-    "weighted": " (its children come from several draft laws)",
+    "weighted": " (its children come from several draft laws: weighted_acceptance)",
 }

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..errors import expect
 from .laws import count, pair, rowwise
+from .weighted import laws_of
 
 LIMIT = 100_000  # tuples of children, V^k
 
@@ -22,19 +23,31 @@ def lp_acceptance(target, draft, k):
     k, width = count(k, "k"), target.shape[-1]
     expect(width**k <= LIMIT, "target", f"V^k <= {LIMIT} (a linear program that large would take minutes; "
            "optimal_acceptance is its closed form)", f"{width}^{k}")  # fmt: skip
+    return rowwise(lambda t, d: _solve(t, [d] * k), target, draft)
+
+
+def mixed_lp_acceptance(target, drafts):
+    """`lp_acceptance` of children from different laws: child k is drawn from drafts[k], independently.
+
+    target: [..., V]; drafts: [..., K, V] -> float64 [...]; errors as in `lp_acceptance`
+    """
+    target, drafts = laws_of(target, drafts)
+    k, width = drafts.shape[-2:]
+    expect(width**k <= LIMIT, "drafts", f"V^K <= {LIMIT} (a linear program that large would take minutes)", f"{width}^{k}")
+    rows = zip(target.reshape(-1, width), drafts.reshape(-1, k, width))
+    return np.array([_solve(t, d) for t, d in rows]).reshape(target.shape[:-1])[()]
+
+
+def _solve(t, drafts):
     try:
         from scipy.optimize import linprog
         from scipy.sparse import csr_matrix
     except ImportError as error:
         raise ImportError('lp_acceptance needs SciPy: pip install "specsample[theory]"') from error
-    return rowwise(lambda t, d: _solve(t, d, k, linprog, csr_matrix), target, draft)
-
-
-def _solve(t, d, k, linprog, csr_matrix):
     weight = {}
-    for children in itertools.product(np.flatnonzero(d > 0).tolist(), repeat=k):
+    for children in itertools.product(*(np.flatnonzero(d > 0).tolist() for d in drafts)):
         key = frozenset(children)
-        weight[key] = weight.get(key, 0.0) + float(np.prod(d[list(children)]))
+        weight[key] = weight.get(key, 0.0) + float(np.prod([d[x] for d, x in zip(drafts, children)]))
     arcs = [(row, token) for row, members in enumerate(weight) for token in members]
     rows = [row for row, _ in arcs] + [len(weight) + token for _, token in arcs]
     columns = list(range(len(arcs))) * 2
