@@ -11,6 +11,7 @@ import torch
 
 import specsample as ss
 from specsample import cli, theory
+from specsample.theory import arrivals
 from specsample.theory.table import zipf_pair
 
 SIGMAS = 5.0  # a simulation fails a correct formula once in 1.7 million seeds; seeds are fixed
@@ -272,6 +273,22 @@ def test_arrivals_interpolated_stay_within_their_error():
         assert none == 0 and 0 < abs(rough - exact) <= error < 0.1
         finer, less = theory.arrivals_acceptance(target, draft, k, knots=96)
         assert abs(finer - exact) <= less < error and abs(finer - exact) < 1e-4
+
+
+def test_arrivals_by_power_sums_equal_the_recursion(monkeypatch):
+    """Tokens of small draft probability in the aggregate, against every token by itself; without the third and higher powers the
+    difference must show."""
+    rng = np.random.default_rng(19)
+    pairs = [zipf_pair(3000, 1.0, rng), zipf_pair(3000, 3.0, rng)]
+    pairs.append((pairs[0][1], np.full(3000, 1 / 3000)))
+    for target, draft in pairs:
+        found = arrivals.up_to(target, draft, 8, knots=16).value
+        with monkeypatch.context() as patch:
+            patch.setattr(arrivals, "ORDER", 1)
+            rough = arrivals.up_to(target, draft, 8, knots=16).value
+            patch.setattr(arrivals, "LARGE", 3000)
+            exact = arrivals.up_to(target, draft, 8, knots=16).value
+        assert np.abs(found - exact).max() < 1e-8 < np.abs(rough - exact).max()
 
 
 def index_entropy(target, draft):

@@ -11,19 +11,12 @@ except ImportError as error:
     raise ImportError('specsample.theory needs NumPy: pip install "specsample[theory]"') from error
 
 from .acceptance import SCHEMES, acceptance
+from .arrivals import Bracketed, arrivals_acceptance, rank_entropy
 from .distinct import distinct_acceptance
 from .efficiency import block_efficiency
 from .lp import lp_acceptance
 from .optimal import binned_acceptance, optimal_acceptance, optimal_law, two_draft_condition
-from .race import (
-    Bracketed,
-    arrivals_acceptance,
-    lists_acceptance,
-    race_acceptance,
-    race_bound,
-    rank_entropy,
-    rejection_index_entropy,
-)
+from .race import lists_acceptance, race_acceptance, race_bound, rejection_index_entropy
 from .thresholds import clipped_mass, kseq_threshold, recursive_thresholds
 from .tree import DraftingTree, drafting_tree
 

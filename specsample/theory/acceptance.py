@@ -3,10 +3,11 @@
 import numpy as np
 
 from ..errors import expect
+from .arrivals import arrivals_acceptance
 from .distinct import distinct_acceptance
 from .laws import count, pair
 from .optimal import optimal_acceptance
-from .race import arrivals_acceptance, lists_acceptance
+from .race import lists_acceptance
 from .thresholds import clipped_mass, kseq_threshold, recursive_thresholds
 
 
