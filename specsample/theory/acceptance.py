@@ -48,7 +48,8 @@ def _top(target, draft, k):
     rest = d[..., k - 1 :]
     left = rest.sum(-1, keepdims=True)
     drawn = np.divide(rest, left, out=np.zeros_like(rest), where=left > 0)
-    return t[..., : k - 1].sum(-1) + np.minimum(t[..., k - 1 :], drawn).sum(-1)
+    listed = np.where(d[..., : k - 1] > 0, t[..., : k - 1], 0.0)  # what is never drafted is no child
+    return listed.sum(-1) + np.minimum(t[..., k - 1 :], drawn).sum(-1)
 
 
 SCHEMES = {
