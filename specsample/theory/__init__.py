@@ -12,7 +12,8 @@ except ImportError as error:
 
 from .acceptance import SCHEMES, acceptance
 from .arrivals import Bracketed, arrivals_acceptance, rank_entropy
-from .distinct import distinct_acceptance
+from .curves import Curve, acceptance_curves
+from .distinct import Estimate, distinct_acceptance, distinct_estimate
 from .efficiency import block_efficiency
 from .lp import lp_acceptance
 from .optimal import binned_acceptance, optimal_acceptance, optimal_law, two_draft_condition
@@ -23,13 +24,17 @@ from .tree import DraftingTree, drafting_tree
 __all__ = [
     "SCHEMES",
     "Bracketed",
+    "Curve",
     "DraftingTree",
+    "Estimate",
     "acceptance",
+    "acceptance_curves",
     "arrivals_acceptance",
     "binned_acceptance",
     "block_efficiency",
     "clipped_mass",
     "distinct_acceptance",
+    "distinct_estimate",
     "drafting_tree",
     "kseq_threshold",
     "lists_acceptance",

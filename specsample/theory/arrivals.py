@@ -14,7 +14,7 @@ from ..errors import expect
 from .laws import count, pair, rowwise
 from .race import by_finite_ratio, nodes, race_acceptance
 
-LARGE = 64  # tokens a law that are taken one by one, and this many times k; the others enter through power sums
+LARGE = 32  # tokens a law that are taken one by one, and this many times k; the others enter through power sums
 ORDER = 6  # of x_i, in the power sums
 
 

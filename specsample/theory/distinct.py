@@ -61,7 +61,7 @@ def distinct_estimate(t, d, k, samples, rng):
     for n in range(k):
         step = row.step(paths)
         chance = chance * step.total
-        value[n], error[n] = 1 - chance.mean(), chance.std() / samples**0.5
+        value[n], error[n] = 1 - chance.mean(), chance.std() / samples**0.5 if n else 0.0
         if n + 1 < k:
             u = (np.arange(samples) + rng.random(samples)) / samples if n == 0 else rng.random(samples)
             paths = row.reject(paths, step, row.draw(paths, step, u))
