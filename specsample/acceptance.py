@@ -55,12 +55,14 @@ def main(options):
             count, name = min(len(pair[0]), options.positions), str(options.logits)
             rows = zip(*(x[:count].split(64) for x in pair))
             ids = range(count)
-        means = mean_acceptance(rows, len(ids), options.k, sampling, draft_sampling, options.samples, options.seed)
+        curves = node_acceptance(
+            rows, len(ids), options.k, sampling, draft_sampling, samples=options.samples, seed=options.seed
+        )
     except (ValueError, ImportError, OSError) as error:
         print(f"specsample acceptance: {error}", file=sys.stderr)
         return 1
-    result = as_json(means, options.k, name, len(ids), sampling, draft_sampling)
-    print(as_text(result, means))
+    result = as_json(curves, options.k, name, sampling, draft_sampling)
+    print(as_text(result, curves))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0
@@ -116,7 +118,8 @@ def laws(target_logits, draft_logits, sampling, draft_sampling):
     """(target, draft) float64 [n, V] of one width: an id that one of them lacks has probability 0 there."""
     width = max(target_logits.shape[1], draft_logits.shape[1])
     out = []
-    for logits, settings in ((target_logits, sampling), (draft_logits, draft_sampling)):
+    for name, logits, settings in (("target", target_logits, sampling), ("draft", draft_logits, draft_sampling)):
+        expect(bool((logits > -torch.inf).any(-1).all()), f"{name} logits", "a finite one in each row", "a row without")
         if logits.dtype == torch.float64:
             logits = logits.float()
         law = log_probs(logits.contiguous(), sampling=settings).double().exp()
@@ -125,19 +128,18 @@ def laws(target_logits, draft_logits, sampling, draft_sampling):
     return tuple(out)
 
 
-def mean_acceptance(rows, total, ks, sampling=Sampling(), draft_sampling=None, samples=64, seed=0):
-    """{scheme: theory.Curve of [len(ks)]}: means over all rows
+def node_acceptance(rows, total, ks, sampling=Sampling(), draft_sampling=None, *, schemes=None, samples=64, seed=0):
+    """Acceptance of every scheme (or of `schemes`) at each of T positions: {scheme: theory.Curve of [T, len(ks)]}
 
     rows: iterable of (target logits [n, V], draft logits [n, V']); total: how many rows, for the progress bar
     """
     from .theory.curves import Curve, acceptance_curves
-    from .theory.table import summary
 
     draft_sampling = sampling if draft_sampling is None else draft_sampling
     parts, count = [], 0
 
     def one(target, draft, number):
-        return acceptance_curves(target, draft, ks, samples=samples, seed=(seed, number))
+        return acceptance_curves(target, draft, ks, schemes=schemes, samples=samples, seed=(seed, number))
 
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool, progress(total) as bar:
@@ -152,8 +154,7 @@ def mean_acceptance(rows, total, ks, sampling=Sampling(), draft_sampling=None, s
             finally:
                 torch.set_num_threads(threads)
             count += len(target)
-    stack = {name: Curve(*(_stacked([p[name][i] for p in parts]) for i in (0, 1))) for name in parts[0]}
-    return summary(stack)
+    return {name: Curve(*map(_stacked, zip(*(part[name] for part in parts)))) for name in parts[0]}
 
 
 def _stacked(rows):
@@ -184,27 +185,33 @@ def progress(total):
     return tqdm(total=total, desc="positions", unit="position", file=sys.stderr, leave=False)
 
 
-def as_json(means, ks, name, positions, sampling, draft_sampling):
-    """The result as numbers and text only."""
+def as_json(curves, ks, name, sampling, draft_sampling):
+    """Means over the positions, as numbers and text only. half_width_95: of the mean, as far as positions are a sample."""
+    from .theory.table import summary
+
     clean = lambda x: [None if v != v else float(f"{v:.6g}") for v in x.tolist()]  # noqa: E731
-    gap = means["optimum"].value - means["optimal"].value
+    means = summary(curves)
+    positions = len(curves["token"].value)
     return {
         "of": name,
         "positions": positions,
         "sampling": sampling._asdict(),
         "draft_sampling": draft_sampling._asdict(),
         "k": list(ks),
-        "acceptance": {scheme: clean(curve.value) for scheme, curve in means.items()},
-        "standard_error": {scheme: clean(curve.error) for scheme, curve in means.items() if curve.error.max() > 0},
-        "optimum_less_optimal": clean(gap),
+        "acceptance": {scheme: clean(mean.value) for scheme, mean in means.items()},
+        "half_width_95": {scheme: clean(1.96 * c.value.std(0) / positions**0.5) for scheme, c in curves.items()},
+        "standard_error": {scheme: clean(mean.error) for scheme, mean in means.items() if mean.error.max() > 0},
+        "optimum_less_optimal": clean(means["optimum"].value - means["optimal"].value),
     }
 
 
-def as_text(result, means):
+def as_text(result, curves):
     """The table."""
-    from .theory.table import lines
+    from .theory.table import lines, summary
 
     settings = [f"T = {result[which]['temperature']:g}" for which in ("sampling", "draft_sampling")]
     head = [f"mean acceptance of a node over {result['positions']} positions of {result['of']}",
             f"target at {settings[0]}, draft at {settings[1]}"]  # fmt: skip
-    return "\n".join([*head, *lines(means, result["k"])])
+    width = max(x for row in result["half_width_95"].values() for x in row if x is not None)
+    tail = f"  As a sample of such texts the means are known to ±{width:.3f} (95 %); their differences are more certain."
+    return "\n".join([*head, *lines(summary(curves), result["k"]), tail])
