@@ -42,7 +42,8 @@ def parser(description, name, tokens=48):
     out.add_argument("--batch", type=int, default=4, help="prompts decoded together (4)")
     out.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="leave out cells that would start later")
     out.add_argument("--parts", nargs="+", help="only these parts of the experiment")
-    out.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="JSON; tables and figures go beside it")
+    out.add_argument("--out", type=Path, default=RESULTS / f"{name}.json",
+                     help="a part's JSON is NAME-part.json; its table and figure go beside it")  # fmt: skip
     return out
 
 
@@ -83,10 +84,7 @@ class Bench:
         torch.manual_seed(0)
         self.pair = load_pair(options.target, options.draft)
         self.prompts = [self.pair.encode(text) for text in questions(options)]
-        self.warm = False
-
-    def wanted(self, part):
-        return not self.options.parts or part in self.options.parts
+        self.warm, self.known = False, {}
 
     def decode(self, setting):
         """Decode all prompts. -> figures of the setting, or {"missing": why}"""
@@ -133,6 +131,8 @@ class Bench:
 
     def texts(self, temperature=1.0):
         """Texts of the target at this temperature, so that they have its law: [(prompt and new tokens int64 [W], new tokens)]"""
+        if temperature in self.known:
+            return self.known[temperature]
         out, left = [], self.options.positions
         for i, ids in enumerate(self.prompts):
             if left <= 0:
@@ -144,6 +144,7 @@ class Bench:
             )[0]  # fmt: skip
             out.append((text, text.shape[0] - ids.shape[1]))
             left -= out[-1][1]
+        self.known[temperature] = out
         return out
 
     def logits(self, texts):
@@ -210,6 +211,19 @@ def efficiency(row):
     return None if "missing" in row else (row["block_efficiency"], row["half_width_95"])
 
 
+def run(options, parts):
+    """Run the parts that are wanted, each to its own files. parts: {name: f(bench, options, rows, tables)}"""
+    unknown = set(options.parts or ()) - set(parts)
+    if unknown:
+        raise SystemExit(f"--parts: expected some of {', '.join(parts)}, got {', '.join(sorted(unknown))}")
+    bench = Bench(options)
+    for name, part in parts.items():
+        if not options.parts or name in options.parts:
+            rows, tables = [], []
+            part(bench, options, rows, tables)
+            write({**bench.head(), "rows": rows}, tables, options.out.with_name(f"{options.out.stem}-{name}.json"))
+
+
 def write(result, tables, path):
     """JSON and, beside it, the tables"""
     write_json(path, result)
@@ -225,6 +239,4 @@ def write(result, tables, path):
     print("\n".join([*tables, *notes]))
 
 
-__all__ = [
-    "Bench", "Progress", "Setting", "efficiency", "figures", "parser", "table", "teacher_forced", "write",
-]  # fmt: skip
+__all__ = ["Bench", "Progress", "Setting", "efficiency", "parser", "run", "table", "teacher_forced"]

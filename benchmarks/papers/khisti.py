@@ -31,12 +31,7 @@ def main():
     parser.add_argument("--alphabet", type=int, nargs="+", default=[10, 20, 40], help="tokens of `importance` (10 20 40)")
     parser.add_argument("--free", type=int, nargs="+", default=[2, 5, 10], help="letters in its linear program (2 5 10)")
     options = parser.parse_args()
-    bench = common.Bench(options)
-    rows, tables = [], []
-    for part in (acceptance, tempered, truncation, mixed):
-        if bench.wanted(part.__name__.replace("tempered", "efficiency")):
-            part(bench, options, rows, tables)
-    common.write({**bench.head(), "rows": rows}, tables, options.out)
+    common.run(options, {"acceptance": acceptance, "efficiency": tempered, "truncation": truncation, "mixed": mixed})
 
 
 def acceptance(bench, options, rows, tables):

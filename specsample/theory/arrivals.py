@@ -14,7 +14,7 @@ from ..errors import expect
 from .laws import count, pair, rowwise
 from .race import by_finite_ratio, nodes, race_acceptance
 
-LARGE = 32  # tokens a law that are taken one by one, and this many times k; the others enter through power sums
+LARGE = 192  # tokens of a law, and 8 more for each child, that are taken one by one; the others enter through power sums
 ORDER = 6  # of x_i, in the power sums
 
 
@@ -79,7 +79,7 @@ def _ranks(t, d, r, k):
     """
     s, weight = nodes(1 + max(float(np.maximum(x * d - t, 0).sum()) for x in r))
     by_size = np.argsort(-d, kind="stable")
-    large, small = by_size[: LARGE * k], np.sort(by_size[LARGE * k :])
+    large, small = by_size[: LARGE + 8 * k], np.sort(by_size[LARGE + 8 * k :])
     if len(small):
         chance = _by_power_sums(t[small], d[small], r, s, k)
     else:
