@@ -31,11 +31,11 @@ class Rounds:
         pass
 
 
-def main():
+def main(arguments=None):
     parser = common.parser(__doc__, "check")
     parser.add_argument("-k", type=int, default=4, help="drafts (4)")
     parser.add_argument("--schemes", nargs="+", default=[name for name in ss.schemes() if name != "weighted"])
-    common.run(parser.parse_args(), {"measured": measured})
+    common.run(parser.parse_args(arguments), {"measured": measured})
 
 
 def measured(bench, options, rows, tables):

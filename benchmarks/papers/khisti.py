@@ -22,7 +22,7 @@ OTHERS = ("recursive_distinct", "race", "top", "lists")
 DECODED = ("optimal_block", "optimal", "importance", "kseq", "recursive")
 
 
-def main():
+def main(arguments=None):
     parser = common.parser(__doc__, "khisti")
     parser.add_argument("-k", type=int, nargs="+", default=[2, 3, 4, 5, 6], help="drafts (2 3 4 5 6)")
     parser.add_argument("--acceptance-k", type=int, nargs="+", default=[1, 2, 4, 8], help="the same for Table 3 (1 2 4 8)")
@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--draft-temperatures", type=float, nargs="+", default=[1.2], help="of Table 1 (1.2)")
     parser.add_argument("--alphabet", type=int, nargs="+", default=[10, 20, 40], help="tokens of `importance` (10 20 40)")
     parser.add_argument("--free", type=int, nargs="+", default=[2, 5, 10], help="letters in its linear program (2 5 10)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     common.run(options, {"acceptance": acceptance, "efficiency": tempered, "truncation": truncation, "mixed": mixed})
 
 

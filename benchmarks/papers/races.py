@@ -29,14 +29,14 @@ SHAPES = {  # how k nodes are drafted: name -> setting
 }
 
 
-def main():
+def main(arguments=None):
     parser = common.parser(__doc__, "races")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8], help="of a chain (1 2 3 4 6 8)")
     parser.add_argument("-k", type=int, nargs="+", default=[1, 2, 4, 8], help="drafts (1 2 4 8)")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="drafted tokens (1 2 4 8 16 32)")
     parser.add_argument("--depth", type=int, default=4, help="of the paths in `children` (4)")
     parser.add_argument("--entropy-positions", type=int, default=48, help="positions of the text that give the bound (48)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     common.run(options, {"depth": depth, "children": children, "bound": bound})
 
 

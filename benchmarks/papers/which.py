@@ -14,14 +14,14 @@ from style import plt
 import specsample as ss
 
 
-def main():
+def main(arguments=None):
     parser = common.parser(__doc__, "which", tokens=32)
     parser.set_defaults(batch=1, prompts=4)
     parser.add_argument("-k", type=int, nargs="+", default=[1, 2, 4, 8], help="paths (1 2 4 8)")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 3], help="of the paths (1 3)")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.6], help="of target and draft (1 0.6)")
     parser.add_argument("--schemes", nargs="+", default=[name for name in ss.schemes() if name != "weighted"])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     common.run(options, {"page": page})
 
 
