@@ -133,7 +133,7 @@ class Bench:
         """Texts of the target at this temperature, so that they have its law: [(prompt and new tokens int64 [W], new tokens)]"""
         if temperature in self.known:
             return self.known[temperature]
-        out, left = [], self.options.positions
+        out, left, progress = [], self.options.positions, Progress(len(self.prompts))
         for i, ids in enumerate(self.prompts):
             if left <= 0:
                 break
@@ -144,6 +144,7 @@ class Bench:
             )[0]  # fmt: skip
             out.append((text, text.shape[0] - ids.shape[1]))
             left -= out[-1][1]
+            progress.step("texts of the target")
         self.known[temperature] = out
         return out
 
