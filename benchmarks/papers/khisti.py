@@ -2,7 +2,8 @@
 
   acceptance   mean acceptance of a node by scheme and number of drafts, as their Table 3 (teacher-forced: exact, no decoding)
   efficiency   block efficiency and token rate by number of drafts, drafts at a higher temperature, as their Table 1
-  truncation   `importance` by size of its alphabet and of its linear program, as their Table 2
+  truncation   `importance` by size of its alphabet and of its linear program, as their Table 2: block efficiency, and exact
+               acceptance of a node
   mixed        two drafts of one temperature against two of different temperatures
 
 python benchmarks/papers/khisti.py [--parts acceptance] [--target M --draft M] [--data FILE]
@@ -14,6 +15,8 @@ from common import Setting, efficiency, table
 from style import plt
 
 import specsample as ss
+from specsample import theory
+from specsample.acceptance import laws
 from specsample import theory
 
 NAMES = {"optimum": "optimal transport", "importance": "importance (IS)", "kseq": "kseq (SpecTr)", "recursive": "recursive (SpecInfer)"}
@@ -110,6 +113,21 @@ def truncation(bench, options, rows, tables):
     head = ["tokens in the alphabet", *(f"s = {free}" for free in options.free)]
     body = [[str(a), *(efficiency(found[a, free]) for free in options.free)] for a in options.alphabet]
     tables.append(table(f"`importance` truncated: block efficiency, K = 2, drafts of {options.depth} tokens at T = 1", head, body))
+
+    # The acceptance of a node needs no decoding; a sixth of the text will do for differences at the same positions.
+    pairs = [pair for logits in bench.logits(bench.texts()) for pair in zip(*laws(*(x[::6] for x in logits), *[ss.Sampling()] * 2))]
+    progress, body = common.Progress(len(cells)), []
+    for alphabet in options.alphabet:
+        line = [str(alphabet)]
+        for free in options.free:
+            mean = sum(float(theory.importance_acceptance(t, d, 2, free, alphabet)) for t, d in pairs) / len(pairs)
+            rows.append({"part": "truncation", "scheme": "importance", "alphabet": alphabet, "s": free, "acceptance_of_a_node": mean})
+            line.append(f"{mean:.4f}")
+            progress.step(f"acceptance, {alphabet} tokens, {free} free")
+        body.append(line)
+    best = sum(float(theory.optimal_acceptance(t, d, 2)) for t, d in pairs) / len(pairs)
+    title = f"`importance` truncated: acceptance of a node, K = 2, {len(pairs)} positions; the optimum is {best:.4f}"
+    tables.append(table(title, head, body))
 
 
 def mixed(bench, options, rows, tables):
