@@ -83,7 +83,10 @@ def test_saved_logits_equal_the_models(models, tmp_path, capsys):
     save_file(whole, files[3])
     settings = ["--positions", "70", "-k", "1", "3", "--temperature", "0.9", "--draft-top-k", "20", "--json"]
     results = []
-    for source in ([str(text)], *(["--logits", str(file)] for file in files)):
+    for file in files:
+        for found, name in zip(acceptance.read_logits(file), ("target", "draft")):
+            assert torch.equal(found, whole[name])
+    for source in ([str(text)], ["--logits", str(files[0])]):
         assert cli.main(["acceptance", *source, *settings, str(tmp_path / "out.json")]) == 0
         results.append(json.loads((tmp_path / "out.json").read_text()))
         table = capsys.readouterr().out
@@ -91,9 +94,8 @@ def test_saved_logits_equal_the_models(models, tmp_path, capsys):
     first = results[0]
     assert first["draft_sampling"] == {"temperature": 0.9, "top_k": 20, "top_p": 1.0, "min_p": 0.0}
     assert set(first["acceptance"]) == {*theory.SCHEMES, "optimum"} and first["k"] == [1, 3]
-    for other in results[1:]:
-        for scheme, values in first["acceptance"].items():
-            assert other["acceptance"][scheme] == pytest.approx(values, abs=1e-4, nan_ok=True)
+    for scheme, values in first["acceptance"].items():
+        assert results[1]["acceptance"][scheme] == pytest.approx(values, abs=1e-4)
     rows = {line[2:22].strip(): line[22:].split() for line in table.splitlines()}
     assert rows["token"] == [f"{first['acceptance']['token'][0]:.4f}", "-"]
     assert rows["race"][1] == f"{first['acceptance']['race'][1]:.4f}"
@@ -127,3 +129,31 @@ def test_bad_input_is_named(arguments, message, tmp_path, capsys):
 def test_a_pair_is_named_in_full():
     with pytest.raises(ValueError, match="target and draft: expected both or neither"):
         pair.load_pair(target="somewhere")
+
+
+def bytes_tokenizer(order):
+    """A tokenizer of single bytes, numbered in this order."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[::order]
+    fast = Fast(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=fast)
+
+
+def test_pairs_by_path(tmp_path, capsys):
+    """Two models saved on disk, by the command; models that number their tokens otherwise are refused."""
+    target = tiny_llama(1, vocab=256, dtype=torch.float32)
+    for name, model, order in (("target", target, 1), ("draft", nearby(target, 1.0, 2), 1), ("other", target, -1)):
+        model.save_pretrained(tmp_path / name)
+        bytes_tokenizer(order).save_pretrained(tmp_path / name)
+    (tmp_path / "text.txt").write_text("A short text, nothing more.")
+    arguments = ["acceptance", str(tmp_path / "text.txt"), "-k", "2", "--positions", "9", "--target", str(tmp_path / "target")]
+    assert cli.main([*arguments, "--draft", str(tmp_path / "draft")]) == 0
+    assert "9 positions" in capsys.readouterr().out
+    found = pair.load_pair(str(tmp_path / "target"), str(tmp_path / "draft"))
+    assert found.encode("abc").shape == (1, 3)
+    assert cli.main([*arguments, "--draft", str(tmp_path / "other")]) == 1
+    assert "draft: expected a model with the tokens of" in capsys.readouterr().err

@@ -188,8 +188,9 @@ def teacher_forced(bench, texts, ks, sampling=ss.Sampling(), draft_sampling=None
     total = sum(len(target) for target, _ in rows)
     curves = node_acceptance(rows, total, ks, sampling, draft_sampling, schemes=schemes, seed=bench.options.seed)
     half = 1.96 / total**0.5
+    numbers = lambda x: [None if v != v else v for v in x.tolist()]  # noqa: E731
     return {
-        name: {"mean": curve.value.mean(0).tolist(), "half_width_95": (half * curve.value.std(0)).tolist()}
+        name: {"mean": numbers(curve.value.mean(0)), "half_width_95": numbers(half * curve.value.std(0))}
         for name, curve in curves.items()
     }
 
