@@ -45,7 +45,7 @@ def acceptance(bench, options, rows, tables):
         found = common.teacher_forced(bench, texts, ks, draft_sampling=sampling)
         names = [name for name in (*PAPER, *OTHERS) if name in found]
         for name in found:
-            rows.append({"part": "acceptance", "scheme": name, "draft_temperature": temperature or 1.0, "k": ks, **found[name]})
+            rows.append({"scheme": name, "draft_temperature": temperature or 1.0, "positions": positions, "k": ks, **found[name]})
         title = f"Mean acceptance at T = 1, drafts at T = {temperature or 1:g}, {positions} positions of the target's own texts"
         cells = [[NAMES.get(name, name), *(f"{x:.4f}" for x in found[name]["mean"])] for name in names]
         cells.append(["± (95 %, of the text)", *(f"{x:.3f}" for x in found["optimum"]["half_width_95"])])
@@ -66,7 +66,7 @@ def acceptance(bench, options, rows, tables):
 def tempered(bench, options, rows, tables):
     progress = common.Progress(1 + len(options.draft_temperatures) * len(DECODED) * len(options.k))
     single = bench.decode(Setting("token", depth=options.depth))
-    rows.append({"part": "efficiency", "scheme": "token", "paths": 1, "draft_temperature": 1.0, **single})
+    rows.append({"scheme": "token", "paths": 1, "draft_temperature": 1.0, **single})
     progress.step("single draft")
     for temperature in options.draft_temperatures:
         found = {}
@@ -74,7 +74,7 @@ def tempered(bench, options, rows, tables):
             for k in options.k:
                 setting = Setting(name, k, options.depth, draft_temperature=temperature)
                 found[name, k] = bench.decode(setting)
-                rows.append({"part": "efficiency", "scheme": name, "paths": k, "draft_temperature": temperature, **found[name, k]})
+                rows.append({"scheme": name, "paths": k, "draft_temperature": temperature, **found[name, k]})
                 progress.step(f"{name}, K = {k}, drafts at T = {temperature:g}")
         head = ["scheme", *(f"K = {k}" for k in options.k)]
         title = f"Block efficiency, drafts of {options.depth} tokens at T = {temperature:g} (single draft at T = 1: {{}})"
@@ -101,14 +101,14 @@ def relative(row, single):
 
 def truncation(bench, options, rows, tables):
     if "importance" not in ss.schemes():
-        rows.append({"part": "truncation", "scheme": "importance", "missing": "this version does not have the scheme"})
+        rows.append({"scheme": "importance", "missing": "this version does not have the scheme"})
         return
     cells = [(alphabet, free) for alphabet in options.alphabet for free in options.free]
     progress, found = common.Progress(len(cells)), {}
     for alphabet, free in cells:
         setting = Setting("importance", 2, options.depth, options={"alphabet": alphabet, "s": free})
         found[alphabet, free] = bench.decode(setting)
-        rows.append({"part": "truncation", "scheme": "importance", "alphabet": alphabet, "s": free, **found[alphabet, free]})
+        rows.append({"scheme": "importance", "alphabet": alphabet, "s": free, **found[alphabet, free]})
         progress.step(f"importance, {alphabet} tokens, {free} free")
     head = ["tokens in the alphabet", *(f"s = {free}" for free in options.free)]
     body = [[str(a), *(efficiency(found[a, free]) for free in options.free)] for a in options.alphabet]
@@ -121,7 +121,7 @@ def truncation(bench, options, rows, tables):
         line = [str(alphabet)]
         for free in options.free:
             mean = sum(float(theory.importance_acceptance(t, d, 2, free, alphabet)) for t, d in pairs) / len(pairs)
-            rows.append({"part": "truncation", "scheme": "importance", "alphabet": alphabet, "s": free, "acceptance_of_a_node": mean})
+            rows.append({"scheme": "importance", "alphabet": alphabet, "s": free, "acceptance_of_a_node": mean})
             line.append(f"{mean:.4f}")
             progress.step(f"acceptance, {alphabet} tokens, {free} free")
         body.append(line)
@@ -145,7 +145,7 @@ def mixed(bench, options, rows, tables):
                 continue
             temperature = both[0] if name == "optimal" else both
             row = bench.decode(Setting(name, 2, options.depth, draft_temperature=temperature))
-            rows.append({"part": "mixed", "scheme": name, "draft_temperatures": both, **row})
+            rows.append({"scheme": name, "draft_temperatures": both, **row})
             line.append(efficiency(row))
             progress.step(f"{name}, drafts at T = {both[0]:g} and {both[1]:g}")
         cells.append(line)
