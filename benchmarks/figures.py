@@ -60,7 +60,7 @@ def thresholds(path):
         panel.plot([c], [z], **look)
         panel.plot([c, c], [0, z], color=look["color"], linestyle=":", linewidth=1)
         drafts = {"plain": "no draft", "token": "1 draft"}.get(name, f"{K} drafts")
-        beside = (-12, 30) if name == "recursive" else (7, 6)
+        beside = (-92, -30) if name == "recursive" else (7, 6)
         panel.annotate(f"{name}, {drafts}\naccepts {1 - z:.3f}", (c, z), beside, textcoords="offset points", fontsize=8)
     panel.set(xlabel="residual threshold c", ylabel="Z(c) = Σ (t − c·d)⁺: all drafts rejected", ylim=(0, 1.12))
     panel.set_xlim(-0.05, 1.3 * max(places.values()))
