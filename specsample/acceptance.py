@@ -209,7 +209,10 @@ def as_text(result, curves):
     """The table."""
     from .theory.table import lines, summary
 
-    settings = [f"T = {result[which]['temperature']:g}" for which in ("sampling", "draft_sampling")]
+    settings, off = [], Sampling()._asdict()
+    for which in ("sampling", "draft_sampling"):
+        filters = [f", {name} {x:g}" for name, x in result[which].items() if name != "temperature" and x != off[name]]
+        settings.append(f"T = {result[which]['temperature']:g}" + "".join(filters))
     head = [f"mean acceptance of a node over {result['positions']} positions of {result['of']}",
             f"target at {settings[0]}, draft at {settings[1]}"]  # fmt: skip
     width = max(x for row in result["half_width_95"].values() for x in row if x is not None)

@@ -90,7 +90,7 @@ def test_saved_logits_equal_the_models(models, tmp_path, capsys):
         assert cli.main(["acceptance", *source, *settings, str(tmp_path / "out.json")]) == 0
         results.append(json.loads((tmp_path / "out.json").read_text()))
         table = capsys.readouterr().out
-        assert "70 positions" in table and "target at T = 0.9" in table
+        assert "70 positions" in table and "target at T = 0.9, draft at T = 0.9, top_k 20" in table
     first = results[0]
     assert first["draft_sampling"] == {"temperature": 0.9, "top_k": 20, "top_p": 1.0, "min_p": 0.0}
     assert set(first["acceptance"]) == {*theory.SCHEMES, "optimum"} and first["k"] == [1, 3]
