@@ -4,13 +4,15 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from models import nearby, tiny_llama
 
 import specsample as ss
-from specsample import pair
+from specsample import acceptance, pair, theory
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "papers"
 CHAINS_ONLY = "drafts chains only"
@@ -80,6 +82,25 @@ def test_expected_efficiency_is_that_of_equal_laws(experiments):
     assert found["token", 2] < found["block", 2]
     bench.pair = bench.pair._replace(draft=bench.pair.target)
     assert races.expected_efficiency(bench, [2])["race", 2] == pytest.approx(3)
+
+
+def test_bounds_hold_for_races(experiments):
+    """Against the exact tokens a call of one target law: chains and K first arrivals, and the likeliest K of a node."""
+    pytest.importorskip("matplotlib")
+    races, common = experiments("races"), experiments("common")
+    bench = common.Bench(common.parser("", "x").parse_args(["--positions", "60", "--prompts", "6"]))
+    options = SimpleNamespace(entropy_positions=60, nodes=[1, 2, 8])
+    limits = races.least_bounds(bench, options)
+    target, draft = (torch.cat(x) for x in zip(*bench.logits(bench.texts())))
+    laws = acceptance.laws(target, draft, ss.Sampling(), ss.Sampling())
+    for k in options.nodes:
+        first = theory.acceptance(*laws, k, "race").mean()
+        likeliest = np.mean([t[np.argsort(-d)[:k]].sum() for t, d in zip(*laws)])
+        assert 1 + first <= limits["arrivals"][k] < 4 and 1 + likeliest <= limits["likeliest"][k] < 4
+        assert likeliest != pytest.approx(first, abs=0.01)
+    for order in limits.values():  # more tokens have more room
+        assert order[1] < order[2] < order[8]
+    assert races.entropies(np.array([0.5, 1.0, 1.0])) == pytest.approx([np.log(2)] * 3)
 
 
 def test_unknown_parts_are_named(experiments):

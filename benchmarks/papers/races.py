@@ -2,8 +2,8 @@
 
   depth     block efficiency of `race`, `token` and `block` by depth of a chain: measured, and expected of the target's own texts
   children  first arrivals (`race`) and clock lists (`lists`) by number of drafts: acceptance of a node, block efficiency
-  bound     block efficiency of `race` by number of drafted tokens as a chain, as K single drafts and as the heaviest tree, with
-            the bound beside it
+  bound     block efficiency of `race` by number of drafted tokens as a chain, as single drafts and as the heaviest tree, with
+            the bounds beside them
 
 python benchmarks/papers/races.py [--parts depth] [--target M --draft M] [--data FILE]
 """
@@ -22,10 +22,10 @@ from specsample.theory.arrivals import up_to
 
 CHAINS = ("block", "token", "race")
 RANKS = 64  # of the target's token among the draft's arrivals, that are told apart
-SHAPES = {  # how k nodes are drafted: name -> setting
-    "chain": lambda k: Setting("race", depth=k),
-    "k drafts of one token": lambda k: Setting("race", k, 1),
-    "heaviest tree": lambda k: Setting("race", depth=min(k, 8), tree=k),
+SHAPES = {  # how k nodes are drafted: name -> (setting, what orders a node's children, colour, marker, dashes)
+    "chain": (lambda k: Setting("race", depth=k), "arrivals", style.BLUE, "o", "-"),
+    "k drafts of one token": (lambda k: Setting("race", k, 1), "arrivals", style.ORANGE, "s", "--"),
+    "heaviest tree": (lambda k: Setting("race", depth=min(k, 8), tree=k), "likeliest", style.VERMILION, "^", "-."),
 }
 
 
@@ -99,25 +99,26 @@ def children(bench, options, rows, tables):
 
 
 def bound(bench, options, rows, tables):
-    limit = least_bound(bench, options)
+    limits = least_bounds(bench, options)
     progress = common.Progress(len(SHAPES) * len(options.nodes))
     head, cells = ["k drafted tokens", *map(str, options.nodes)], []
     figure, panel = plt.subplots(figsize=(6, 4.2))
-    for name, marker, dashes in zip(SHAPES, "os^", ("-", "--", "-.")):
+    for name, (setting, order, colour, marker, dashes) in SHAPES.items():
         found = []
         for k in options.nodes:
-            row = bench.decode(SHAPES[name](k))
-            rows.append({"scheme": "race", "shape": name, "nodes": k, "bound": limit[k], **row})
+            row = bench.decode(setting(k))
+            rows.append({"scheme": "race", "shape": name, "nodes": k, "bound": limits[order][k], **row})
             found.append(row)
             progress.step(f"{name}, {k} tokens")
         cells.append([name, *map(efficiency, found)])
         drawn = [(k, *efficiency(row)) for k, row in zip(options.nodes, found) if efficiency(row)]
         if drawn:
             x, y, half = zip(*drawn)
-            colour = {"o": style.BLUE, "s": style.ORANGE, "^": style.VERMILION}[marker]
             panel.errorbar(x, y, half, color=colour, marker=marker, linestyle=dashes, capsize=2, label=name)
-    cells.append(["bound", *(f"{limit[k]:.2f}" for k in options.nodes)])
-    panel.plot(options.nodes, [limit[k] for k in options.nodes], color=style.BLACK, linestyle=":", label="bound")
+    for (order, limit), dashes in zip(limits.items(), (":", (0, (1, 4)))):
+        cells.append([f"bound, children by {order}", *(f"{limit[k]:.2f}" for k in options.nodes)])
+        values = [limit[k] for k in options.nodes]
+        panel.plot(options.nodes, values, color=style.BLACK, linestyle=dashes, label=f"bound, children by {order}")
     panel.set(xlabel="drafted tokens k", ylabel="tokens a target call", xscale="log")
     panel.set_xticks(options.nodes, options.nodes)
     panel.minorticks_off()
@@ -127,28 +128,37 @@ def bound(bench, options, rows, tables):
     tables.append(table("Block efficiency of `race` by drafted tokens", head, cells))
 
 
-def least_bound(bench, options):
-    """{k: the least of theory.race_bound over how many ranks are told apart}
+def least_bounds(bench, options):
+    """{order of the children: {k: the least of theory.race_bound over how many ranks are told apart}}
 
-    A tree of k nodes has no child of a rank above k, so ranks above n >= k may count as one value: the exit of a round is one
-    of k + 1 nodes with one of n + 1 ranks, and its entropy is that of the ranks it passed. Every token of a text is passed
-    once, so the mean of H[R] over the text takes the place of one prefix's.
+    R is the rank of the target's token in the order in which a node's children are taken: the draft's arrivals, or its likeliest
+    tokens. A tree of k nodes has no child of a rank above k, so ranks above n >= k may count as one value: the exit of a round
+    is one of k + 1 nodes with one of n + 1 ranks, and its entropy is that of the ranks it passed. Every token of a text is
+    passed once, so the mean of H[R] over the text takes the place of one prefix's.
     """
-    texts = bench.texts()
-    target, draft = (torch.cat(x) for x in zip(*bench.logits(texts)))
+    target, draft = (torch.cat(x) for x in zip(*bench.logits(bench.texts())))
     step = max(1, len(target) // options.entropy_positions)
-    pairs = zip(*laws(target[::step], draft[::step], ss.Sampling(), ss.Sampling()))
+    pairs = list(zip(*laws(target[::step], draft[::step], ss.Sampling(), ss.Sampling())))
     most = max(RANKS, *options.nodes)
-    entropy = np.zeros(most)
-    progress = common.Progress(len(target[::step]))
-    for count, (t, d) in enumerate(pairs, start=1):
-        within = up_to(t, d, most, knots=32).value
-        chance = np.diff(within, prepend=0.0).clip(1e-300)
-        rest = (1 - within).clip(1e-300)
-        entropy += np.cumsum(-chance * np.log(chance)) - rest * np.log(rest)
+    entropy = {"arrivals": np.zeros(most), "likeliest": np.zeros(most)}
+    progress = common.Progress(len(pairs))
+    for t, d in pairs:
+        within = np.cumsum(t[np.argsort(-d, kind="stable")])[:most]
+        within = np.append(within, np.ones(most - len(within)))
+        entropy["arrivals"] += entropies(up_to(t, d, most, knots=32).value)
+        entropy["likeliest"] += entropies(within)
         progress.step("entropy of ranks")
-    entropy /= count
-    return {k: min(float(theory.race_bound(entropy[n - 1], n + 1, k)) for n in range(k, most + 1)) for k in options.nodes}
+    return {
+        order: {k: min(float(theory.race_bound(h[n - 1] / len(pairs), n + 1, k)) for n in range(k, most + 1)) for k in options.nodes}
+        for order, h in entropy.items()
+    }
+
+
+def entropies(within):
+    """H of the rank when those above n count as one value, for each n; within [n]: chance of a rank of at most n"""
+    chance = np.diff(within, prepend=0.0).clip(1e-300)
+    rest = (1 - within).clip(1e-300)
+    return np.cumsum(-chance * np.log(chance)) - rest * np.log(rest)
 
 
 if __name__ == "__main__":
