@@ -19,7 +19,7 @@ SCHEMES = {  # name -> (colour, marker, dashes)
     "recursive_distinct": (SKY, "v", "-"),
     "top": (GREY, "D", "--"),
     "race": (BLACK, "X", "-"),
-    "lists": (PURPLE, "<", ":"),
+    "lists": (VERMILION, "<", ":"),
     "weighted": (YELLOW, "p", "-"),
     "block": (VERMILION, ">", "--"),
     "token": (GREY, ".", ":"),
