@@ -1,4 +1,4 @@
-"""How the figures draw each scheme: Okabe and Ito's palette, told apart with any colour vision; markers and dashes say it again."""
+"""How the figures draw each scheme: Okabe and Ito's palette, for any colour vision; markers and dashes say it again."""
 
 import matplotlib
 

@@ -24,7 +24,7 @@ def arguments(parser, positive, temperature):
     parser.add_argument("--target", help="name or path of the target (the demo's pair)")
     parser.add_argument("--draft", help="name or path of the draft model")
     parser.add_argument("--logits", type=Path, metavar="FILE",
-                        help="instead of text and models: .npz, .safetensors or .pt with target [T, V] and draft [T, V']")  # fmt: skip
+                        help="instead of text and models: .npz, .safetensors or .pt: target [T, V], draft [T, V']")  # fmt: skip
     parser.add_argument("-k", type=positive, nargs="+", default=[1, 2, 4, 8], help="children a node (1 2 4 8)")
     parser.add_argument("--positions", type=positive, default=256, help="at most so many, from the start (256)")
     for name in ("", "draft-"):

@@ -1,8 +1,8 @@
 """Does decoding accept what theory says? `python benchmarks/papers/check.py [-k 4]`
 
 Every scheme decodes the prompts with K drafts of one token. At the prefix of every round both models' laws are known
-afterwards, and with them the exact chance a_r that the round accepts. The sum of what was accepted less a_r is a martingale, so it
-lies within 1.96·√(Σ a_r (1 − a_r)) of 0 in 95 % of runs; the table shows it in standard deviations.
+afterwards, and with them the exact chance a_r that the round accepts. The sum of what was accepted less a_r is a
+martingale, so it lies within 1.96·√(Σ a_r (1 − a_r)) of 0 in 95 % of runs; the table shows it in standard deviations.
 """
 
 import common
@@ -45,8 +45,8 @@ def measured(bench, options, rows, tables):
         row = one(bench, Setting(name, paths, 1))
         rows.append({"scheme": name, "paths": paths, **row})
         if "missing" not in row:
-            cells.append([f"{name}, K = {paths}", *(f"{row[x]:.4f}" for x in ("measured", "theory")), f"{row['deviations']:+.2f}",
-                          str(row["rounds"])])  # fmt: skip
+            figures = [f"{row['measured']:.4f}", f"{row['theory']:.4f}", f"{row['deviations']:+.2f}", str(row["rounds"])]
+            cells.append([f"{name}, K = {paths}", *figures])
         progress.step(name)
     head = ["scheme", "measured", "theory", "standard deviations apart", "rounds"]
     tables.append(table("Acceptance of drafts of one token, in decoding and by theory at the same prefixes", head, cells))

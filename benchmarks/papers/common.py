@@ -33,14 +33,16 @@ def parser(description, name, tokens=48):
     out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     out.add_argument("--target", help="name or path of the target (the demo's pair)")
     out.add_argument("--draft", help="name or path of the draft model")
-    out.add_argument("--data", help="prompts: a text file (a prompt a line), a .jsonl with --field, or a data set's name[:split]")
+    out.add_argument("--data", metavar="FILE|NAME",
+                     help="prompts: text (one a line), .jsonl with --field, or a data set's name[:split]")  # fmt: skip
     out.add_argument("--field", default="prompt", help="the prompts' field in a .jsonl or data set (prompt)")
     out.add_argument("--prompts", type=int, default=8, help="how many of them (8)")
     out.add_argument("--tokens", type=int, default=tokens, help=f"new tokens a prompt ({tokens})")
     out.add_argument("--positions", type=int, default=320, help="of the text, for teacher-forced acceptance (320)")
     out.add_argument("--seed", type=int, default=0)
     out.add_argument("--batch", type=int, default=4, help="prompts decoded together (4)")
-    out.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="leave out cells that would start later")
+    out.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS",
+                     help="leave out the cells that would start later")  # fmt: skip
     out.add_argument("--parts", nargs="+", help="only these parts of the experiment")
     out.add_argument("--out", type=Path, default=RESULTS / f"{name}.json",
                      help="a part's JSON is NAME-part.json; its table and figure go beside it")  # fmt: skip
@@ -130,7 +132,7 @@ class Bench:
         return out
 
     def texts(self, temperature=1.0):
-        """Texts of the target at this temperature, so that they have its law: [(prompt and new tokens int64 [W], new tokens)]"""
+        """Texts of the target, so that they have its law: [(prompt and new tokens int64 [W], how many are new)]"""
         if temperature in self.known:
             return self.known[temperature]
         out, left, progress = [], self.options.positions, Progress(len(self.prompts))
@@ -139,8 +141,8 @@ class Bench:
                 break
             count = min(left, -(-self.options.positions // len(self.prompts)))
             text = ss.generate(
-                self.pair.target, self.pair.draft, ids, max_new_tokens=count, depth=2, scheme="race", seed=self.options.seed + i,
-                sampling=ss.Sampling(temperature),
+                self.pair.target, self.pair.draft, ids, max_new_tokens=count, depth=2, scheme="race",
+                seed=self.options.seed + i, sampling=ss.Sampling(temperature),
             )[0]  # fmt: skip
             out.append((text, text.shape[0] - ids.shape[1]))
             left -= out[-1][1]
@@ -231,8 +233,8 @@ def write(result, tables, path):
     write_json(path, result)
     facts = result["machine"]
     source = (
-        f"{result['pair']}; {result['prompts']} prompts, {result['tokens']} new tokens each, batches of {result['batch']}, seed "
-        f"{result['seed']}. {facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}, transformers "
+        f"{result['pair']}; {result['prompts']} prompts, {result['tokens']} new tokens each, batches of {result['batch']}, "
+        f"seed {result['seed']}. {facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}, transformers "
         f"{facts['transformers']}, {facts['date'][:10]}, revision {facts['revision']}. ± is half a 95 % interval."
     )
     missing = dict.fromkeys(f"{row['scheme']}: {row['missing']}" for row in result["rows"] if "missing" in row)

@@ -19,7 +19,9 @@ from specsample import theory
 from specsample.acceptance import laws
 from specsample import theory
 
-NAMES = {"optimum": "optimal transport", "importance": "importance (IS)", "kseq": "kseq (SpecTr)", "recursive": "recursive (SpecInfer)"}
+NAMES = {  # as the paper calls them
+    "optimum": "optimal transport", "importance": "importance (IS)", "kseq": "kseq (SpecTr)", "recursive": "recursive (SpecInfer)",
+}  # fmt: skip
 PAPER = ("optimum", "optimal", "importance", "kseq", "recursive")
 OTHERS = ("recursive_distinct", "race", "top", "lists")
 DECODED = ("optimal_block", "optimal", "importance", "kseq", "recursive")
@@ -45,8 +47,9 @@ def acceptance(bench, options, rows, tables):
         found = common.teacher_forced(bench, texts, ks, draft_sampling=sampling)
         names = [name for name in (*PAPER, *OTHERS) if name in found]
         for name in found:
-            rows.append({"scheme": name, "draft_temperature": temperature or 1.0, "positions": positions, "k": ks, **found[name]})
-        title = f"Mean acceptance at T = 1, drafts at T = {temperature or 1:g}, {positions} positions of the target's own texts"
+            facts = {"scheme": name, "draft_temperature": temperature or 1.0, "positions": positions, "k": ks}
+            rows.append({**facts, **found[name]})
+        title = f"Mean acceptance at T = 1, drafts at T = {temperature or 1:g}, {positions} positions of the target's texts"
         cells = [[NAMES.get(name, name), *(f"{x:.4f}" for x in found[name]["mean"])] for name in names]
         cells.append(["± (95 %, of the text)", *(f"{x:.3f}" for x in found["optimum"]["half_width_95"])])
         gap = [a - b for a, b in zip(found["optimum"]["mean"], found["optimal"]["mean"])]
@@ -112,10 +115,13 @@ def truncation(bench, options, rows, tables):
         progress.step(f"importance, {alphabet} tokens, {free} free")
     head = ["tokens in the alphabet", *(f"s = {free}" for free in options.free)]
     body = [[str(a), *(efficiency(found[a, free]) for free in options.free)] for a in options.alphabet]
-    tables.append(table(f"`importance` truncated: block efficiency, K = 2, drafts of {options.depth} tokens at T = 1", head, body))
+    title = f"`importance` truncated: block efficiency, K = 2, drafts of {options.depth} tokens at T = 1"
+    tables.append(table(title, head, body))
 
     # The acceptance of a node needs no decoding; a sixth of the text will do for differences at the same positions.
-    pairs = [pair for logits in bench.logits(bench.texts()) for pair in zip(*laws(*(x[::6] for x in logits), *[ss.Sampling()] * 2))]
+    pairs = []
+    for target, draft in bench.logits(bench.texts()):
+        pairs += zip(*laws(target[::6], draft[::6], ss.Sampling(), ss.Sampling()))
     progress, body = common.Progress(len(cells)), []
     for alphabet in options.alphabet:
         line = [str(alphabet)]

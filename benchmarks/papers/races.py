@@ -1,6 +1,6 @@
 """Kobus and Gündüz 2025, "Speculative sampling via exponential races" (arXiv 2504.15475), on any pair of models.
 
-  depth     block efficiency of `race`, `token` and `block` by depth of a chain: measured, and expected of the target's own texts
+  depth     block efficiency of `race`, `token` and `block` by depth of a chain: measured, and expected of the target's texts
   children  first arrivals (`race`) and clock lists (`lists`) by number of drafts: acceptance of a node, block efficiency
   bound     block efficiency of `race` by number of drafted tokens as a chain, as single drafts and as the heaviest tree, with
             the bounds beside them
@@ -131,10 +131,10 @@ def bound(bench, options, rows, tables):
 def least_bounds(bench, options):
     """{order of the children: {k: the least of theory.race_bound over how many ranks are told apart}}
 
-    R is the rank of the target's token in the order in which a node's children are taken: the draft's arrivals, or its likeliest
-    tokens. A tree of k nodes has no child of a rank above k, so ranks above n >= k may count as one value: the exit of a round
-    is one of k + 1 nodes with one of n + 1 ranks, and its entropy is that of the ranks it passed. Every token of a text is
-    passed once, so the mean of H[R] over the text takes the place of one prefix's.
+    R is the rank of the target's token in the order in which a node's children are taken: the draft's arrivals, or its
+    likeliest tokens. A tree of k nodes has no child of a rank above k, so ranks above n >= k may count as one value: the exit
+    of a round is one of k + 1 nodes with one of n + 1 ranks, and its entropy is that of the ranks it passed. Every token of a
+    text is passed once, so the mean of H[R] over the text takes the place of one prefix's.
     """
     target, draft = (torch.cat(x) for x in zip(*bench.logits(bench.texts())))
     step = max(1, len(target) // options.entropy_positions)
@@ -148,10 +148,8 @@ def least_bounds(bench, options):
         entropy["arrivals"] += entropies(up_to(t, d, most, knots=32).value)
         entropy["likeliest"] += entropies(within)
         progress.step("entropy of ranks")
-    return {
-        order: {k: min(float(theory.race_bound(h[n - 1] / len(pairs), n + 1, k)) for n in range(k, most + 1)) for k in options.nodes}
-        for order, h in entropy.items()
-    }
+    least = lambda h, k: min(float(theory.race_bound(h[n - 1], n + 1, k)) for n in range(k, most + 1))  # noqa: E731
+    return {order: {k: least(h / len(pairs), k) for k in options.nodes} for order, h in entropy.items()}
 
 
 def entropies(within):

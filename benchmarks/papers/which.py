@@ -1,9 +1,9 @@
-"""Which scheme should I use? Block efficiency and tokens per second of every scheme by number of paths, depth and temperature.
+"""Which scheme should I use? Block efficiency and tokens/s of every scheme by number of paths, depth and temperature.
 
 python benchmarks/papers/which.py [--temperatures 1 0.6] [-k 1 2 4] [--depths 2 4] [--target M --draft M] [--data FILE]
 
-One request at a time (--batch 1), as at a desk: on a machine that serves many, target calls cost more with every drafted token,
-and fewer drafts are worth while.
+One request at a time (--batch 1), as at a desk: on a machine that serves many, target calls cost more with every drafted
+token, and fewer drafts are worth while.
 """
 
 import common
@@ -88,8 +88,8 @@ def recommendation(rows, temperature):
     words = lambda row: f"`{row['scheme']}`, K = {row['paths']}, depth {row['depth']}"  # noqa: E731
     times = f", {fast['times_plain']:.2f} × plain decoding" if "times_plain" in fast else ""
     return (
-        f"T = {temperature:g}: most tokens a call: {words(best)}, {best['block_efficiency']:.2f} ± {best['half_width_95']:.2f} "
-        f"({len(ties)} other settings are within the interval); the best on one path: {words(single)}, "
+        f"T = {temperature:g}: most tokens a call: {words(best)}, "
+        f"{best['block_efficiency']:.2f} ± {best['half_width_95']:.2f} ({len(ties)} other settings are within the interval); the best on one path: {words(single)}, "
         f"{single['block_efficiency']:.2f} ± {single['half_width_95']:.2f}. "
         f"Most tokens a second: {words(fast)}, {fast['tokens_per_second']:.1f} tokens/s{times}.\n"
     )
