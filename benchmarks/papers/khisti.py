@@ -20,7 +20,8 @@ from specsample.acceptance import laws
 from specsample import theory
 
 NAMES = {  # as the paper calls them
-    "optimum": "optimal transport", "importance": "importance (IS)", "kseq": "kseq (SpecTr)", "recursive": "recursive (SpecInfer)",
+    "optimum": "optimal transport", "importance": "importance (IS)", "kseq": "kseq (SpecTr)",
+    "recursive": "recursive (SpecInfer)",
 }  # fmt: skip
 PAPER = ("optimum", "optimal", "importance", "kseq", "recursive")
 OTHERS = ("recursive_distinct", "race", "top", "lists")

@@ -89,7 +89,8 @@ def recommendation(rows, temperature):
     times = f", {fast['times_plain']:.2f} × plain decoding" if "times_plain" in fast else ""
     return (
         f"T = {temperature:g}: most tokens a call: {words(best)}, "
-        f"{best['block_efficiency']:.2f} ± {best['half_width_95']:.2f} ({len(ties)} other settings are within the interval); the best on one path: {words(single)}, "
+        f"{best['block_efficiency']:.2f} ± {best['half_width_95']:.2f} ({len(ties)} other settings are within the "
+        f"interval); the best on one path: {words(single)}, "
         f"{single['block_efficiency']:.2f} ± {single['half_width_95']:.2f}. "
         f"Most tokens a second: {words(fast)}, {fast['tokens_per_second']:.1f} tokens/s{times}.\n"
     )
