@@ -1,10 +1,11 @@
-"""The command line: demo, info, bench, theory."""
+"""The command line: demo, info, acceptance, bench, theory."""
 
 import argparse
 import runpy
 import sys
 from pathlib import Path
 
+from . import acceptance
 from .api import schemes
 from .info import build_info
 
@@ -20,6 +21,8 @@ def main(arguments=None):
     if options.command == "info":
         print(info())
         return 0
+    if options.command == "acceptance":
+        return acceptance.main(options)
     if options.command == "theory":
         from .theory.table import main as theory
 
@@ -45,6 +48,8 @@ def parser():
     demo.add_argument("--drafter", choices=["student", "ngram"], help="only this drafter")
     demo.add_argument("--color", action="store_true", help="colours even when the output is not a terminal")
     demo.add_argument("--no-color", action="store_true")
+    text = "acceptance of every scheme on a text, from both models' laws at each position"
+    acceptance.arguments(commands.add_parser("acceptance", help=text), _positive, _temperature)
     theory = commands.add_parser("theory", help="acceptance of every scheme for two laws, beside the optimum")
     theory.add_argument("--target", metavar="FILE", help="target law [..., V]: .npy, .pt or .txt; rows are averaged")
     theory.add_argument("--draft", metavar="FILE", help="draft law, likewise; without files: synthetic Zipf-like laws")

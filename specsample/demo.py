@@ -206,13 +206,7 @@ def measure(parts, prompts, setting, options, bar):
             return_stats=True,
         )  # fmt: skip
         seconds += time.perf_counter() - start
-        total.target_calls += stats.target_calls
-        total.rounds += stats.rounds
-        total.emitted += stats.emitted
-        more = len(stats.reached) - len(total.reached)
-        for mine, other in ((total.reached, stats.reached), (total.accepted, stats.accepted)):
-            mine.extend([0] * more)
-            mine[: len(other)] = [a + b for a, b in zip(mine, other)]
+        total.add(stats)
         calls += expected_calls(parts, setting, output, ids.shape[1], options.tokens)
         bar.update()
     return Result(total, seconds, calls)

@@ -11,6 +11,7 @@ import torch
 
 import specsample as ss
 from specsample import cli, theory
+from specsample.theory import arrivals
 from specsample.theory.table import zipf_pair
 
 SIGMAS = 5.0  # a simulation fails a correct formula once in 1.7 million seeds; seeds are fixed
@@ -207,6 +208,50 @@ def test_recursive_distinct(k):
         assert theory.acceptance(*PAIRS[name], k, "recursive_distinct") == pytest.approx(1)
 
 
+def test_estimated_recursive_distinct():
+    """The estimate is within its error of the enumeration for every k at once, and exact for two children at any vocabulary."""
+    rng = np.random.default_rng(16)
+    for target, draft in [zipf_pair(25, 1.0, rng), zipf_pair(25, 0.3, rng), (random_law(rng, (), 25), random_law(rng, (), 25))]:
+        exact = [theory.distinct_acceptance(target, draft, k) for k in (1, 2, 3, 4)]
+        value, error = theory.distinct_estimate(target, draft, 4, 2000, rng)
+        assert error[0] == 0 and 1e-6 < error.max() < 0.1 / 2000**0.5
+        assert (np.abs(value - exact) <= SIGMAS * error + 1e-12).all()
+        assert abs(value[2] - without_replacement(target, draft, 3)) <= SIGMAS * error[2]
+        with_replacement = theory.acceptance(target, draft, 4, "recursive")  # negative control
+        assert abs(value[3] - with_replacement) > SIGMAS * error[3]
+    target, draft = zipf_pair(2000, 1.0, rng)
+    value, error = theory.distinct_estimate(target, draft, 2, 4000, rng)
+    assert abs(value[1] - theory.distinct_acceptance(target, draft, 2)) <= SIGMAS * error[1]
+
+
+def test_top_has_no_child_without_draft_probability():
+    assert theory.acceptance([0.5, 0.3, 0.2], [1.0, 0.0, 0.0], 3, "top") == pytest.approx(0.5)
+    assert theory.acceptance([0.5, 0.3, 0.2], [0.6, 0.4, 0.0], 3, "top") == pytest.approx(0.8)
+
+
+def test_curves_are_the_single_values():
+    rng = np.random.default_rng(17)
+    pairs = [zipf_pair(40, 1.0, rng), zipf_pair(40, 2.0, rng), (np.full(40, 0.025), zipf_pair(40, 1.0, rng)[0])]
+    target, draft = (np.stack(laws) for laws in zip(*pairs))
+    curves = theory.acceptance_curves(target, draft, (1, 2, 3, 8), samples=3000)
+    assert set(curves) == set(theory.SCHEMES) | {"optimum"}
+    for scheme, (value, error) in curves.items():
+        assert value.shape == error.shape == (3, 4)
+        for i, k in enumerate((1, 2, 3, 8)):
+            if scheme in ("token", "block") and k > 1:
+                assert np.isnan(value[:, i]).all()
+                continue
+            if (scheme, k) == ("recursive_distinct", 8):
+                single = theory.distinct_acceptance(target, draft, k, samples=3000, seed=5)
+                assert (error[:, i] > 0).all()
+            elif scheme.startswith("optimal"):
+                single = theory.binned_acceptance(target, draft, k)
+            else:
+                single = theory.acceptance(target, draft, k, "optimal" if scheme == "optimum" else scheme)
+                assert (error[:, i] == 0).all()
+            assert (np.abs(value[:, i] - single) <= 2 * SIGMAS * error[:, i] + 1e-9).all(), scheme
+
+
 RACE_PAIRS = [pair for name, pair in PAIRS.items() if name not in ("both one-hot", "one token")]
 
 
@@ -272,6 +317,22 @@ def test_arrivals_interpolated_stay_within_their_error():
         assert none == 0 and 0 < abs(rough - exact) <= error < 0.1
         finer, less = theory.arrivals_acceptance(target, draft, k, knots=96)
         assert abs(finer - exact) <= less < error and abs(finer - exact) < 1e-4
+
+
+def test_arrivals_by_power_sums_equal_the_recursion(monkeypatch):
+    """Tokens of small draft probability in the aggregate, against every token by itself; without the third and higher powers the
+    difference must show."""
+    rng = np.random.default_rng(19)
+    pairs = [zipf_pair(3000, 1.0, rng), zipf_pair(3000, 3.0, rng)]
+    pairs.append((pairs[0][1], np.full(3000, 1 / 3000)))
+    for target, draft in pairs:
+        found = arrivals.up_to(target, draft, 8, knots=16).value
+        with monkeypatch.context() as patch:
+            patch.setattr(arrivals, "ORDER", 1)
+            rough = arrivals.up_to(target, draft, 8, knots=16).value
+            patch.setattr(arrivals, "LARGE", 3000)
+            exact = arrivals.up_to(target, draft, 8, knots=16).value
+        assert np.abs(found - exact).max() < 1e-8 < np.abs(rough - exact).max()
 
 
 def index_entropy(target, draft):

@@ -54,6 +54,18 @@ class Stats:
             self.reached[i] += int((here & (accepted >= i)).sum())
             self.accepted[i] += int((here & (accepted > i)).sum())
 
+    def add(self, other):
+        """Add the counts and times of another call."""
+        self.target_calls += other.target_calls
+        self.rounds += other.rounds
+        self.emitted += other.emitted
+        more = len(other.reached) - len(self.reached)
+        for mine, theirs in ((self.reached, other.reached), (self.accepted, other.accepted)):
+            mine.extend([0] * more)
+            mine[: len(theirs)] = [a + b for a, b in zip(mine, theirs)]
+        for phase, seconds in other.seconds.items():
+            self.seconds[phase] += seconds
+
     def __str__(self):
         lines = [
             f"{'target calls':<18}{self.target_calls:>8}",

@@ -11,20 +11,14 @@ except ImportError as error:
     raise ImportError('specsample.theory needs NumPy: pip install "specsample[theory]"') from error
 
 from .acceptance import SCHEMES, acceptance
-from .distinct import distinct_acceptance
+from .arrivals import Bracketed, arrivals_acceptance, rank_entropy
+from .curves import Curve, acceptance_curves
+from .distinct import Estimate, distinct_acceptance, distinct_estimate
 from .efficiency import block_efficiency
 from .importance import importance_acceptance
 from .lp import lp_acceptance, mixed_lp_acceptance
 from .optimal import binned_acceptance, optimal_acceptance, optimal_law, two_draft_condition
-from .race import (
-    Bracketed,
-    arrivals_acceptance,
-    lists_acceptance,
-    race_acceptance,
-    race_bound,
-    rank_entropy,
-    rejection_index_entropy,
-)
+from .race import lists_acceptance, race_acceptance, race_bound, rejection_index_entropy
 from .thresholds import clipped_mass, kseq_threshold, recursive_thresholds
 from .tree import DraftingTree, drafting_tree
 from .weighted import weighted_acceptance
@@ -32,13 +26,17 @@ from .weighted import weighted_acceptance
 __all__ = [
     "SCHEMES",
     "Bracketed",
+    "Curve",
     "DraftingTree",
+    "Estimate",
     "acceptance",
+    "acceptance_curves",
     "arrivals_acceptance",
     "binned_acceptance",
     "block_efficiency",
     "clipped_mass",
     "distinct_acceptance",
+    "distinct_estimate",
     "drafting_tree",
     "importance_acceptance",
     "kseq_threshold",

@@ -3,11 +3,12 @@
 import numpy as np
 
 from ..errors import expect
+from .arrivals import arrivals_acceptance
 from .distinct import distinct_acceptance
 from .importance import importance_acceptance
 from .laws import count, pair
 from .optimal import optimal_acceptance
-from .race import arrivals_acceptance, lists_acceptance
+from .race import lists_acceptance
 from .thresholds import clipped_mass, kseq_threshold, recursive_thresholds
 
 
@@ -53,7 +54,8 @@ def _top(target, draft, k):
     rest = d[..., k - 1 :]
     left = rest.sum(-1, keepdims=True)
     drawn = np.divide(rest, left, out=np.zeros_like(rest), where=left > 0)
-    return t[..., : k - 1].sum(-1) + np.minimum(t[..., k - 1 :], drawn).sum(-1)
+    listed = np.where(d[..., : k - 1] > 0, t[..., : k - 1], 0.0)  # what is never drafted is no child
+    return listed.sum(-1) + np.minimum(t[..., k - 1 :], drawn).sum(-1)
 
 
 SCHEMES = {

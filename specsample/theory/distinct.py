@@ -1,23 +1,40 @@
-"""Acceptance of `recursive_distinct`: children drawn without replacement."""
+"""Acceptance of `recursive_distinct`: children drawn without replacement.
+
+After the children R were rejected the residual is (t − c·d)⁺ / Z(c), and the next one is drawn from d off R, divided by
+left = 1 − d(R). It is x and rejected with chance
+
+    refused(x) = (d(x)/left − (t(x) − c·d(x))⁺/Z(c))⁺,   x not in R,
+
+which is positive where t/d < c' = c + Z(c)/left, the next c; on R, where t/d < c, it would be d(x)/left. So the sum of
+refused over a set of smallest ratios is a difference of prefix sums, whatever R.
+"""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import expect
-from .laws import count, pair, rowwise
+from .laws import by_ratio, count, pair, rowwise
 
 LIMIT = 200_000  # ordered draws of k − 1 children
+NOTHING = 1e-14  # a mass that is rounding only
+
+
+class Estimate(NamedTuple):
+    """A mean over draws and its standard error."""
+
+    value: np.ndarray
+    error: np.ndarray
 
 
 def distinct_acceptance(target, draft, k, *, samples=None, seed=0):
     """Recursive rejection sampling without replacement (EAGLE; Jeon et al. 2024, "Recursive speculative decoding").
 
-    After the children R were rejected the residual is (t − c·d)⁺ / Z(c), with c ← c + Z(c) / (1 − d(R before)). The
-    last child's acceptance is summed in closed form; the k − 1 before it are enumerated in every order, which is
-    exact but limited to 200 000 orders (any V at k <= 2, V <= 59 at k = 4). Beyond that pass `samples`: the mean over
-    that many seeded draws of the first k − 1 children of the exact probability given them; its standard error is below
-    0.5/sqrt(samples).
+    The last child's acceptance is summed in closed form; the k − 1 before it are enumerated in every order, which is exact
+    but limited to 200 000 orders (any V at k <= 2, V <= 59 at k = 4). Beyond that pass `samples`: the mean over that many
+    seeded draws of the first k − 1 children of the exact probability given them (`distinct_estimate`); its standard error is
+    below 0.5/sqrt(samples).
     target, draft: [..., V] -> float64 [...]; ValueError beyond the limit without `samples`
     """
     target, draft = pair(target, draft)
@@ -27,56 +44,106 @@ def distinct_acceptance(target, draft, k, *, samples=None, seed=0):
         expect(0 < orders <= LIMIT or k > target.shape[-1] and math.factorial(target.shape[-1]) <= LIMIT, "k",
                f"at most {LIMIT} orders of k - 1 children under recursive_distinct (pass samples= for an estimate)",
                f"k = {k} of V = {target.shape[-1]}")  # fmt: skip
-        return rowwise(lambda t, d: 1 - _rejected(t, d, np.ones(len(d), bool), 1.0, 0.0, k), target, draft)
-    samples, generator = count(samples, "samples"), np.random.default_rng(seed)
-    return rowwise(lambda t, d: 1 - np.mean([_one_path(t, d, k, generator) for _ in range(samples)]), target, draft)
+        return rowwise(lambda t, d: 1 - _rejected(_Row(t, d), _start(1), k), target, draft)
+    rng = np.random.default_rng(seed)
+    samples = count(samples, "samples")
+    return rowwise(lambda t, d: distinct_estimate(t, d, k, samples, rng).value[-1], target, draft)
 
 
-def _step(t, d, alive, left, c):
-    """(chance of each token to be drawn and rejected [V], the next c); None when no draw is left or none is rejected"""
-    clipped = np.maximum(t - c * d, 0)
-    mass = clipped.sum()
-    if left <= 1e-15 or mass <= 1e-15:
-        return None
-    drawn = np.where(alive, d / left, 0.0)
-    return np.maximum(drawn - clipped / mass, 0), c + mass / left
+def distinct_estimate(t, d, k, samples, rng):
+    """Estimates for 1, 2, …, k children from one set of draws; t, d: checked laws [V], rng: numpy Generator -> Estimate of [k]
+
+    Each draw follows children that are rejected: the next one has the law refused/Σ refused, and the chance of a rejection so
+    far is the product of the sums. So the draws differ by little. For one child there is no error.
+    """
+    row, paths = _Row(t, d), _start(samples)
+    value, error, chance = np.ones(k), np.zeros(k), np.ones(samples)
+    for n in range(k):
+        step = row.step(paths)
+        chance = chance * step.total
+        value[n], error[n] = 1 - chance.mean(), chance.std() / samples**0.5 if n else 0.0
+        if n + 1 < k:
+            u = (np.arange(samples) + rng.random(samples)) / samples if n == 0 else rng.random(samples)
+            paths = row.reject(paths, step, row.draw(paths, step, u))
+    return Estimate(value, error)
 
 
-def _rejected(t, d, alive, left, c, k):
-    """Chance that k more children are all rejected. alive: not rejected yet; left = d(alive)"""
-    if np.maximum(t - c * d, 0).sum() <= 1e-15:
-        return 0.0
-    step = _step(t, d, alive, left, c)
-    if step is None:  # no token is left to draw
-        return 1.0
-    refused, c = step
-    if k == 1:
-        return float(refused.sum())
-    total = 0.0
-    for x in np.flatnonzero(refused > 0):
-        alive[x] = False
-        total += refused[x] * _rejected(t, d, alive, d[alive].sum(), c, k - 1)
-        alive[x] = True
-    return total
+class _Paths(NamedTuple):
+    """Rejected children of n paths."""
+
+    c: np.ndarray  # [n]
+    left: np.ndarray  # [n]: draft mass of the tokens not rejected
+    rejected: np.ndarray  # int [n, m]: places in the order of ratios
 
 
-def _one_path(t, d, k, generator):
-    """The chance above along one draw of the first k − 1 children: an unbiased estimate."""
-    alive, chance, c = np.ones(len(d), bool), 1.0, 0.0
-    for k in range(k, 0, -1):
-        left = d[alive].sum()
-        if np.maximum(t - c * d, 0).sum() <= 1e-15:
-            return 0.0
-        step = _step(t, d, alive, left, c)
-        if step is None:
-            return chance
-        refused, c = step
-        if k == 1:
-            return chance * float(refused.sum())
-        drawn = np.where(alive, d, 0.0)
-        x = generator.choice(len(d), p=drawn / drawn.sum())
-        chance *= refused[x] * left / d[x]
-        if chance == 0:
-            return 0.0
-        alive[x] = False
-    return chance
+class _Step(NamedTuple):
+    """How the next child of n paths is refused."""
+
+    mass: np.ndarray  # [n]: Z(c)
+    after: np.ndarray  # [n]: the next c
+    low: np.ndarray  # int [n]: tokens with t/d < c
+    high: np.ndarray  # int [n]: tokens with t/d < after: the others are never refused
+    total: np.ndarray  # [n]: chance that the next child is refused
+
+
+def _start(n):
+    return _Paths(np.zeros(n), np.ones(n), np.zeros((n, 0), dtype=np.int64))
+
+
+class _Row:
+    """Prefix sums of one pair of laws."""
+
+    def __init__(self, t, d):
+        self.rows = by_ratio(t, d)
+        self.d = d[self.rows.order]
+
+    def step(self, paths):
+        c, rows = paths.c, self.rows
+        low = np.searchsorted(rows.ratio, c)
+        mass = np.maximum(rows.upper_target[low] - c * rows.upper_draft[low], 0.0)
+        after = c + mass / np.maximum(paths.left, NOTHING)
+        high = np.maximum(np.searchsorted(rows.ratio, after), low)
+        step = _Step(mass, after, low, high, None)
+        total = np.clip(self.refused_before(paths, step, high), 0.0, 1.0)
+        # No residual: all that is left is accepted. No token left to draw: no further child.
+        total = np.where(mass <= NOTHING, 0.0, np.where(paths.left <= NOTHING, 1.0, total))
+        return step._replace(total=total)
+
+    def refused_before(self, paths, step, place):
+        """Σ refused over the first `place` [n] tokens in the order of ratios"""
+        rows, c = self.rows, paths.c
+        tested = np.maximum(place, step.low)
+        residual = rows.lower_target[tested] - rows.lower_target[step.low]
+        residual = residual - c * (rows.lower_draft[tested] - rows.lower_draft[step.low])
+        own = np.where(paths.rejected < place[:, None], self.d[paths.rejected], 0.0).sum(-1)
+        return (rows.lower_draft[place] - own) / np.maximum(paths.left, NOTHING) - residual / np.maximum(step.mass, NOTHING)
+
+    def draw(self, paths, step, u):
+        """Place of a refused child of each path, by inversion of the sum above at u [n]"""
+        goal, least, most = u * step.total, np.zeros_like(step.high), np.maximum(step.high - 1, 0)
+        while (least < most).any():
+            middle = (least + most) // 2
+            beyond = self.refused_before(paths, step, middle + 1) > goal
+            least, most = np.where(beyond, least, middle + 1), np.where(beyond, middle, most)
+        return least
+
+    def reject(self, paths, step, place):
+        """paths with one more rejected child each"""
+        left = np.maximum(paths.left - self.d[place], 0.0)
+        return _Paths(step.after, left, np.concatenate([paths.rejected, place[:, None]], -1))
+
+
+def _rejected(row, paths, k):
+    """Chance that k more children of one path are all rejected."""
+    step = row.step(paths)
+    if k == 1 or step.total[0] in (0.0, 1.0):
+        return float(step.total[0])
+    high = int(step.high[0])
+    every = _Paths(*(np.repeat(x, high + 1, 0) for x in paths))
+    wide = _Step(*(np.repeat(x, high + 1, 0) for x in step))
+    refused = np.diff(row.refused_before(every, wide, np.arange(high + 1)))
+    places = np.setdiff1d(np.flatnonzero(refused > 0), paths.rejected[0])
+    below = row.reject(_Paths(*(x[places] for x in every)), _Step(*(x[places] for x in wide)), places)
+    if k == 2:
+        return float(refused[places] @ row.step(below).total)
+    return float(sum(refused[i] * _rejected(row, _Paths(*(x[[n]] for x in below)), k - 1) for n, i in enumerate(places)))

@@ -9,8 +9,10 @@ set of tokens with the smallest ratios t/d, so one scan over sorted ratios finds
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from .laws import by_ratio, count, pair, ratio, rowwise
+from ..reference.coupling import Coupling
+from .laws import by_ratio, count, pair, rowwise
 
 
 class OptimalLaw(NamedTuple):
@@ -75,10 +77,10 @@ def two_draft_condition(target, draft, tolerance=1e-12):
 
 
 def binned_acceptance(target, draft, k, bins=1024):
-    """What `optimal` accepts when it knows ratios t/d by bin only: `bins` linear bins on [0, k] and one for the rest.
+    """What the scheme `optimal` accepts, which knows ratios t/d by bin only: about `bins` linear bins on [0, k].
 
-    The selected child's law is ρ_bin·d, ρ_bin = min(max(T/D of the bin, c2), c1), so acceptance is Σ min(t, ρ_bin·d), a
-    little below `optimal_acceptance`. Tokens without draft probability count in the last bin's T alone.
+    The selected child's law is ρ_bin·d (specsample/reference/coupling.py), so acceptance is Σ min(t, ρ_bin·d), a little
+    below `optimal_acceptance`.
     target, draft: [..., V]; k, bins >= 1 -> float64 [...]
     """
     target, draft = pair(target, draft)
@@ -87,9 +89,8 @@ def binned_acceptance(target, draft, k, bins=1024):
 
 
 def _binned(t, d, k, bins):
-    cell = np.minimum(ratio(t, d) * (bins / k), bins).astype(np.int64)
-    T, D = np.bincount(cell, t, bins + 1), np.bincount(cell, d, bins + 1)
-    rows = by_ratio(T, D)
-    low, high = _clips(rows, _rejection(rows, k))
-    rho = np.minimum(np.maximum(ratio(T, D), low), high)
-    return float(np.minimum(t, rho[cell] * d).sum())
+    if k == 1:  # the scheme is `token` then
+        return float(np.minimum(t, d).sum())
+    t, d = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in (t, d))
+    ratio = Coupling(t, d, torch.tensor([k]), bins).solve().ratio_of_token
+    return float(torch.minimum(t, ratio * d).sum())

@@ -9,8 +9,6 @@ analyticity in log s has half-width π/2 for every rate λ, so the step below le
 exp(−π²/step), 1e-13, whatever the scale of the laws.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from ..errors import expect
@@ -19,7 +17,7 @@ from .laws import by_ratio, count, pair, rowwise
 STEP = 0.33
 
 
-def _nodes(fastest):
+def nodes(fastest):
     """(s, weights) for ∫_0^∞ f(s) ds, f bounded by e^(−s) and nearly constant below 1/fastest."""
     s = np.exp(np.arange(np.log(1e-14 / fastest), np.log(50.0), STEP))
     return s, STEP * s
@@ -57,7 +55,7 @@ def lists_acceptance(target, draft, k):
     """
     target, draft = pair(target, draft)
     k = count(k, "k")
-    return rowwise(lambda t, d: _lists(t, d, k), target, draft)
+    return rowwise(lambda t, d: lists_of(t, d, [k])[0], target, draft)
 
 
 def _excess(rows):
@@ -65,93 +63,27 @@ def _excess(rows):
     return np.maximum(rows.ratio * rows.lower_draft[1:] - rows.lower_target[1:], 0)
 
 
-def _by_finite_ratio(t, d):
+def by_finite_ratio(t, d):
     """Laws without the tokens that are never drafted, sorted: (t, d, Sorted)"""
     t, d = t[d > 0], d[d > 0]
     rows = by_ratio(t, d)
     return t[rows.order], d[rows.order], rows
 
 
-def _lists(t, d, k):
-    t, d, rows = _by_finite_ratio(t, d)
+def lists_of(t, d, ks):
+    """The same for each of `ks` children, whose integrals share their decay; t, d: checked laws [V] -> float64 [len(ks)]"""
+    t, d, rows = by_finite_ratio(t, d)
     A, slope = np.maximum.accumulate(_excess(rows)), rows.lower_draft[1:]
-    total = 0.0
-    for x, weight in zip(*_nodes(k + A[t > 0].max(initial=0.0))):
+    total = np.zeros(len(ks))
+    for x, weight in zip(*nodes(max(ks) + A[t > 0].max(initial=0.0))):
         decay = np.exp(-x * A)
         # ∫ of exp(−x A) over [r_a, r_{a+1}] is (e^(−x A_a) − e^(−x A_{a+1})) / (x·slope); the last goes to infinity
         piece = -decay * np.expm1(-x * np.diff(A, append=np.inf)) / slope
         phi = np.minimum(d * np.cumsum(piece[::-1])[::-1], 1.0)
-        accepted = 1 - (1 - decay) * (1 - phi) ** (k - 1)
-        total += weight * k * np.exp(-k * x) * (t @ accepted)
-    return min(total, 1.0)  # the rule's error is about 1e-13
-
-
-class Bracketed(NamedTuple):
-    """A value and the largest error it can have."""
-
-    value: np.ndarray
-    error: np.ndarray
-
-
-def arrivals_acceptance(target, draft, k, knots=128):
-    """Chance that the target's token is among the first k arrivals of the draft's race (`race` with k children).
-
-    Σ_j t_j F(r_j), F(r) = ∫ e^(−s) P(N ≤ k − 1) ds, N the number of tokens that arrive before j in the draft's race:
-    independent events of probability 1 − exp(−s (r·d_i − t_i)⁺) (N is Poisson-binomial, summed by its recursion).
-    There is no short closed form for k > 1; the integral is numerical to about 1e-12. F falls with r, so with more
-    than `knots` distinct ratios F is computed at `knots` of them and interpolated in log r, and `error` bounds
-    rigorously what that can change; otherwise error is 0. Work V·knots·k·130: seconds at V = 30 000. k = 1 is
-    `race_acceptance`, exactly.
-    Kobus and Gündüz 2025 ("Speculative decoding with exponential races"), its batch of drafts.
-    target, draft: [..., V]; k >= 1, knots >= 2 -> Bracketed(value, error), float64 [...]
-    """
-    target, draft = pair(target, draft)
-    k, knots = count(k, "k"), count(knots, "knots", 2)
-    if k == 1:
-        value = race_acceptance(target, draft)
-        return Bracketed(value, np.zeros_like(value))
-    shape, width = target.shape[:-1], target.shape[-1]
-    rows = [_arrivals(t, d, k, knots) for t, d in zip(target.reshape(-1, width), draft.reshape(-1, width))]
-    value, error = np.array(rows).reshape(-1, 2).T
-    return Bracketed(value.reshape(shape)[()], error.reshape(shape)[()])
-
-
-def _arrivals(t, d, k, knots):
-    t, d, rows = _by_finite_ratio(t, d)
-    able = rows.ratio > 0
-    if not able.any():
-        return 0.0, 0.0
-    r, mass = rows.ratio[able], t[able]
-    distinct = np.unique(r)
-    if len(distinct) > knots:  # half of them evenly in log r, half by the target's mass
-        even = np.exp(np.linspace(np.log(distinct[0]), np.log(distinct[-1]), knots // 2))
-        even[[0, -1]] = distinct[[0, -1]]
-        level = np.linspace(0, mass.sum(), knots - len(even))
-        heavy = r[np.minimum(np.searchsorted(np.cumsum(mass), level), len(r) - 1)]
-        distinct = np.unique(np.concatenate([even, heavy]))
-    F = np.minimum(_ranks(t, d, distinct, k).sum(0), 1.0)  # the rule's error is about 1e-13
-    right = np.minimum(np.searchsorted(distinct, r), len(distinct) - 1)
-    left = np.where(distinct[right] == r, right, np.maximum(right - 1, 0))
-    value = min(1.0, mass @ np.interp(np.log(r), np.log(distinct), F))
-    most, least = mass @ F[left], mass @ F[right]
-    return float(value), float(max(most - value, value - least, 0.0))
-
-
-def _ranks(t, d, r, k):
-    """Chance of exactly n others before a winner of ratio r: r [m] -> [k, m]. All ratios and nodes of s run at once."""
-    s, weight = _nodes(1 + max(float(np.maximum(x * d - t, 0).sum()) for x in r))
-    chance = np.zeros((k, len(r), len(s)))  # of exactly n arrivals before, n < k
-    chance[0] = 1.0
-    for t_i, d_i in zip(t, d):
-        active = np.flatnonzero(r * d_i > t_i)
-        if len(active) == 0:
-            continue
-        first = active[0]  # r ascends
-        stay = np.exp(-(r[first:, None] * d_i - t_i) * s)
-        for n in range(k - 1, 0, -1):
-            chance[n, first:] = chance[n, first:] * stay + chance[n - 1, first:] * (1 - stay)
-        chance[0, first:] *= stay
-    return (chance * (np.exp(-s) * weight)).sum(-1)
+        for i, k in enumerate(ks):
+            accepted = 1 - (1 - decay) * (1 - phi) ** (k - 1)
+            total[i] += weight * k * np.exp(-k * x) * (t @ accepted)
+    return np.minimum(total, 1.0)  # the rule's error is about 1e-13
 
 
 def rejection_index_entropy(target, draft):
@@ -168,7 +100,7 @@ def rejection_index_entropy(target, draft):
 
 
 def _entropy(t, d):
-    t, d, rows = _by_finite_ratio(t, d)
+    t, d, rows = by_finite_ratio(t, d)
     c, nats, last = 0.0, 0.0, rows.ratio[-1]
 
     def clipped(c):
@@ -199,26 +131,6 @@ def _entropy(t, d):
         if left == 0:
             return nats
         c = c + total / q if c + total / q > c else end  # a mass below the last bit of c must not stop the walk
-
-
-def rank_entropy(target, draft):
-    """H[R] in nats: R the rank of the target's winner among the distinct arrivals of the draft's race.
-
-    P(R <= n) is `arrivals_acceptance` with n children; never arriving (d = 0) counts as one more value of R.
-    target, draft: [..., V], V <= 128 (all V ranks are needed: V³ work; ValueError beyond) -> float64 [...]
-    """
-    target, draft = pair(target, draft)
-    expect(target.shape[-1] <= 128, "target", "V <= 128", f"V = {target.shape[-1]}")
-    return rowwise(_rank_entropy, target, draft)
-
-
-def _rank_entropy(t, d):
-    t, d, rows = _by_finite_ratio(t, d)
-    able = rows.ratio > 0
-    chances = _ranks(t, d, rows.ratio[able], len(t)) @ t[able] if able.any() else np.zeros(1)
-    chances = np.append(chances, max(1 - t.sum(), 0.0))
-    chances = chances[chances > 1e-15]
-    return float(max(-(chances @ np.log(chances)), 0.0))
 
 
 def race_bound(entropy, vocab, k):

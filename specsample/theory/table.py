@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .acceptance import SCHEMES, acceptance
-from .distinct import LIMIT, distinct_acceptance
+from .curves import Curve, acceptance_curves
 from .laws import pair
-from .optimal import binned_acceptance, optimal_acceptance
 
 
 def zipf_pair(vocab, noise, rng, exponent=1.1):
@@ -69,24 +67,36 @@ def text(options):
         target, draft = read(options.target, "target", options.logits), read(options.draft, "draft", options.logits)
         title = f"{options.target} and {options.draft}"
     target, draft = pair(target, draft)
-    lines = [f"acceptance at one node, {title}", f"  {'children':<20}" + "".join(f"{k:>9}" for k in options.k)]
-    notes = set()
-    for scheme in SCHEMES:
-        if scheme not in ("optimal", "optimal_block"):
-            cells = [_cell(target, draft, k, scheme, options, notes) for k in options.k]
-            lines.append(f"  {scheme:<20}" + "".join(f"{cell:>9}" for cell in cells))
-    binned = [f"{np.mean(binned_acceptance(target, draft, k)):.4f}" for k in options.k]
-    lines.append(f"  {'optimal, 1024 bins':<20}" + "".join(f"{cell:>9}" for cell in binned))
-    best = [f"{np.mean(optimal_acceptance(target, draft, k)):.4f}" for k in options.k]
-    lines.append(f"  {'the optimum (i.i.d.)':<20}" + "".join(f"{cell:>9}" for cell in best))
-    return "\n".join(lines + sorted(notes))
+    curves = acceptance_curves(target, draft, options.k, samples=options.samples, seed=options.seed)
+    return "\n".join([f"acceptance at one node, {title}", *lines(summary(curves), options.k)])
 
 
-def _cell(target, draft, k, scheme, options, notes):
-    if scheme in ("token", "block") and k > 1:
+def summary(curves):
+    """Means over all nodes: {scheme: Curve} -> {scheme: Curve of [len(ks)]}, its error that of the mean of estimates"""
+    mean = {}
+    for name, (value, error) in curves.items():
+        value, error = (x.reshape(-1, x.shape[-1]) for x in (value, error))
+        mean[name] = Curve(value.mean(0), (error**2).sum(0) ** 0.5 / len(error))
+    return mean
+
+
+def lines(means, ks):
+    """The table: one row a scheme, one column a number of children. means: {scheme: Curve of [len(ks)]}"""
+    out = [f"  {'children':<20}" + "".join(f"{k:>9}" for k in ks)]
+    for name, (value, error) in means.items():
+        if name not in ("optimal_block", "optimum"):
+            cells = [_cell(v, e) for v, e in zip(value, error)]
+            out.append(f"  {name:<20}" + "".join(f"{cell:>9}" for cell in cells))
+    best, own = means["optimum"].value, means["optimal"].value
+    out.append(f"  {'the optimum (i.i.d.)':<20}" + "".join(f"{v:>9.4f}" for v in best))
+    out.append(f"  {'  less optimal':<20}" + "".join(f"{v if v > 1e-12 else 0:>9.1e}" for v in best - own))
+    worst = max(float(np.nanmax(error)) for _, error in means.values())
+    if worst > 0:
+        out.append(f"  ~ an estimate; its standard error is at most {worst:.1g}")
+    return out
+
+
+def _cell(value, error):
+    if np.isnan(value):
         return "-"
-    if scheme == "recursive_distinct" and target.shape[-1] ** (k - 1) > LIMIT // 20:
-        notes.add(f"  ~ estimated from {options.samples} draws")
-        value = distinct_acceptance(target, draft, k, samples=options.samples, seed=options.seed)
-        return f"~{np.mean(value):.3f}"
-    return f"{np.mean(acceptance(target, draft, k, scheme)):.4f}"
+    return f"~{value:.4f}" if error > 0 else f"{value:.4f}"

@@ -1,0 +1,73 @@
+"""Acceptance of every scheme at many nodes and for several numbers of children: what `python -m specsample acceptance` adds up."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import expect
+from .acceptance import SCHEMES
+from .arrivals import up_to
+from .distinct import distinct_acceptance, distinct_estimate
+from .laws import count, pair
+from .optimal import binned_acceptance
+from .race import lists_of
+
+
+ORDERS = 10_000  # of children, that `recursive_distinct` is enumerated for
+
+
+class Curve(NamedTuple):
+    """Acceptance of one scheme for each of the given numbers of children; NaN where the scheme has no such number."""
+
+    value: np.ndarray  # [..., len(ks)]
+    error: np.ndarray  # [..., len(ks)]: standard error where the value is an estimate, else 0
+
+
+def acceptance_curves(target, draft, ks=(1, 2, 4, 8), *, schemes=None, samples=64, seed=0):
+    """`acceptance` of every scheme for each k of `ks`, with the work shared between them.
+
+    The values are exact, or integrals to better than 1e-5, but for `recursive_distinct` beyond two children on larger
+    vocabularies, an estimate from `samples` seeded draws a row. `optimal` and `optimal_block` (its first node) are the schemes as they run,
+    with their bins; `optimum` is the bound `optimal_acceptance`.
+    target, draft: [..., V] probabilities; schemes: names, None = all -> {scheme or "optimum": Curve}
+    """
+    target, draft = pair(target, draft)
+    names = [*SCHEMES, "optimum"] if schemes is None else list(schemes)
+    for name in names:
+        expect(name in SCHEMES or name == "optimum", "schemes", f"some of {', '.join(SCHEMES)}, optimum", repr(name))
+    ks = [count(k, "ks") for k in ks]
+    samples, rng = count(samples, "samples"), np.random.default_rng(seed)
+    shape, width = target.shape[:-1], target.shape[-1]
+    rows = [_row(t, d, ks, names, samples, rng) for t, d in zip(target.reshape(-1, width), draft.reshape(-1, width))]
+    return {
+        name: Curve(*(np.array([row[name][i] for row in rows]).reshape(*shape, len(ks)) for i in (0, 1)))
+        for name in rows[0]
+    }
+
+
+def _row(t, d, ks, names, samples, rng):
+    """{scheme: (values, standard errors)} of one pair of laws [V]"""
+    exact = np.zeros(len(ks))
+    at = np.array(ks) - 1
+    out = {}
+    for name in names:
+        error = exact
+        if name == "race":
+            value = up_to(t, d, max(ks)).value[at]
+        elif name == "lists":
+            value = lists_of(t, d, ks)
+        elif name == "recursive_distinct":
+            estimate = distinct_estimate(t, d, max(ks), samples, rng)
+            closed = {k: distinct_acceptance(t, d, k) for k in ks if k <= 2 or len(t) ** (k - 1) <= ORDERS}
+            value = np.array([closed.get(k, estimate.value[k - 1]) for k in ks])
+            error = np.array([0.0 if k in closed else estimate.error[k - 1] for k in ks])
+        elif name == "optimal_block" and "optimal" in out:
+            value = out["optimal"][0]
+        elif name in ("optimal", "optimal_block"):
+            value = np.array([binned_acceptance(t, d, k) for k in ks])
+        else:
+            single = name in ("token", "block")
+            formula = SCHEMES["optimal" if name == "optimum" else name]
+            value = np.array([formula(t, d, k) if k == 1 or not single else np.nan for k in ks])
+        out[name] = (value, error)
+    return out
