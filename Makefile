@@ -4,6 +4,7 @@
 # make build   the package with its compiled kernels, in place
 # make fuzz    100 000 random calls of every op
 # make bench   benchmarks on this machine -> benchmarks/results/
+# make bench-trees   several drafts a node: time beside one draft, acceptance beside the optimum
 # make papers  the papers' experiments on the demo's models (or ARGS="--target M --draft M") -> benchmarks/results/papers/
 # make check-cuda   the CUDA kernels through nvcc for every architecture: spills, local memory, 16-byte loads (needs nvcc)
 # make gpu-quick    on a machine with an NVIDIA GPU: build for it with the system's python3, run the tests on it
@@ -27,7 +28,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
-.PHONY: demo test fuzz check-triton check-cuda gpu gpu-quick build bench papers wheel clean
+.PHONY: demo test fuzz check-triton check-cuda gpu gpu-quick build bench bench-trees papers wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
@@ -56,6 +57,9 @@ demo: $(VENV)/with-demo build
 
 bench: $(VENV)/with-bench build
 	$(BIN)/python -m specsample bench $(ARGS)
+
+bench-trees: $(VENV)/with-bench $(VENV)/with-theory build
+	$(BIN)/python benchmarks/multi_draft.py $(ARGS)
 
 papers: $(VENV)/with-demo $(VENV)/with-theory $(VENV)/with-bench build
 	for x in khisti races which check; do $(BIN)/python benchmarks/papers/$$x.py $(ARGS) || exit 1; done
