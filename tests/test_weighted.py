@@ -125,7 +125,13 @@ def by_reference(target, drafts, of, vocab):
 
 @pytest.mark.parametrize(
     "vocab, of, styles",
-    [(3, [0, 0], "dense dense"), (3, [0, 1], "dense dense dense"), (2, [0, 1, 0], "dense dense zeros"), (3, [1, 0], "zeros dense one-hot"), (4, [0, 1], "dense zeros zeros")],
+    [
+        (3, [0, 0], "dense dense"),
+        (3, [0, 1], "dense dense dense"),
+        (2, [0, 1, 0], "dense dense zeros"),
+        (3, [1, 0], "zeros dense one-hot"),
+        (4, [0, 1], "dense zeros zeros"),
+    ],
 )
 def test_reference_has_the_target_law(vocab, of, styles):
     target, *drafts = sources(vocab, 1, styles)
@@ -161,10 +167,9 @@ def test_large_vocabulary_threads_and_draft_sampling():
     temperature = torch.tensor([0.7, 0.0, 1.0, 1.5]).repeat(2)
     sampling = ss.Sampling(temperature, torch.tensor([50, 0, 0, 7]).repeat(2))
     rows = args["draft_logits"].flatten(0, 1)
-    tokens = [
-        ss.draft(rows[i::4], node=i, seed=args["seed"], position=50, sampling=ss.Sampling(*(torch.as_tensor(f).expand(8)[i::4] for f in sampling)))
-        for i in range(4)
-    ]  # fmt: skip
+    of_row = lambda i: ss.Sampling(*(torch.as_tensor(f).expand(8)[i::4] for f in sampling))  # noqa: E731
+    at = {"seed": args["seed"], "position": 50}
+    tokens = [ss.draft(rows[i::4], node=i, sampling=of_row(i), **at) for i in range(4)]
     args |= {"draft_tokens": torch.cat(tokens, 1), "draft_sampling": sampling}
     expected = ss.verify(**args, backend="reference")
     before = torch.get_num_threads()

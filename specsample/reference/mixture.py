@@ -12,14 +12,14 @@ of the winner is the finite sum
 so that verifying the winner against P like a single draft (accepted when u·P(y) < t(y), else a token of (t − P)⁺) is lossless for *any*
 weights α. They only decide how much is accepted, Σ min(t, P): a token that wins less often than the target wants it gets a larger
 weight. α ← α + 1.5·log(t/P), from log(t/m) with m the mean law, climbs to the optimum of the transport problem (a step of 1 takes half
-as many rounds again; from 2 on the rounds overshoot). Levels a factor of 2 apart lose nothing that rounds do not: the weights adapt.
+as many rounds again). Levels a factor of 2 apart lose nothing that rounds do not: the weights adapt.
 
 *Cells.* Tokens of a cell share one α, hence Pr(level | cell), and G and P need the cells' sums only: P(i) = Σ_g d^g_i·A_g[cell of i]
 over the distinct laws g. Still exact, for any cells; only acceptance falls. The best α of a token depends on its ratios t/d^g; the two
 coordinates that matter are t/m and, since the laws' A_g differ, where between the laws m comes from: a grid in t/(t + m) and in
 Σ_g g·(draws of law g)·d^g / Σ (draws)·d. Both are rounded to the nearest, so that t = m, or equal laws, do not fall on an edge.
 
-MATH: the selection, the climb and the cells are this package's; that a selection followed by a single-draft test is enough for the
+The selection, the climb and the cells are this package's; that a selection followed by a single-draft test is enough for the
 optimum is the canonical decomposition of Khisti et al. (arXiv 2410.18234).
 """
 

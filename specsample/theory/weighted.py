@@ -13,7 +13,7 @@ def weighted_acceptance(target, drafts, *, levels=16, rounds=8):
 
     Σ min(t, P) with P(i) = Σ_k d^k_i Σ_n Pr(level = n | i) Π_{l<k} G_l(n) Π_{l>k} G_l(n − 1), G_l(n) = Σ_j d^l_j Pr(level > n | j),
     Pr(level <= n | i) = 1 − exp(−e^α_i·2^(n − ⌊levels/2⌋)) below the last level, and α ← clip(α + 1.5·log(t/P)), `rounds` times from
-    log(t/mean of the drafts). With many rounds it is the optimum (`lp_acceptance` of the same drafts). The scheme's cells cost a little.
+    log(t/mean of the drafts). With many rounds it is the optimum (`mixed_lp_acceptance`). The scheme's cells cost a little.
     Source: this package; Khisti et al. 2024, Theorem 1, for the decomposition into a selection and a single-draft test.
     target: [..., V]; drafts: [..., K, V] -> float64 [...]; ValueError naming the argument
     """
