@@ -10,13 +10,15 @@
 #define SPS_HD inline
 #endif
 
-// On a GPU every thread of a block runs a scheme's walk, with the same values. Where the walk keeps state in memory, the
-// threads share the work and wait for each other. SPS_CUDA_ON_CPU: GPU code compiled for the CPU (csrc/testing/cuda_on_cpu.h).
+// On a GPU a warp runs a scheme's walk, all its lanes with the same values. Where the walk keeps state in memory, the lanes
+// share the work and wait for each other. SPS_CUDA_ON_CPU: GPU code compiled for the CPU (csrc/testing/cuda_on_cpu.h).
 #if defined(__CUDA_ARCH__) || defined(SPS_CUDA_ON_CPU)
-#define SPS_THREAD static_cast<int>(threadIdx.x)
-#define SPS_THREADS static_cast<int>(blockDim.x)
-#define SPS_BARRIER() __syncthreads()
+#define SPS_GPU 1
+#define SPS_THREAD static_cast<int>(threadIdx.x & 31)
+#define SPS_THREADS 32
+#define SPS_BARRIER() __syncwarp()
 #else
+#define SPS_GPU 0
 #define SPS_THREAD 0
 #define SPS_THREADS 1
 #define SPS_BARRIER() (void)0

@@ -28,8 +28,20 @@ struct Binning {
 
 constexpr double kEmpty = 0x1p-53;  // a bin whose draft mass is below this is never drawn from; its middle stands for its ratio
 
+// Sums over bins run strip by strip, in an order that does not depend on how many threads share the work: strips are summed one
+// by one, then a strip's bins go on from the sum of the strips before.
+constexpr int kStrips = 64;
+
 // Doubles of scratch that a coupling over n bins takes.
-constexpr SPS_HD int64_t coupling_scratch(int64_t n) { return 6 * (n + 1); }
+constexpr SPS_HD int64_t coupling_scratch(int64_t n) { return 6 * (n + 1) + 8 * (kStrips + 1); }
+
+// The threads that share the work on a coupling. On the CPU there is one.
+struct Alone {
+  static constexpr bool kOne = true;
+  SPS_HD int rank() const { return 0; }
+  SPS_HD int size() const { return 1; }
+  SPS_HD void barrier() const {}
+};
 
 SPS_HD double power(double x, int k) {
   double out = 1;
@@ -47,84 +59,131 @@ SPS_HD double kseq_gamma(double beta, int k) {
 
 struct Coupling {
   Binning binning;
-  int k = 0;
+  int k = 0, unused = 0;   // (padding would be copied by way of a GPU's stack)
   double* sums = nullptr;  // [count + 1][2]: T and D of each bin, then of the tail
   double *ratio = nullptr, *edge = nullptr;   // [count], [count + 1]: rho, and where a bin's interval ends (the next one's begin)
   double *plus = nullptr, *minus = nullptr;   // [count + 1]: Phi+ and Phi- at edge[i]
+  double* strip = nullptr;                    // [8][kStrips + 1]: what is known of each strip; the sum of all at the end
 
   SPS_HD Coupling() {}
   SPS_HD Coupling(const Binning& binning, int k, double* scratch) : binning(binning), k(k) {
     const int64_t n = binning.count + 1;
-    sums = scratch, ratio = sums + 2 * n, edge = ratio + n, plus = edge + n, minus = plus + n;
+    sums = scratch, ratio = sums + 2 * n, edge = ratio + n, plus = edge + n, minus = plus + n, strip = minus + n;
   }
   SPS_HD double& target(int i) const { return sums[2 * i]; }
   SPS_HD double& draft(int i) const { return sums[2 * i + 1]; }
 
   // The sums are complete: the tail goes to the bin of its ratio, and both laws add up to one.
-  SPS_HD void close_sums() {
-    const int tail = binning.count, last = binning.count - 1;
-    const double t = target(tail), d = draft(tail);
+  template <class Team = Alone>
+  SPS_HD void close_sums(const Team& team = Team()) {
+    const double t = target(binning.count), d = draft(binning.count);
     binning.tail_bin = binning.of_ratio(t, d);
-    target(binning.tail_bin) += t, draft(binning.tail_bin) += d;
-    double total_t = 0, total_d = 0;
-    for (int i = 0; i <= last; ++i) total_t += target(i), total_d += draft(i);
-    for (int i = 0; i <= last; ++i) {
+    if (team.rank() == 0) target(binning.tail_bin) += t, draft(binning.tail_bin) += d;
+    team.barrier();
+    strips(team, [&](int s, int begin, int end) {
+      double t = 0, d = 0;
+      for (int i = begin; i < end; ++i) t += target(i), d += draft(i);
+      of(0, s) = t, of(1, s) = d;
+    });
+    accumulate(team, 2, 0);
+    const double total_t = of(0, kStrips), total_d = of(1, kStrips);
+    for (int i = team.rank(); i < binning.count; i += team.size()) {
       if (total_t > 0) target(i) /= total_t;
       if (total_d > 0) draft(i) /= total_d;
     }
+    team.barrier();
   }
 
   // Z(c) at the lower edge of bin i: exact, since no bin lies on both sides of it.
   SPS_HD double lower(int i) const { return i > 0 ? (i - 0.5) / binning.per_unit : 0; }
 
   // K-SEQ's threshold: the lowest edge c >= 1 with gamma((1 - Z(c)) / c) <= c, at or above the root of the equality.
-  SPS_HD double kseq_threshold() const {
-    double above_t = 0, above_d = 0, found = k;
-    for (int i = binning.count - 1; i > 0; --i) {
-      above_t += target(i), above_d += draft(i);
-      const double c = lower(i);
-      if (c < 1 || kseq_gamma((1 - fmax(above_t - c * above_d, 0.0)) / c, k) > c) break;
-      found = c;
-    }
-    return found;
+  template <class Team = Alone>
+  SPS_HD double kseq_threshold(const Team& team = Team()) const {
+    sum_strips(team);
+    const int least = static_cast<int>(binning.per_unit) + 1;  // the lowest edge above 1
+    // The highest bin of each strip whose lower edge is too low. One thread stops at the first.
+    strips<true>(team, [&](int s, int begin, int end) {
+      double above_t = of(2, s), above_d = of(3, s);
+      int bad = -1;
+      for (int i = end - 1; i >= begin && i >= least && bad < 0; --i) {
+        above_t += target(i), above_d += draft(i);
+        const double c = lower(i);
+        if (kseq_gamma((1 - fmax(above_t - c * above_d, 0.0)) / c, k) > c) bad = i;
+      }
+      of(5, s) = bad;
+      return bad >= 0;
+    });
+    int bad = least - 1;
+    for (int s = kStrips - 1; s >= 0 && bad < least; --s) bad = of(5, s) > bad ? static_cast<int>(of(5, s)) : bad;
+    team.barrier();
+    return bad + 1 < binning.count ? lower(bad + 1) : k;
   }
 
   // From the sums to the law b and the coupling.
-  SPS_HD void solve() {
+  template <class Team = Alone>
+  SPS_HD void solve(const Team& team = Team()) const {
     const int n = binning.count;
+    sum_strips(team);
     // D = max over lower sets of d(S)^k - t(S), but never above Z(1): there b = d.
-    double below_t = 0, below_d = 0, rejection = 0, tv = 0;
-    for (int i = 0; i < n; ++i) {
-      below_t += target(i), below_d += draft(i);
-      rejection = fmax(rejection, power(fmin(below_d, 1.0), k) - below_t);
-      tv += fmax(target(i) - draft(i), 0.0);
-    }
-    rejection = fmin(rejection, tv);
+    strips(team, [&](int s, int begin, int end) {
+      double below_t = of(0, s), below_d = of(1, s), rejection = 0;
+      for (int i = begin; i < end; ++i) {
+        below_t += target(i), below_d += draft(i);
+        rejection = fmax(rejection, power(fmin(below_d, 1.0), k) - below_t);
+      }
+      of(5, s) = rejection;
+    });
+    double rejection = 0;
+    for (int s = 0; s < kStrips; ++s) rejection = fmax(rejection, of(5, s));
+    rejection = fmin(rejection, of(4, kStrips));
 
     // c1 = max over upper sets of (t(S) - D) / d(S) takes D off the top, c2 = min over lower sets of (t(S) + D) / d(S) adds D below.
-    double t = 0, d = 0, upper = -kInfinity, under = kInfinity;
-    for (int i = n - 1; i >= 0; --i) {
-      t += target(i), d += draft(i);
-      if (d > 0) upper = fmax(upper, (t - rejection) / d);
-    }
-    t = d = 0;
-    for (int i = 0; i < n; ++i) {
-      t += target(i), d += draft(i);
-      if (d > 0) under = fmin(under, (t + rejection) / d);
-    }
+    strips(team, [&](int s, int begin, int end) {
+      double t = of(2, s), d = of(3, s), upper = -kInfinity, under = kInfinity;
+      for (int i = end - 1; i >= begin; --i) {
+        t += target(i), d += draft(i);
+        if (d > 0) upper = fmax(upper, (t - rejection) / d);
+      }
+      t = of(0, s), d = of(1, s);
+      for (int i = begin; i < end; ++i) {
+        t += target(i), d += draft(i);
+        if (d > 0) under = fmin(under, (t + rejection) / d);
+      }
+      of(6, s) = upper, of(7, s) = under;
+    });
+    double upper = -kInfinity, under = kInfinity;
+    for (int s = 0; s < kStrips; ++s) upper = fmax(upper, of(6, s)), under = fmin(under, of(7, s));
     if (!(under < upper)) under = upper = 1;  // they meet where b = d
 
-    edge[n] = plus[n] = minus[n] = 0;  // intervals of [0, 1], the largest ratio first
-    for (int i = n - 1; i >= 0; --i) {
-      const double own = draft(i) > kEmpty ? target(i) / draft(i) : i / static_cast<double>(binning.per_unit);
-      ratio[i] = fmin(fmax(own, under), upper);
-      edge[i] = fmin(edge[i + 1] + draft(i), 1.0);
-      plus[i] = plus[i + 1], minus[i] = minus[i + 1];
-      if (!(edge[i] > edge[i + 1])) continue;
-      const double a = edge[i + 1], cross = crossing(i);
-      plus[i] += gain(ratio[i], a, cross);
-      minus[i] -= gain(ratio[i], cross, edge[i]);
+    strips(team, [&](int s, int begin, int end) {  // intervals of [0, 1], the largest ratio first
+      double d = of(3, s);
+      for (int i = end - 1; i >= begin; --i) {
+        const double own = draft(i) > kEmpty ? target(i) / draft(i) : i / static_cast<double>(binning.per_unit);
+        ratio[i] = fmin(fmax(own, under), upper);
+        edge[i] = fmin(d += draft(i), 1.0);
+      }
+      if (s == 0) edge[n] = plus[n] = minus[n] = 0;
+    });
+    for (int i = team.rank(); i < n; i += team.size()) {  // what each interval adds to Phi+ and Phi-
+      const double a = edge[i + 1];
+      plus[i] = minus[i] = 0;
+      if (!(edge[i] > a)) continue;
+      const double cross = crossing(i);
+      plus[i] = gain(ratio[i], a, cross);
+      minus[i] = -gain(ratio[i], cross, edge[i]);
     }
+    team.barrier();
+    strips(team, [&](int s, int begin, int end) {
+      double p = 0, m = 0;
+      for (int i = end - 1; i >= begin; --i) p += plus[i], m += minus[i];
+      of(0, s) = p, of(1, s) = m;
+    });
+    accumulate(team, 2, 0b11);
+    strips(team, [&](int s, int begin, int end) {
+      double p = of(0, s), m = of(1, s);
+      for (int i = end - 1; i >= begin; --i) plus[i] = p += plus[i], minus[i] = m += minus[i];
+    });
   }
 
   SPS_HD double density(double u) const { return k * power(1 - u, k - 1); }  // G, of the smallest of k uniforms
@@ -137,7 +196,7 @@ struct Coupling {
     const double a = edge[i + 1], b = edge[i], r = ratio[i];
     if (density(a) <= r) return a;
     if (density(b) >= r) return b;
-    return fmin(fmax(1 - pow(r / k, 1.0 / (k - 1)), a), b);
+    return fmin(fmax(1 - exp(log(r / k) / (k - 1)), a), b);
   }
 
   // The point that v is exchanged with: Phi-(w) = Phi+(v) where G(v) > R(v), else Phi+(w) = Phi-(v).
@@ -171,6 +230,69 @@ struct Coupling {
     const double span = fabs(density(v) - density(w));
     return move * span < fabs(density(v) - ratio[bin]) ? w : v;
   }
+
+ private:
+  SPS_HD double& of(int what, int s) const { return strip[what * (kStrips + 1) + s]; }
+
+  // f(strip, its bins [begin, end)) by the threads of the team. kSearch: from the top; a thread alone stops where f finds something.
+  template <bool kSearch = false, class Team, class F>
+  SPS_HD void strips(const Team& team, const F& f) const {
+    const int length = (binning.count + kStrips - 1) / kStrips;
+    for (int i = team.rank(); i < kStrips; i += team.size()) {
+      const int s = kSearch ? kStrips - 1 - i : i, begin = s * length < binning.count ? s * length : binning.count;
+      const int end = begin + length < binning.count ? begin + length : binning.count;
+      if constexpr (kSearch) {
+        if (f(s, begin, end) && Team::kOne) break;
+      } else {
+        f(s, begin, end);
+      }
+    }
+    team.barrier();
+  }
+  // For each of the first `rows` of `strip`: from each strip's sum to the sum of the strips below it, or above it where the row's bit
+  // of `from_top` is set.
+  template <class Team>
+  SPS_HD void accumulate(const Team& team, int rows, int from_top) const {
+    for (int row = team.rank(); row < rows; row += team.size()) {
+      const bool down = from_top >> row & 1;
+      double sum = 0;
+      for (int i = 0; i < kStrips; ++i) {
+        double& at = of(row, down ? kStrips - 1 - i : i);
+        const double own = at;
+        at = sum, sum += own;
+      }
+      of(row, kStrips) = sum;
+    }
+    team.barrier();
+  }
+  // t and d below each strip, t and d above it, and sum of (t - d)+.
+  template <class Team>
+  SPS_HD void sum_strips(const Team& team) const {
+    strips(team, [&](int s, int begin, int end) {
+      double t = 0, d = 0, over = 0;
+      for (int i = begin; i < end; ++i) t += target(i), d += draft(i), over += fmax(target(i) - draft(i), 0.0);
+      of(0, s) = of(2, s) = t, of(1, s) = of(3, s) = d, of(4, s) = over;
+    });
+    accumulate(team, 5, 0b01100);
+  }
 };
+
+// By all the threads that the executor has.
+template <class Ex>
+SPS_HD void solve(Ex& ex, const Coupling& coupling) {
+#if SPS_GPU
+  ex.solve(coupling);
+#else
+  coupling.solve();
+#endif
+}
+template <class Ex>
+SPS_HD double kseq_threshold(Ex& ex, const Coupling& coupling) {
+#if SPS_GPU
+  return ex.kseq_threshold(coupling);
+#else
+  return coupling.kseq_threshold();
+#endif
+}
 
 }  // namespace specsample

@@ -17,6 +17,7 @@ struct Sampling {
   SPS_HD bool filters(int64_t vocab) const { return by_k(vocab) || by_p() || by_min_p(); }
 };
 
+// A GPU keeps laws in shared memory: no padding here, which its compiler would copy by way of the stack.
 struct Law {
   const void* row = nullptr;  // logits; null for a point mass without a row
   int64_t vocab = 0;
@@ -25,9 +26,9 @@ struct Law {
   float cutoff = -FLT_MAX;  // tokens with logit >= cutoff are kept (excludes -inf and NaN even when nothing filters)
   double mass = 0;          // sum over the kept tokens of exp((logit - max) scale)
   int64_t only = -1;        // >= 0: all the mass on this token (greedy rows, one-hot drafts)
-  bool broken = false;      // no finite logit
   const int64_t* without = nullptr;  // tokens taken out of the law (`top`'s deterministic children); mass is that of the others
   int without_count = 0;
+  int broken = false;       // no finite logit
 
   static SPS_HD Law point(int64_t token) {
     Law law;

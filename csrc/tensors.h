@@ -32,13 +32,13 @@ inline Tensor empty_on(int32_t device_type, int32_t device_index, std::initializ
   return Tensor(handle);
 }
 
-// The entry of a scheme in a device's table.
+// The entry of that name in a device's table of schemes or kinds.
 template <class Entry, size_t n>
-const Entry& entry_of(const Entry (&schemes)[n], const std::string& scheme, const char* device) {
-  for (const Entry& entry : schemes)
-    if (scheme == entry.name) return entry;
-  STD_TORCH_CHECK(false, "scheme: the ", device, " backend has no ", scheme);
-  return schemes[0];
+const Entry& entry_of(const Entry (&table)[n], const std::string& name, const char* argument, const char* device) {
+  for (const Entry& entry : table)
+    if (name == entry.name) return entry;
+  STD_TORCH_CHECK(false, argument, ": the ", device, " backend has no ", name);
+  return table[0];
 }
 
 }  // namespace specsample

@@ -12,6 +12,7 @@
 // and, for several children at a node:
 //   double rest_mass(const Law&, tokens, int count)   probability of all tokens but these, accurate when it is small
 //   Coupling histogram(t, d, int k)                   sums of t and d by ratio bin, in scratch that the next call reuses
+//                                                     (then solve or kseq_threshold of coupling.h)
 //   int bin(t, d, const Coupling&, int64_t token)     the bin that the histogram counted the token in
 //   double place(int node), double move(int node)     uniforms of the node's selection
 //   bool stays(int node, double num, double den)      place(node) den < num
@@ -34,8 +35,15 @@ namespace specsample {
 struct Ints {
   const void* data = nullptr;
   bool wide = true;
-  SPS_HD int64_t operator[](int64_t i) const {
+  SPS_HD int64_t given(int64_t i) const {
     return wide ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
+  }
+  SPS_HD int64_t operator[](int64_t i) const {
+#if SPS_GPU
+    return static_cast<const int32_t*>(data)[i];  // a kernel has copied what was given into shared memory
+#else
+    return given(i);
+#endif
   }
   SPS_HD Ints from(int64_t offset) const {
     if (data == nullptr) return *this;
@@ -120,7 +128,30 @@ struct Request {
   }
 };
 
-// Memory that schemes write and never read back: on a GPU, one thread of the block writes it.
+// Memory of a scheme that it indexes, or that is too much for registers: a local variable on the CPU; on a GPU, where the lanes
+// have one copy of it, the executor's shared memory (`T& room<T>()`, one T a scheme). One lane writes it, through `put`.
+template <class T>
+struct Room {
+#if SPS_GPU
+  T& value;
+  template <class Ex>
+  SPS_HD explicit Room(Ex& ex) : value(ex.template room<T>()) {}
+#else
+  T value;
+  template <class Ex>
+  SPS_HD explicit Room(Ex&) {}
+#endif
+  SPS_HD const T* operator->() const { return &value; }
+  template <class V>
+  SPS_HD void put(V& place, const V& it) {
+    SPS_BARRIER();
+    if (SPS_THREAD == 0) place = it;
+    SPS_BARRIER();
+  }
+  SPS_HD void operator=(const T& it) { put(value, it); }
+};
+
+// Memory that schemes write and never read back: on a GPU, one lane writes it.
 template <class T>
 struct Written {
   T* data;
@@ -147,13 +178,24 @@ struct Step {
   int64_t emitted;
 };
 
-// The live children of a node that a scheme decides among, in index order.
-struct Drawn {
-  int count = 0;
+struct SiblingList {
   int node[kMaxSiblings];
   int64_t token[kMaxSiblings];
+};
 
-  SPS_HD void add(int child, int64_t x) { node[count] = child, token[count] = x, ++count; }
+// The live children of a node that a scheme decides among, in index order.
+struct Drawn {
+  Room<SiblingList> list;
+  int count = 0;
+  const int* node = list->node;
+  const int64_t* token = list->token;
+
+  Drawn(const Drawn&) = delete;
+  template <class Ex>
+  SPS_HD explicit Drawn(Ex& ex) : list(ex) {}
+  SPS_HD void add(int child, int64_t x) {
+    list.put(list.value.node[count], child), list.put(list.value.token[count], x), ++count;
+  }
 };
 
 // All from one law: that of the first one's row.
@@ -161,7 +203,7 @@ struct Siblings : Drawn {
   Law draft;
 
   template <class Ex>
-  SPS_HD Siblings(const Request& request, Ex& ex, int parent, int child) {
+  SPS_HD Siblings(const Request& request, Ex& ex, int parent, int child) : Drawn(ex) {
     int64_t row = -1;
     bool drawn = false;
     for (; child >= 0 && count < kMaxSiblings; child = request.child(parent, child)) {
@@ -192,7 +234,7 @@ struct MixedSiblings : Drawn {
   uint8_t law_of[kMaxSiblings];
 
   template <class Ex>
-  SPS_HD MixedSiblings(const Request& request, Ex& ex, int parent, int child) {
+  SPS_HD MixedSiblings(const Request& request, Ex& ex, int parent, int child) : Drawn(ex) {
     for (; child >= 0 && count < kMaxSiblings; child = request.child(parent, child)) {
       int at = 0;
       while (at < laws && row[at] != request.draft_row(child)) ++at;

@@ -14,7 +14,6 @@ from . import ops, reference, triton  # noqa: F401  (ops defines torch.ops.specs
 from .errors import expect
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CUDA_KINDS = ("iid", "arrivals", "topk")  # of `draft`, so far
 INSTALL_HINT = "reinstall with a C++ compiler and torch present: pip install --no-build-isolation ."
 
 
@@ -70,7 +69,7 @@ _no_cuda = _cuda_missing()
 BACKENDS = {
     "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, tuple(_built["schemes"].split()), None, _missing),
     "cuda": Backend(
-        None if _no_cuda else _compiled, "cuda", COMPILED_DTYPES, tuple(_built["cuda_schemes"].split()), CUDA_KINDS, _no_cuda
+        None if _no_cuda else _compiled, "cuda", COMPILED_DTYPES, tuple(_built["cuda_schemes"].split()), None, _no_cuda
     ),
     "triton": Backend(
         None if triton.missing else triton.functions, "accelerator", COMPILED_DTYPES, triton.SCHEMES, triton.KINDS,

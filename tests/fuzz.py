@@ -179,13 +179,13 @@ def tokens_of(result):
     return result if isinstance(result, torch.Tensor) else result.tokens if isinstance(result, ss.Verdict) else None
 
 
-def run(seed, index, compare):
+def run(seed, index, compare, backend="cpu"):
     """Run one call. -> (name, tokens compared, tokens differing); raises what the call raises but for ValueError"""
     call = Call(seed, index)
     function, args = call.verify() if call.chance(0.75) else call.rows()
     name = args.get("scheme") or args.get("kind") or function.__name__
     try:
-        result = function(**args, backend="cpu")
+        result = function(**args, backend=backend)
     except ValueError as error:
         return f"ValueError: {str(error).split(':')[0]}", 0, 0
     tokens = tokens_of(result)

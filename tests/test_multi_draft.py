@@ -15,6 +15,7 @@ from conftest import CAUGHT, FAILURE_RATE, case, identical, p_value, require, re
 from test_exact_law import Scripted, completed, pair, target_law
 from trees import STAR, drafted_tree, paths
 
+import cuda_on_cpu
 import native
 import specsample as ss
 from specsample.reference.coupling import Coupling
@@ -26,6 +27,13 @@ SELECTING = ("optimal", "optimal_block")
 COMPARING = ("importance",)  # select by comparing two draws at a time
 IID = tuple(name for name in MULTI if CARDS[name].draft_kind == "iid")
 BINS = 256  # of the schemes with bins, where a test does not say otherwise
+COMPILED = ("cpu", "cuda", cuda_on_cpu.NAME)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def fewer(backend, usual, emulated):
+    """How many cases a backend takes: kernels that run on the CPU are slow there."""
+    return emulated if backend == cuda_on_cpu.NAME else usual
 
 
 def tolerance(scheme):
@@ -290,40 +298,51 @@ def test_block_verification_of_the_selected_path_accepts_more():
 
 
 @pytest.mark.parametrize("scheme", [s for s in CARDS if CARDS[s].trees and s != "race"])
+@pytest.mark.parametrize("backend", ("reference", *COMPILED))
 def test_one_child_a_node_is_the_single_draft_scheme(backend, scheme):
+    backend = require(backend)
     require_scheme(backend, scheme)
     single = {"lists": "race", "optimal_block": "block"}.get(scheme, "token")
-    for sampling in (ss.Sampling(), ss.Sampling(0.7, 30, 0.9, 0.01), ss.Sampling(torch.tensor([0.0, 1.0] * 30))):
-        args = case(60, 4, 100, scheme=single, seed=5, sampling=sampling)
+    B = fewer(backend, 60, 12)
+    for sampling in (ss.Sampling(), ss.Sampling(0.7, 30, 0.9, 0.01), ss.Sampling(torch.tensor([0.0, 1.0] * (B // 2)))):
+        args = case(B, 4, 100, scheme=single, seed=5, sampling=sampling)
         expected = ss.verify(**args, backend=backend)
         identical(ss.verify(**args | {"scheme": scheme}, backend=backend), expected)
         identical(ss.verify(**args | {"scheme": scheme}, parents=[-1, 0, 1, 2], backend=backend), expected)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scheme", [s for s in CARDS if CARDS[s].trees])
-def test_same_integers(scheme, dtype):
-    require("cpu")
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_same_integers(compiled, scheme, dtype):
+    compiled = require(compiled)
+    require_scheme(compiled, scheme)
+    if compiled == cuda_on_cpu.NAME and dtype != DTYPES[list(CARDS).index(scheme) % 3]:
+        pytest.skip(f"{compiled} takes one dtype a scheme")
     compared = accepted = 0
     settings = (ss.Sampling(), ss.Sampling(0.7, 20, 0.95, 0.01), ss.Sampling(torch.tensor([0.0, 0.6, 1.0, -1.0, 1.3] * 3)))
     for (k, depth, vocab), noise in itertools.product(((2, 2, 7), (3, 2, 50), (4, 3, 300), (9, 1, 500), (5, 2, 1)), (0.0, 1.0, 3.0)):
         sampling = settings[(vocab + int(noise)) % 3]
         args = drafted_tree(15, k, depth, vocab, scheme, noise=noise, dtype=dtype, sampling=sampling)
         expected = ss.verify(**args, logprobs="raw", backend="reference")
-        got = ss.verify(**args, logprobs="raw", backend="cpu")
+        got = ss.verify(**args, logprobs="raw", backend=compiled)
         identical(got._replace(logprobs=None), expected._replace(logprobs=None))
         compared, accepted = compared + 15, accepted + int(expected.num_accepted.sum())
     assert compared == 225 and accepted > 100
 
 
 @pytest.mark.parametrize("scheme", MULTI)
-def test_large_vocabulary_and_threads(scheme):
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_large_vocabulary_and_threads(compiled, scheme):
     """A row split over threads, drafts of a narrower and of a wider vocabulary."""
-    require("cpu")
+    compiled = require(compiled)
+    require_scheme(compiled, scheme)
     for draft_vocab in (16_011, 18_000):
         args = drafted_tree(2, 4, 1, 17_000, scheme, draft_vocab=draft_vocab, dtype=torch.bfloat16)
         expected = ss.verify(**args, backend="reference")
-        identical(ss.verify(**args, backend="cpu"), expected)
+        identical(ss.verify(**args, backend=compiled), expected)
+        if compiled != "cpu":
+            continue
         before = torch.get_num_threads()
         try:
             for threads in (1, 2):
@@ -335,8 +354,10 @@ def test_large_vocabulary_and_threads(scheme):
 
 
 @pytest.mark.parametrize("scheme", MULTI + ("lists",))
+@pytest.mark.parametrize("backend", ("reference", *COMPILED))
 def test_requests_are_independent(backend, scheme):
     """Reversed, one by one, packed with an empty request between: the same tokens."""
+    backend = require(backend)
     require_scheme(backend, scheme)
     args = drafted_tree(6, 3, 2, 40, scheme, sampling=ss.Sampling(0.8, 12))
     whole = ss.verify(**args, backend=backend)
@@ -382,11 +403,13 @@ def test_errors(scheme):
 
 
 @pytest.mark.parametrize("scheme", MULTI + ("lists",))
-def test_bad_data(scheme):
-    """Rows of NaN and inf, ids and rows out of range, missing nodes: the same on both backends, and never an id >= V."""
-    require("cpu")
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_bad_data(compiled, scheme):
+    """Rows of NaN and inf, ids and rows out of range, missing nodes: the reference's tokens, and never an id >= V."""
+    compiled = require(compiled)
+    require_scheme(compiled, scheme)
     generator = torch.Generator().manual_seed(9)
-    for trial in range(40):
+    for trial in range(fewer(compiled, 40, 10)):
         args = drafted_tree(8, 3, 2, 11, scheme, seed=trial)
         pick = lambda n: torch.randint(n, (4,), generator=generator)  # noqa: E731
         for value, name in ((torch.nan, "target_logits"), (torch.inf, "target_logits"), (-torch.inf, "draft_logits")):
@@ -402,7 +425,7 @@ def test_bad_data(scheme):
         args["rows"][pick(8)[0], pick(6)[0] + 1] = 99
         args["max_depth"] = 2
         expected = ss.verify(**args, backend="reference")
-        identical(ss.verify(**args, backend="cpu"), expected)
+        identical(ss.verify(**args, backend=compiled), expected)
         assert int(expected.tokens.max()) < 11
 
 

@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
     const OptionalTensor& draft_sampling_rows, const OptionalTensor& draft_max, const OptionalTensor& draft_logsumexp,
     const OptionalTensor& draft_cutoff, int64_t seed, const OptionalTensor& seeds, int64_t position,
     const OptionalTensor& positions, const OptionalTensor& cu_rows, int64_t logprobs) {
-  const Entry& entry = entry_of(kSchemes, scheme, "cpu");
+  const Entry& entry = entry_of(kSchemes, scheme, "scheme", "cpu");
   const bool packed = cu_rows.has_value(), has_draft = draft_logits.has_value() && entry.uses_draft_law;
   STD_TORCH_CHECK(target_logits.dim() == (packed ? 2 : 3), "target_logits: expected [B, R, V], or packed [rows, V]");
   STD_TORCH_CHECK(max_depth >= 0, "max_depth: expected >= 0, got ", max_depth);

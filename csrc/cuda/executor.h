@@ -1,101 +1,66 @@
-// The CUDA executor of one request (see walk.h): a block of threads runs the passes over rows; each thread runs the scheme.
+// The conductor's side: orders to the crew, and the CUDA executor of one request (see walk.h) made of them.
+//
+// All lanes of the conductor call these functions, with the same values, and get the same results.
 #pragma once
+#include <type_traits>
+
 #include "../walk.h"
-#include "filters.h"
-#include "race.h"
+#include "crew.h"
 
 namespace specsample {
 
-constexpr double kPlainScores = 1e6;  // larger ones, not relative to the row's maximum, would cost the clocks digits
-
-// The law of a row; its mass only when `normalised`.
-SPS_DEVICE Law law_of(Scratch& s, const Rows& rows, int64_t index, const Sampling& sampling, bool normalised) {
-  Law law;
-  law.row = rows.at(index), law.vocab = rows.vocab, law.scale = sampling.scale();
-  if (sampling.greedy()) {
-    const Best best = row_argmax(s, law.row, rows.dtype, law.vocab);
-    law.broken = best.id < 0;
-    law.max = static_cast<float>(best.score), law.only = best.id, law.mass = 1;
-    return law;
-  }
-  const bool filtered = sampling.filters(rows.vocab);
-  if (!filtered && !normalised) return law;
-  if (filtered) {
-    law.max = row_max(s, law, rows.dtype, -1);
-  } else {
-    max_and_mass(s, law, rows.dtype);
-  }
-  law.broken = !(law.max > -HUGE_VALF);
-  if (law.broken) return law;
-  const bool infinite = law.max >= kLargest;
-  if (infinite) {  // +inf logits share all the mass
-    law.cutoff = kLargest, law.scale = 0;
-  } else if (filtered) {
-    law.cutoff = filter_cutoff(s, law, rows.dtype, sampling);
-  }
-  if (infinite || (filtered && normalised)) law.mass = kept_mass(s, law, rows.dtype);
-  return law;
-}
-
-// Winner of a race on `stream` over the residual (scale t - d)+, or over the target alone when `draft` is null; -1 for a broken
-// row. Tokens in `taken` take no part.
-SPS_DEVICE int64_t race_of(Scratch& s, int dtype, const Law& target, const Law* draft, double scale, const Stream& stream,
-                           const int64_t* taken = nullptr, int taken_count = 0) {
-  if (target.broken) return -1;
-  if (target.only >= 0) return taken_count ? -1 : target.only;
-  // The race is kept in shared memory: its loop needs the registers.
-  Race& race = *s.race;
-  __syncthreads();  // the race before may still be read
-  if (thread_id() == 0) {
-    race = Race{target, false, Law(), 1, 1, stream, 0, -1, taken, taken_count};
-    if (draft && draft->only >= 0) {  // (scale t - 1)+ vanishes on the one-hot draft's token, and elsewhere weights are t's
-      race.exclude = draft->only;
-    } else if (draft) {
-      race.residual = true, race.draft = *draft;
-      race.target_norm = scale / target.mass, race.draft_norm = 1 / draft->mass;
-    }
-  }
-  bool levelled = false;
-  for (;;) {
-    __syncthreads();
-    bool infinite = false;
-    const Best best = run_race(s, dtype, infinite);
-    const bool residual = race.residual, excluding = race.exclude >= 0;
-    if (residual && best.id >= 0) return best.id;
-    // Nothing found, or logits so large that the clocks are lost beside them: run relative to the largest.
-    bool again = residual || infinite;
-    float level = 0;
-    if (!again && !levelled && (best.id < 0 || fabs(best.score) > kPlainScores)) {
-      levelled = true;
-      level = row_max(s, race.target, dtype, race.exclude);
-      again = level > -HUGE_VALF;
-    }
-    if (!again && (best.id >= 0 || !excluding)) return best.id;
-    if (!again) levelled = false;
-    __syncthreads();
-    if (thread_id() != 0) continue;
-    if (residual) {
-      race.residual = false;  // nothing left: the draft covers the target up to rounding. Fall back to the target's law
-    } else if (infinite) {
-      race.target.cutoff = kLargest, race.target.scale = 0;
-    } else if (again) {
-      race.level = level;
-    } else {
-      race.exclude = -1, race.level = 0;  // the draft's token is all there is
-    }
-  }
-}
-
-class CudaExecutor {
+class Conductor {
  public:
   Scratch& s;
-  SPS_DEVICE explicit CudaExecutor(Scratch& scratch) : s(scratch) {}
+  SPS_DEVICE explicit Conductor(Scratch& scratch) : s(scratch) {}
+
+  SPS_DEVICE Law law(const Rows& rows, int64_t row, const Sampling& sampling, bool normalised) const {
+    ask(Task::kLaw, rows.dtype, [&](Order& o) { o.rows = rows, o.row = row, o.sampling = sampling, o.normalised = normalised; });
+    return *s.law;
+  }
+  // Winner of a race over a law; without a winner its id is -1.
+  SPS_DEVICE Best race(const Law& law, int dtype, const Stream& stream, const Skip& skip = Skip()) const {
+    if (law.broken) return Best::none();
+    if (law.only >= 0) return skip.count ? Best::none() : Best{0, law.only};
+    ask(Task::kRace, dtype, [&](Order&) { *s.race = Race(law, stream, skip); });
+    return s.found;
+  }
+  SPS_DEVICE Best next_likeliest(const Law& law, int dtype, float after_z, int64_t after_id) const {
+    ask(Task::kLikeliest, dtype, [&](Order& o) { o.law = law, o.after_z = after_z, o.after_id = after_id; });
+    return s.found;
+  }
+  SPS_DEVICE void dismiss() const {
+    if (lane_id() == 0) (*s.order).task = Task::kLeave;
+    SPS_MEET();
+  }
+
+ protected:
+  // `fill` writes the order. What the crew finds is read elsewhere: lanes may still read it when the next order is written.
+  template <class F>
+  SPS_DEVICE void ask(Task task, int dtype, const F& fill) const {
+    if (lane_id() == 0) {
+      Order& order = *s.order;
+      order.task = task, order.dtype = dtype;
+      fill(order);
+    }
+    SPS_MEET();
+    SPS_MEET();
+  }
+};
+
+// Doubles of a coupling's memory: ratios in two places, which couplings of every size share, and the rest.
+constexpr SPS_HD int64_t coupling_memory(int64_t most_bins) { return 2 * most_bins + coupling_scratch(most_bins); }
+
+class CudaExecutor : public Conductor {
+ public:
+  // `memory`: of couplings of at most so many bins (coupling_memory); null where the scheme needs none.
+  SPS_DEVICE CudaExecutor(Scratch& scratch, double* memory, int most_bins)
+      : Conductor(scratch), memory_(memory), most_bins_(most_bins) {}
 
   SPS_DEVICE Law target(int row, bool normalised) const {
     const Inputs& in = *s.inputs;
-    return law_of(s, in.target, row, in.sampling, normalised);
+    return law(in.target, row, in.sampling, normalised);
   }
-
   SPS_DEVICE Law draft(int node) const {
     const Request& request = *s.request;
     if (!request.has_draft) return Law::point(request.token(node));
@@ -112,25 +77,42 @@ class CudaExecutor {
       law.row = in.draft.at(row), law.vocab = in.draft.vocab, law.scale = own.scale();
       law.max = in.kept_max[row];
       law.cutoff = in.kept_cutoff[row] > -FLT_MAX ? in.kept_cutoff[row] : -FLT_MAX;
-      law.mass = once(s, [&] { return exp(in.kept_logsumexp[row] - law.max * law.scale); });
+      law.mass = exp(in.kept_logsumexp[row] - law.max * law.scale);
       return law;
     }
-    return law_of(s, in.draft, row, own, true);
+    return law(in.draft, row, own, true);
   }
 
   SPS_DEVICE double prob(const Law& law, int64_t token) const {
     if (law.only >= 0) return token == law.only;
-    if (token >= law.vocab) return 0;
-    return once(s, [&] { return law.prob(logit(law.row, dtype(), token)); });
+    if (token >= law.vocab || law.lacks(token)) return 0;
+    return law.prob(logit(law.row, dtype(), token));
   }
   SPS_DEVICE bool accept(int node, double numerator, double denominator) const {
     return stream(kAccept, 0, node).uniform(0) * denominator < numerator;
   }
-  SPS_DEVICE int64_t clock_race(const Law& law, int depth) const {
-    return race_of(s, dtype(), law, nullptr, 1, stream(kClock, depth));
+  // The winner over the least clock of several lists is the best of their winners.
+  SPS_DEVICE int64_t clock_race(const Law& law, int depth, const int64_t* lists = nullptr, int count = 0) const {
+    Best best = Best::none();
+    for (int i = 0; i < (count > 0 ? count : 1); ++i)
+      best.merge(race(law, dtype(), stream(kClock, depth, count > 0 ? lists[i] : 0)));
+    return best.id;
   }
   SPS_DEVICE int64_t residual_race(const Law& target, const Law& draft, const Residual& residual) const {
-    return race_of(s, dtype(), target, &draft, residual.scale, stream(kResidual));
+    if (target.only >= 0) return target.only;
+    if (target.broken) return -1;
+    Skip skip;
+    // Where the only draft has no weight left, the others' weights are the target's.
+    if (draft.only >= 0 && !(residual.weight(prob(target, draft.only), 1) > 0)) skip.one = draft.only;
+    ask(Task::kRace, dtype(), [&](Order&) {
+      Race& race = *s.race;
+      race = Race(target, stream(kResidual, 0, residual.slot), skip);
+      if (skip.one >= 0) return;
+      race.residual = true, race.draft = draft, race.norms = Norms::of(target, draft);
+      race.scale = residual.scale, race.floor = residual.floor;
+      race.ratios = ratios_of(residual);
+    });
+    return s.found.id;
   }
   SPS_DEVICE double residual_mass(const Law& target, const Law& draft, const Residual& residual) const {
     const double scale = residual.scale;
@@ -139,7 +121,60 @@ class CudaExecutor {
       const double rest = scale - prob(draft, target.only);
       return rest > 0 ? rest : 0;
     }
-    return residual_sum(s, target, draft, scale, dtype());
+    ask(Task::kMass, dtype(), [&](Order& o) {
+      o.law = target, o.draft = draft, o.norms = Norms::of(target, draft), o.scale = scale, o.ratios = ratios_of(residual);
+    });
+    return s.value;
+  }
+
+  SPS_DEVICE double rest_mass(const Law& law, const int64_t* tokens, int count) const {
+    const Skip skip{tokens, count};
+    return law.only >= 0 ? !skip.has(law.only) : rest_mass(law, skip);
+  }
+  SPS_DEVICE Coupling histogram(const Law& target, const Law& draft, int k) const {
+    const Binning binning = Binning::of(static_cast<int>((*s.request).options[0]), k, target.vocab);
+    Coupling coupling(binning, k, memory_ + 2 * most_bins_);
+    coupling.ratio = memory_ + (others_ ? most_bins_ : 0);
+    const bool point = draft.only >= 0;
+    const double share = point ? prob(target, draft.only) : 0;
+    const double beyond = !point && draft.vocab > target.vocab ? rest_mass(draft, Skip{nullptr, 0, -1, target.vocab}) : 0;
+    ask(Task::kHistogram, dtype(), [&](Order& o) {
+      o.law = target, o.draft = draft, o.norms = Norms::of(target, draft);
+      o.coupling = coupling, o.point = share, o.beyond = beyond;
+    });
+    coupling.binning.tail_bin = static_cast<int>(s.value);
+    return coupling;
+  }
+  SPS_DEVICE void solve(const Coupling& coupling) const {
+    ask(Task::kSolve, dtype(), [&](Order& o) { o.coupling = coupling; });
+  }
+  SPS_DEVICE double kseq_threshold(const Coupling& coupling) const {
+    ask(Task::kThreshold, dtype(), [&](Order& o) { o.coupling = coupling; });
+    return s.value;
+  }
+  SPS_DEVICE int bin(const Law& target, const Law& draft, const Coupling& coupling, int64_t token) const {
+    if (draft.only >= 0) return coupling.binning.of_ratio(prob(target, token), 1);
+    if (token >= target.vocab) return 0;
+    const Pair pair = Pair::of(target, draft, Norms::of(target, draft));
+    const float zd = token < draft.vocab ? logit(draft.row, dtype(), token) : -HUGE_VALF;
+    return bin_of(pair.target(logit(target.row, dtype(), token)), pair.draft(zd), coupling.binning);
+  }
+  SPS_DEVICE double place(int node) const { return stream(kSelect, 0, node).uniform(0); }
+  SPS_DEVICE double move(int node) const { return stream(kSelect, 0, node).uniform(1); }
+  // Ratios have two places: these stay where they are, and the next ones go to the other.
+  SPS_DEVICE double* keep_ratios(const Coupling& coupling) {
+    others_ = !others_;
+    return coupling.ratio;
+  }
+
+  template <class T>
+  SPS_DEVICE T& room() const {
+    if constexpr (std::is_same<T, SiblingList>::value) {
+      return *s.siblings;
+    } else {
+      static_assert(sizeof(T) <= kRoom && alignof(T) <= 8, "raise kRoom in state.h");
+      return *reinterpret_cast<T*>(s.room);
+    }
   }
 
  private:
@@ -147,6 +182,18 @@ class CudaExecutor {
   SPS_DEVICE Stream stream(Purpose purpose, int depth = 0, int64_t slot = 0) const {
     return Stream((*s.request).seed, (*s.request).position + depth, purpose, slot);
   }
+  SPS_DEVICE double rest_mass(const Law& law, const Skip& skip) const {
+    ask(Task::kRest, dtype(), [&](Order& o) { o.law = law, o.skip = skip; });
+    return s.value;
+  }
+  SPS_DEVICE static BinRatios ratios_of(const Residual& residual) {
+    if (!residual.selected) return BinRatios();
+    return BinRatios{residual.selected->ratio, residual.selected->binning};
+  }
+
+  double* memory_;
+  int most_bins_;
+  bool others_ = false;
 };
 
 }  // namespace specsample

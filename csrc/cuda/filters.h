@@ -49,7 +49,7 @@ SPS_DEVICE void find_bin(Scratch& s, int bins, int top, unsigned long long above
     }
     if (lane_id() == 0) s.bin = found, s.above = found_above;
   }
-  __syncthreads();
+  SPS_CREW_BARRIER();
 }
 
 // The smallest logit >= bound above which less than `goal` lies; -FLT_MAX where there is no token at all, or, with
@@ -61,7 +61,7 @@ SPS_DEVICE float select(Scratch& s, const Law& law, int dtype, float bound, doub
   for (int shift = 21;; shift = shift > 10 ? shift - 11 : 0) {  // digits of 11, 11 and 10 bits
     const int width = shift ? 11 : 10, bins = 1 << width;
     for (int i = thread_id(); i < bins; i += thread_count()) s.histogram[i] = 0;
-    __syncthreads();
+    SPS_CREW_BARRIER();
     each_unit(law.row, dtype, law.vocab, [&](int64_t, const Unit& unit) {
 #pragma unroll
       for (int j = 0; j < kUnit; ++j) {
@@ -71,14 +71,14 @@ SPS_DEVICE float select(Scratch& s, const Law& law, int dtype, float bound, doub
         if ((key & mask) == prefix) atomicAdd(&s.histogram[key >> shift & (bins - 1)], weigh(z));
       }
     });
-    __syncthreads();
+    SPS_CREW_BARRIER();
     const uint32_t highest = order_key(law.max);
     const int top = (highest & mask) == prefix ? static_cast<int>(highest >> shift & (bins - 1)) : bins - 1;
     find_bin(s, bins, top, above, goal);
     const int bin = s.bin;
     above = s.above;
     const unsigned long long inside = bin < 0 ? 0 : s.histogram[bin];
-    __syncthreads();
+    SPS_CREW_BARRIER();
     if (bin < 0 || (all_below && static_cast<double>(above + inside) < goal)) return -FLT_MAX;
     prefix |= static_cast<uint32_t>(bin) << shift;
     mask |= static_cast<uint32_t>(bins - 1) << shift;
@@ -97,13 +97,13 @@ SPS_DEVICE float kth_bound(Scratch& s, const Law& law, int dtype, double k) {
   top = clamp_logit(top);
   float* maxima = reinterpret_cast<float*>(s.histogram);
   maxima[thread_id()] = top;
-  __syncthreads();
+  SPS_CREW_BARRIER();
   int larger = 0;  // or equal and of a lower thread, so that every rank is taken once
   for (int i = 0; i < thread_count(); ++i) larger += maxima[i] > top || (maxima[i] == top && i < thread_id());
   if (larger + 1 == static_cast<int>(k)) s.once = top;
-  __syncthreads();
+  SPS_CREW_BARRIER();
   const float bound = static_cast<float>(s.once);
-  __syncthreads();
+  SPS_CREW_BARRIER();
   return bound;
 }
 

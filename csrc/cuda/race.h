@@ -7,7 +7,7 @@
 // 3. The candidates that the final `goal` leaves are scored exactly, in double.
 // The winner is the exact one in whatever order the threads run.
 #pragma once
-#include "sums.h"
+#include "ratios.h"
 
 namespace specsample {
 
@@ -15,8 +15,20 @@ namespace specsample {
 SPS_DEVICE double exact_score(const Race& race, int64_t token, float z, int dtype) {
   double log_weight;
   if (race.residual) {
-    double w = race.target.weight(z) * race.target_norm;
-    if (token < race.draft.vocab) w -= race.draft.weight(logit(race.draft.row, dtype, token)) * race.draft_norm;
+    const Law& draft = race.draft;
+    const double t = race.target.weight(z) * race.norms.t;
+    double b = 0;
+    if (draft.only >= 0) {
+      b = token == draft.only;
+    } else if (token < draft.vocab && !draft.lacks(token)) {
+      const float zd = logit(draft.row, dtype, token);
+      b = draft.weight(zd) * race.norms.d;
+      if (race.ratios.of_bin && b > 0) {
+        const Pair pair = Pair::of(race.target, draft, race.norms);
+        b *= race.ratios.of_bin[bin_of(pair.target(z), pair.draft(zd), race.ratios.binning)];
+      }
+    }
+    const double w = fmax(race.scale * t - b, race.floor * t);
     if (!(w > 0)) return -kInfinity;
     log_weight = log(w);
   } else {
@@ -36,18 +48,30 @@ SPS_DEVICE float log2_clock(uint32_t r) {
 // Room for the float rounding of a score (and of the approximate logarithms), which grows with its size.
 SPS_DEVICE float slack(float score) { return 2e-3f + 1e-6f * fabsf(score); }
 
+// The draft's share of a token that may win, to a relative 1e-6.
+SPS_DEVICE float draft_share(const Race& race, const Pair& pair, int64_t token, float t, int dtype) {
+  const Law& draft = race.draft;
+  if (draft.only >= 0) return token == draft.only;
+  if (token >= draft.vocab || draft.lacks(token)) return 0;
+  const float d = pair.draft(logit(draft.row, dtype, token));
+  if (!race.ratios.of_bin) return d;
+  return d * static_cast<float>(race.ratios.of_bin[bin_of(t, d, race.ratios.binning)]);
+}
+
 // Winner of the race in s.race; `infinite` when a +inf logit took part: the row's law is uniform over those, and the race is
 // to be run again on it.
 SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
   const Race& race = *s.race;
   const Law& law = race.target;
-  const Affine t = Affine::of(law), d = Affine::of(race.draft);
+  const Pair pair = Pair::of(law, race.draft, race.norms);
+  const Affine& t = pair.t;
   const float base = race.residual ? law.max : race.level;
-  const float norm_t = static_cast<float>(race.target_norm), norm_d = static_cast<float>(race.draft_norm);
-  const float offset = race.residual ? static_cast<float>(once(s, [&] { return log(race.target_norm) * kLog2e; })) : 0.f;
+  const float scale = static_cast<float>(race.scale), floor = static_cast<float>(race.floor);
+  const float offset =
+      race.residual ? static_cast<float>(once(s, [&] { return log(race.scale * race.norms.t) * kLog2e; })) : 0.f;
   constexpr float kLeast = -67.f;  // below log2 of the smallest uniform, 2^-65
   if (thread_id() == 0) s.goal = ordered(-3e38f), s.candidates = 0, s.infinite = 0;
-  __syncthreads();
+  SPS_CREW_BARRIER();
 
   each_unit(law.row, dtype, law.vocab, [&](int64_t first, const Unit& raw) {
     const float bias = offset - from_ordered(current(s.goal));
@@ -82,7 +106,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
       if (y[j] < 0) continue;
       const float z = clamp_logit(raw.z[j]);
       if (z >= kLargest && law.scale != 0) atomicMax(&s.infinite, 1u);
-      if (race.excludes(first + j)) continue;
+      if (race.skip.has(first + j)) continue;
       if (r[j] < kRefineBelow) {  // its clock needs the second word
         above[j] = HUGE_VALF;
         continue;
@@ -90,13 +114,11 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
       const float clock = log2_clock(r[j]);
       float most, least;
       if (race.residual) {
-        const float wt = t.weight(z) * norm_t;
-        float wd = 0;
-        if (first + j < race.draft.vocab) wd = d.weight(logit(race.draft.row, dtype, first + j)) * norm_d;
-        const float error = 1e-6f * (wt + wd) + 1e-37f;
-        if (!(wt - wd + error > 0)) continue;
-        most = __log2f(wt - wd + error) - clock;
-        least = wt - wd - error > 0 ? __log2f(wt - wd - error) - clock : -3e38f;
+        const float wt = pair.target(z), wd = draft_share(race, pair, first + j, wt, dtype);
+        const float w = fmaxf(scale * wt - wd, floor * wt), error = 1e-6f * (scale * wt + wd) + 1e-37f;
+        if (!(w + error > 0)) continue;
+        most = __log2f(w + error) - clock;
+        least = w - error > 0 ? __log2f(w - error) - clock : -3e38f;
       } else {
         most = least = fminf(fmaf(z - base, t.high, offset) - clock, 3e38f);
       }
@@ -113,7 +135,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
       if (place < kCandidates) s.candidate[place] = Candidate{above[j], static_cast<int32_t>(first + j)};
     }
   });
-  __syncthreads();
+  SPS_CREW_BARRIER();
 
   // Exact scores. When the list overflowed (a law so nearly covered by its draft that nothing could be excluded), every token
   // that can reach the goal is scored.
@@ -132,11 +154,45 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
     if (!(z >= law.cutoff)) continue;
     if (all) {
       const float bound = fmaf(z - base, t.high, offset - goal);
-      if (!(static_cast<float>(race.stream.word(token)) <= exp2f(bound + 32.001f)) || race.excludes(token)) continue;
+      if (!(static_cast<float>(race.stream.word(token)) <= exp2f(bound + 32.001f)) || race.skip.has(token)) continue;
     }
     best.offer(exact_score(race, token, z, dtype), token);
   }
   return block_best(s, best);
+}
+
+constexpr double kPlainScores = 1e6;  // larger ones, not relative to the row's maximum, would cost the clocks digits
+
+// Winner of the race in s.race, which is run again where it must be; its id is -1 for a broken row.
+SPS_DEVICE Best race_of(Scratch& s, int dtype) {
+  Race& race = *s.race;
+  bool levelled = false;
+  for (;;) {
+    bool infinite = false;
+    const Best best = run_race(s, dtype, infinite);
+    enum { kDone, kWithoutDraft, kUniform, kRelative, kAll } next = kDone;
+    float level = 0;
+    if (race.residual) {
+      if (best.id < 0) next = kWithoutDraft;  // the draft covers the target up to rounding: fall back to the target's law
+    } else if (infinite) {
+      next = kUniform;  // over the +inf logits
+    } else if (!levelled && (best.id < 0 || fabs(best.score) > kPlainScores)) {
+      // Nothing found, or logits so large that the clocks are lost beside them: run relative to the largest.
+      levelled = true;
+      level = row_max(s, race.target, dtype, race.skip);
+      if (level > -HUGE_VALF) next = kRelative;
+    }
+    if (next == kDone && best.id < 0 && race.skip.one >= 0) next = kAll, levelled = false;  // the draft's token is all there is
+    if (next == kDone) return best;
+    SPS_CREW_BARRIER();
+    if (thread_id() == 0) {
+      if (next == kWithoutDraft) race.residual = false;
+      if (next == kUniform) race.target.cutoff = kLargest, race.target.scale = 0;
+      if (next == kRelative) race.level = level;
+      if (next == kAll) race.skip.one = -1, race.level = 0;
+    }
+    SPS_CREW_BARRIER();
+  }
 }
 
 }  // namespace specsample

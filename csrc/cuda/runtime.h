@@ -31,14 +31,14 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// `blocks` blocks of `threads` threads of a kernel on the device of `like`, on the current stream.
+// `blocks` blocks of a kernel on the device of `like`, on the current stream.
 template <class Args>
-void launch(void (*kernel)(Args), int threads, const torch::stable::Tensor& like, int64_t blocks, const Args& args) {
+void launch(void (*kernel)(Args), const torch::stable::Tensor& like, int64_t blocks, const Args& args) {
   if (blocks == 0) return;
   STD_TORCH_CHECK(blocks <= INT32_MAX, "specsample: more than 2^31 - 1 rows in one call");
   const int32_t device = device_index(like);
   const torch::stable::accelerator::DeviceGuard guard(device);
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, current_stream(device)>>>(args);
+  kernel<<<static_cast<unsigned>(blocks), kBlock, 0, current_stream(device)>>>(args);
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "specsample: CUDA launch failed: ", cudaGetErrorString(error));
 }

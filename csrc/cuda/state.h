@@ -1,5 +1,8 @@
-// What a block keeps in shared memory. All threads run a scheme with the same values, so that laws and arguments in registers
-// would be held once a thread; what a pass does not need in its loop is kept here instead.
+// What a block keeps in shared memory.
+//
+// The last warp of a block, the conductor, runs the scheme and its scalars; the other threads, the crew, run the passes over rows.
+// The conductor writes an order here and meets the crew at a barrier, they meet again when it is done. So a kernel holds each
+// pass once, whatever the number of schemes, and the registers of a pass are not the scheme's.
 #pragma once
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -14,11 +17,13 @@
 
 namespace specsample {
 
-constexpr int kRowBlock = 512, kRoundBlock = 384;  // threads of a block: schemes hold several laws in registers
+constexpr int kConductor = 32, kCrew = 352, kBlock = kCrew + kConductor;  // threads of a block
 constexpr int kMaxWarps = 32, kMaxTiles = 256;
-constexpr int kMaxNodes = 1024;
+constexpr int kMaxNodes = 1024, kMaxOptions = 4;
 constexpr int kBins = 2048;        // of a digit of the selection (filters.h)
+constexpr int kShared = 1040;      // bins of a coupling whose histogram is taken in shared memory (ratios.h)
 constexpr int kCandidates = 2048;  // tokens of a race that may have won (race.h)
+constexpr int kRoom = 640;
 
 enum Dtype { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 
@@ -49,24 +54,46 @@ struct Candidate {
   int32_t id;
 };
 
-// What a race over a row is run on; race.h.
-struct Race {
-  Law target;
-  bool residual;  // weights are (target_norm t - draft_norm d)+ instead of t; both laws then have a row and a mass
-  Law draft;
-  double target_norm, draft_norm;  // scale / mass and 1 / mass, as t and d are not normalised
-  Stream stream;
-  float level;           // logits are read relative to this one
-  int64_t exclude;       // a token that does not take part, or -1
-  const int64_t* taken;  // more of those
-  int taken_count;
+// Tokens that take no part in a pass.
+struct Skip {
+  const int64_t* token = nullptr;
+  int64_t count = 0;
+  int64_t one = -1;    // one more, or -1
+  int64_t before = 0;  // and all ids below this
 
-  SPS_DEVICE bool excludes(int64_t token) const {
-    if (token == exclude) return true;
-    for (int i = 0; i < taken_count; ++i)
-      if (taken[i] == token) return true;
+  SPS_DEVICE bool has(int64_t id) const {
+    if (id == one || id < before) return true;
+    for (int64_t i = 0; i < count; ++i)
+      if (token[i] == id) return true;
     return false;
   }
+};
+
+// What turns the weights of a target and a draft into probabilities.
+struct Norms {
+  double t = 1, d = 1;
+  SPS_DEVICE static Norms of(const Law& target, const Law& draft) { return Norms{1 / target.mass, 1 / draft.mass}; }
+};
+
+// The law of the selected draw, b = ratio of the bin times d; no ratios: b = d.
+struct BinRatios {
+  const double* of_bin = nullptr;
+  Binning binning;
+};
+
+// What a race over a row is run on; race.h. (Like Law without padding.)
+struct Race {
+  Law target;
+  int64_t residual = false;  // weights are max(scale t - b, floor t, 0) instead of t; the laws then have masses
+  Law draft;
+  double scale = 1, floor = 0;
+  Norms norms;
+  BinRatios ratios;
+  Stream stream;
+  float level = 0;  // logits are read relative to this one
+  Skip skip;
+
+  SPS_DEVICE explicit Race(const Law& law, const Stream& clocks, const Skip& without) : target(law), stream(clocks), skip(without) {}
 };
 
 // A value of shared memory, which may not have a constructor: one thread sets it.
@@ -74,6 +101,28 @@ template <class T>
 struct Stored {
   alignas(T) unsigned char bytes[sizeof(T)];
   SPS_DEVICE T& operator*() { return *reinterpret_cast<T*>(bytes); }
+};
+
+// The crew's work: see crew.h.
+enum class Task : int { kLeave, kLaw, kLikeliest, kRace, kMass, kRest, kHistogram, kSolve, kThreshold };
+
+// What the conductor asks the crew for.
+struct Order {
+  Task task;
+  int dtype;
+  Rows rows;  // kLaw: the law of this row
+  int64_t row;
+  Sampling sampling;
+  bool normalised;
+  Law law, draft;  // the other tasks: of one law, or two
+  Norms norms;
+  double scale;    // kMass: of the target in the residual
+  BinRatios ratios;
+  Skip skip;
+  float after_z;   // kLikeliest: tokens after this one
+  int64_t after_id;
+  double beyond, point;  // kHistogram: what the draft has beyond the target's vocabulary, or the target's share of the only draft
+  Coupling coupling;
 };
 
 // What the executor reads of a request (executor.h), beside `Request`.
@@ -89,10 +138,10 @@ struct Inputs {
 
 struct Scratch {
   union {
-    unsigned long long histogram[kBins];
+    unsigned long long histogram[kBins > 2 * (kShared + 1) ? kBins : 2 * (kShared + 1)];
     Candidate candidate[kCandidates];
   };
-  double tile_sum[kMaxTiles];
+  double tile_sum[kMaxTiles], other_sum[kMaxTiles];
   float tile_max[kMaxTiles];
   union {
     double number[kMaxWarps];
@@ -106,11 +155,18 @@ struct Scratch {
   int goal;  // of a race: what its best score is known to reach, as ordered bits
   uint32_t candidates;
   uint32_t infinite;
+  Stored<Order> order;
   Stored<Race> race;
+  Stored<Law> law;  // what the crew found: of kLaw,
+  Best found;       // of kLikeliest and kRace,
+  double value;     // of the others
   Stored<Request> request;
   Stored<Inputs> inputs;
+  double options[kMaxOptions];
+  Stored<SiblingList> siblings;
+  alignas(8) unsigned char room[kRoom];  // the scheme's own (Room in walk.h)
   uint8_t live[kMaxNodes + 1];
-  int32_t tokens[kMaxNodes], parents[kMaxNodes], rows[kMaxNodes + 1], draft_rows[kMaxNodes];
+  int32_t tokens[kMaxNodes], parents[kMaxNodes], rows[kMaxNodes + 1], draft_rows[kMaxNodes], lists[kMaxNodes];
 };
 
 }  // namespace specsample

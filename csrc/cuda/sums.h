@@ -62,9 +62,9 @@ SPS_DEVICE void load_piece(const void* row, int dtype, int64_t piece, int64_t en
 }
 
 // Sum of the tiles' sums, which are in shared memory: every warp adds them alike.
-SPS_DEVICE double total(const Scratch& s, int count) {
+SPS_DEVICE double total(const double* tile_sum, int count) {
   double sum = 0;
-  for (int i = lane_id(); i < count; i += 32) sum += s.tile_sum[i];
+  for (int i = lane_id(); i < count; i += 32) sum += tile_sum[i];
   return warp_sum(sum);
 }
 
@@ -83,36 +83,29 @@ SPS_DEVICE double sum_over(Scratch& s, const void* row, int dtype, int64_t vocab
     }
     if (lane_id() == 0) s.tile_sum[tile] = sum;
   });
-  __syncthreads();
-  const double sum = total(s, tile_count(vocab));
-  __syncthreads();
+  SPS_CREW_BARRIER();
+  const double sum = total(s.tile_sum, tile_count(vocab));
+  SPS_CREW_BARRIER();
   return sum;
 }
 
-SPS_DEVICE double kept_mass(Scratch& s, const Law& law, int dtype) {
+// Tokens of a unit that take no part become -inf.
+SPS_DEVICE void leave_out(const Skip& skip, int64_t first, Unit& unit) {
+  bool any = first < skip.before || (skip.one >= first && skip.one < first + kUnit);
+  for (int64_t i = 0; i < skip.count; ++i) any |= skip.token[i] >= first && skip.token[i] < first + kUnit;
+  if (!any) return;
+#pragma unroll
+  for (int j = 0; j < kUnit; ++j)
+    if (skip.has(first + j)) unit.z[j] = -HUGE_VALF;
+}
+
+SPS_DEVICE double kept_mass(Scratch& s, const Law& law, int dtype, const Skip& skip = Skip()) {
   const Affine a = Affine::of(law);
-  return sum_over(s, law.row, dtype, law.vocab, [&](const Unit& unit, int64_t) {
+  return sum_over(s, law.row, dtype, law.vocab, [&](Unit unit, int64_t first) {
+    leave_out(skip, first, unit);
     float part = 0;
 #pragma unroll
     for (int j = 0; j < kUnit; ++j) part += a.weight(clamp_logit(unit.z[j]));
-    return part;
-  });
-}
-
-// Sum of (scale t - d)+; both laws have rows, and ids that the draft lacks have weight 0 there.
-SPS_DEVICE double residual_sum(Scratch& s, const Law& target, const Law& draft, double scale, int dtype) {
-  const Affine t = Affine::of(target), d = Affine::of(draft);
-  const float norm_t = static_cast<float>(once(s, [&] { return scale / target.mass; }));
-  const float norm_d = static_cast<float>(once(s, [&] { return 1 / draft.mass; }));
-  return sum_over(s, target.row, dtype, target.vocab, [&](const Unit& unit, int64_t first) {
-    Unit other[1];
-    load_units<1>(draft.row, dtype, first, 0, draft.vocab, other);
-    float part = 0;
-#pragma unroll
-    for (int j = 0; j < kUnit; ++j) {
-      const float rest = t.weight(clamp_logit(unit.z[j])) * norm_t - d.weight(clamp_logit(other[0].z[j])) * norm_d;
-      part += rest > 0 ? rest : 0;
-    }
     return part;
   });
 }
@@ -152,7 +145,7 @@ SPS_DEVICE void max_and_mass(Scratch& s, Law& law, int dtype) {
     }
     if (lane_id() == 0) s.tile_max[tile] = top, s.tile_sum[tile] = sum;
   });
-  __syncthreads();
+  SPS_CREW_BARRIER();
   const int count = tile_count(law.vocab);
   float top = -HUGE_VALF;
   for (int i = lane_id(); i < count; i += 32) top = s.tile_max[i] > top ? s.tile_max[i] : top;
@@ -160,30 +153,32 @@ SPS_DEVICE void max_and_mass(Scratch& s, Law& law, int dtype) {
   for (int i = thread_id(); i < count; i += thread_count())
     if (s.tile_sum[i] > 0)
       s.tile_sum[i] *= exp((static_cast<double>(s.tile_max[i]) - law.max) * law.scale);
-  __syncthreads();
-  law.mass = total(s, count);
-  __syncthreads();
+  SPS_CREW_BARRIER();
+  law.mass = total(s.tile_sum, count);
+  SPS_CREW_BARRIER();
 }
 
-// Largest logit of the row but for one token; -inf when nothing is finite.
-SPS_DEVICE float row_max(Scratch& s, const Law& law, int dtype, int64_t exclude) {
+// Largest logit of the row but for some tokens; -inf when nothing is finite.
+SPS_DEVICE float row_max(Scratch& s, const Law& law, int dtype, const Skip& skip) {
   float top = -HUGE_VALF;
-  each_unit(law.row, dtype, law.vocab, [&](int64_t first, const Unit& unit) {
+  each_unit(law.row, dtype, law.vocab, [&](int64_t first, Unit unit) {
+    leave_out(skip, first, unit);
 #pragma unroll
-    for (int j = 0; j < kUnit; ++j) top = unit.z[j] > top && first + j != exclude ? unit.z[j] : top;
+    for (int j = 0; j < kUnit; ++j) top = unit.z[j] > top ? unit.z[j] : top;
   });
   return clamp_logit(block_max(s, top));
 }
 
-// Token of the largest logit, the lowest id on ties; its id is -1 when nothing is finite.
-SPS_DEVICE Best row_argmax(Scratch& s, const void* row, int dtype, int64_t vocab) {
+// The kept token after (z, id) in the order of the logits, largest first, the lowest id on ties; its id is -1 when there is none.
+SPS_DEVICE Best next_likeliest(Scratch& s, const Law& law, int dtype, float after_z, int64_t after_id) {
   float top = -HUGE_VALF;
   int64_t id = -1;
-  each_unit(row, dtype, vocab, [&](int64_t first, const Unit& unit) {
+  each_unit(law.row, dtype, law.vocab, [&](int64_t first, const Unit& unit) {
 #pragma unroll
     for (int j = 0; j < kUnit; ++j) {
       const float z = clamp_logit(unit.z[j]);
-      if (z > top) top = z, id = first + j;
+      const bool after = z < after_z || (z == after_z && first + j > after_id);
+      if (z >= law.cutoff && after && z > top) top = z, id = first + j;
     }
   });
   return block_best(s, Best{static_cast<double>(top), id});

@@ -7,24 +7,30 @@ namespace {
 
 struct Entry {
   const char* name;
-  void (*kernel)(VerifyArgs);
-  bool uses_draft_law;
+  bool uses_draft_law, by_lists;
 };
-const Entry kSchemes[] = {
-#define SPS_ENTRY(name, uses_draft_law, by_lists) {#name, verify_kernel<round_##name>, uses_draft_law},
+constexpr Entry kSchemes[] = {
+#define SPS_ENTRY(name, uses_draft_law, by_lists) {#name, uses_draft_law, by_lists},
     SPS_CUDA_SCHEMES(SPS_ENTRY)
 #undef SPS_ENTRY
 };
 
+// Bins of a coupling at most, whatever the number of draws; 0 where the scheme has none.
+int most_bins(const std::string& scheme, const std::vector<double>& options) {
+  if (scheme != "kseq" && scheme != "optimal" && scheme != "optimal_block") return 0;
+  STD_TORCH_CHECK(!options.empty() && options[0] >= 1 && options[0] <= (1 << 20), "options: expected 1 to 2^20 bins");
+  return 1 + std::max(kMaxSiblings, static_cast<int>(options[0]));
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
     const Tensor& target_logits, const Tensor& draft_tokens, const OptionalTensor& draft_logits,
     const OptionalTensor& parents, const OptionalTensor& rows, const OptionalTensor& draft_rows,
-    const OptionalTensor& /*lists*/, int64_t max_depth, const std::string& scheme, const std::vector<double>& /*options*/,
+    const OptionalTensor& lists, int64_t max_depth, const std::string& scheme, const std::vector<double>& options,
     const std::vector<double>& numbers, const OptionalTensor& sampling_rows, const std::vector<double>& draft_numbers,
     const OptionalTensor& draft_sampling_rows, const OptionalTensor& draft_max, const OptionalTensor& draft_logsumexp,
     const OptionalTensor& draft_cutoff, int64_t seed, const OptionalTensor& seeds, int64_t position,
     const OptionalTensor& positions, const OptionalTensor& cu_rows, int64_t logprobs) {
-  const Entry& entry = entry_of(kSchemes, scheme, "cuda");
+  const Entry& entry = entry_of(kSchemes, scheme, "scheme", "cuda");
   const bool packed = cu_rows.has_value(), has_draft = draft_logits.has_value() && entry.uses_draft_law;
   STD_TORCH_CHECK(target_logits.dim() == (packed ? 2 : 3), "target_logits: expected [B, R, V], or packed [rows, V]");
   STD_TORCH_CHECK(max_depth >= 0 && max_depth < INT32_MAX, "max_depth: expected >= 0, got ", max_depth);
@@ -43,8 +49,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
   a.parents = kept.node_ints(parents, "parents");
   a.rows = kept.node_ints(rows, "rows");
   a.draft_row_of = kept.node_ints(draft_rows, "draft_rows");
+  a.lists = kept.node_ints(entry.by_lists ? lists : OptionalTensor(), "lists");
+  a.scheme = static_cast<int>(&entry - kSchemes), a.by_lists = entry.by_lists;
   a.nodes = packed ? draft_tokens.size(0) : draft_tokens.size(1);
-  for (const NodeInts* list : {&a.parents, &a.draft_row_of, &a.rows})
+  for (const NodeInts* list : {&a.parents, &a.draft_row_of, &a.rows, &a.lists})
     STD_TORCH_CHECK(!list->ints.data || list->size >= a.nodes, "per-node inputs: expected a value for each node");
   a.sampling = kept.samplings(numbers, sampling_rows, "sampling");
   a.draft_sampling = kept.samplings(draft_numbers, draft_sampling_rows, "draft_sampling");
@@ -88,8 +96,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
   a.out_count = static_cast<int32_t*>(out_count.mutable_data_ptr());
   a.out_nodes = static_cast<int32_t*>(out_nodes.mutable_data_ptr());
   a.out_logprobs = logprobs ? static_cast<float*>(out_logprobs.mutable_data_ptr()) : nullptr;
-  launch(entry.kernel, kRoundBlock, target_logits, a.batch, a);
-  if (logprobs) launch(logprobs_kernel, kRoundBlock, target_logits, a.batch * (max_depth + 1), a);
+  STD_TORCH_CHECK(options.size() <= kMaxOptions, "options: expected at most ", kMaxOptions);
+  std::copy(options.begin(), options.end(), a.options);
+  a.most_bins = most_bins(scheme, options);
+  const int64_t doubles = a.most_bins > 0 ? a.batch * coupling_memory(a.most_bins) : 0;
+  const Tensor memory = empty(target_logits, {doubles, 2}, ScalarType::Float);
+  if (doubles > 0) a.memory = static_cast<double*>(memory.mutable_data_ptr());
+  launch(verify_kernel, target_logits, a.batch, a);
+  if (logprobs) {
+    a.scheme = kLogprobs;
+    launch(verify_kernel, target_logits, a.batch * (max_depth + 1), a);
+  }
   return {out_tokens, out_count, out_nodes, out_logprobs};
 }
 

@@ -1,4 +1,4 @@
-// verify: a block a request.
+// verify: a block a request, one kernel for all schemes.
 #pragma once
 #include "../schemes/table.h"
 #include "kernels.h"
@@ -9,11 +9,16 @@ struct VerifyArgs {
   Rows target, draft;
   int64_t target_stride, draft_stride;  // bytes from one request to the next; unused when packed
   int64_t target_rows, draft_rows;      // a request; packed: in all
-  NodeInts tokens, parents, rows, draft_row_of;
+  NodeInts tokens, parents, rows, draft_row_of, lists;
   int64_t nodes, batch;                 // nodes a request; packed: in all
   const int32_t* cu_rows;               // packed when not null
   bool has_draft, row_a_node;
   int max_depth;
+  int scheme;                           // by its place in SPS_CUDA_SCHEMES; kLogprobs: those of what was emitted
+  bool by_lists;
+  double options[kMaxOptions];
+  double* memory;                       // of the couplings: coupling_memory(most_bins) a request; or null
+  int most_bins;
   Samplings sampling, draft_sampling;
   const float *kept_max, *kept_logsumexp, *kept_cutoff;
   PerRow seed, position;
@@ -51,7 +56,7 @@ SPS_DEVICE Span span_of(Scratch& s, const VerifyArgs& a, int64_t b) {
 SPS_DEVICE Ints staged(const Ints& from, int64_t count, int32_t* to) {
   if (!from.data) return from;
   for (int64_t i = thread_id(); i < count; i += thread_count()) {
-    const int64_t value = from[i];
+    const int64_t value = from.given(i);
     to[i] = value < INT32_MIN || value > INT32_MAX ? INT32_MIN : static_cast<int32_t>(value);
   }
   return Ints{to, false};
@@ -71,11 +76,13 @@ SPS_DEVICE void set_up(Scratch& s, const VerifyArgs& a, int64_t b) {
   request.nodes = static_cast<int>(nodes);
   request.target_rows = static_cast<int>(a.target.vocab > 0 ? span.rows : 0);
   request.max_depth = a.max_depth;
-  request.has_draft = a.has_draft, request.row_a_node = a.row_a_node;
+  request.has_draft = a.has_draft, request.row_a_node = a.row_a_node, request.by_lists = a.by_lists;
+  request.options = s.options;
   request.id_limit = a.target.vocab > a.draft.vocab ? a.target.vocab : a.draft.vocab;
   request.tokens = staged(a.tokens.ints.from(packed ? span.node : b * a.tokens.stride), nodes, s.tokens);
   request.parents = staged(a.parents.ints.from(packed ? span.node : b * a.parents.stride), nodes, s.parents);
   request.draft_rows = staged(a.draft_row_of.ints.from(packed ? span.node : b * a.draft_row_of.stride), nodes, s.draft_rows);
+  request.lists = staged(a.lists.ints.from(packed ? span.node : b * a.lists.stride), nodes, s.lists);
   if (request.target_rows > 0)
     request.rows = staged(a.rows.ints.from(packed ? span.row : b * a.rows.stride), nodes + 1, s.rows);
   if (request.parents.data) request.live = s.live;
@@ -85,6 +92,7 @@ SPS_DEVICE void set_up(Scratch& s, const VerifyArgs& a, int64_t b) {
   int64_t draft_count = packed ? (a.row_a_node ? span.nodes : span.rows) : a.draft_rows;
   if (draft_count > draft_total - draft_start) draft_count = draft_total - draft_start;
   request.draft_row_count = static_cast<int>(draft_count > 0 ? draft_count : 0);
+  if (thread_id() < kMaxOptions) s.options[thread_id()] = a.options[thread_id()];
   if (thread_id() == 0) {
     *s.request = request;
     Inputs& in = *s.inputs;
@@ -100,48 +108,70 @@ SPS_DEVICE void set_up(Scratch& s, const VerifyArgs& a, int64_t b) {
     in.kept_logsumexp = a.kept_max ? a.kept_logsumexp + draft_start : nullptr;
     in.kept_cutoff = a.kept_max ? a.kept_cutoff + draft_start : nullptr;
   }
-  __syncthreads();
 }
 
-// One round. Round::run(request, executor, output) is a scheme.
-template <class Round>
-__global__ void __launch_bounds__(kRoundBlock, 1) verify_kernel(VerifyArgs a) {
-  SPS_SHARED(s);
-  const int64_t b = blockIdx.x;
+enum Scheme : int {
+  kLogprobs = -1,
+#define SPS_ID(name, uses_draft_law, by_lists) k_##name,
+  SPS_CUDA_SCHEMES(SPS_ID)
+#undef SPS_ID
+};
+
+SPS_DEVICE void conduct_round(Scratch& s, const VerifyArgs& a, int64_t b) {
   const Output out{a.out_tokens + b * (a.max_depth + 1), a.out_nodes + b * a.max_depth, a.out_count + b};
-  for (int i = thread_id(); i <= a.max_depth; i += thread_count()) {
-    out.tokens.data[i] = -1;
-    if (i < a.max_depth) out.nodes.data[i] = -1;
+  const Request& request = *s.request;
+  CudaExecutor ex(s, a.memory ? a.memory + b * coupling_memory(a.most_bins) : nullptr, a.most_bins);
+  switch (a.scheme) {
+#define SPS_CASE(name, uses_draft_law, by_lists) \
+  case k_##name:                                 \
+    verify_##name(request, ex, out);             \
+    break;
+    SPS_CUDA_SCHEMES(SPS_CASE)
+#undef SPS_CASE
   }
-  set_up(s, a, b);
-  CudaExecutor ex(s);
-  Round::run(*s.request, ex, out);
+  ex.dismiss();
 }
 
-// Log-probabilities of what was emitted, under the target's law or the raw one: a block a position.
-__global__ void __launch_bounds__(kRoundBlock, 1) logprobs_kernel(VerifyArgs a) {
+// Log-probability of a token that was emitted, under the target's law or the raw one.
+SPS_DEVICE void conduct_logprob(Scratch& s, const VerifyArgs& a, int64_t b, int depth, int64_t token) {
+  const int node = depth ? a.out_nodes[b * a.max_depth + depth - 1] : -1;
+  const Inputs& in = *s.inputs;
+  const Conductor conductor(s);
+  const Law law = conductor.law(in.target, (*s.request).target_row(node), a.logprobs == 2 ? Sampling() : in.sampling, true);
+  const double value = law.only >= 0 ? (law.only == token ? 0 : -kInfinity)
+                                     : law.log_prob(logit(law.row, in.target.dtype, token));
+  if (lane_id() == 0) a.out_logprobs[b * (a.max_depth + 1) + depth] = static_cast<float>(value);
+  conductor.dismiss();
+}
+
+// A block a request; for log-probabilities, a block a position.
+__global__ void __launch_bounds__(kBlock, 1) verify_kernel(VerifyArgs a) {
   SPS_SHARED(s);
-  const int width = a.max_depth + 1, depth = static_cast<int>(blockIdx.x % width);
-  const int64_t b = blockIdx.x / width, token = a.out_tokens[b * width + depth];
-  float value = 0;
-  if (token >= 0) {
-    set_up(s, a, b);
-    const int node = depth ? a.out_nodes[b * a.max_depth + depth - 1] : -1;
-    const Inputs& in = *s.inputs;
-    const Law law = law_of(s, in.target, (*s.request).target_row(node), a.logprobs == 2 ? Sampling() : in.sampling, true);
-    value = static_cast<float>(law.only >= 0 ? (law.only == token ? 0 : -kInfinity)
-                                             : law.log_prob(logit(law.row, in.target.dtype, token)));
+  const int width = a.max_depth + 1;
+  const bool round = a.scheme != kLogprobs;
+  const int64_t b = round ? blockIdx.x : blockIdx.x / width;
+  const int depth = round ? 0 : static_cast<int>(blockIdx.x % width);
+  const int64_t token = round ? 0 : a.out_tokens[b * width + depth];
+  if (token < 0) {
+    if (threadIdx.x == 0) a.out_logprobs[b * width + depth] = 0;
+    return;
   }
-  if (thread_id() == 0) a.out_logprobs[b * width + depth] = value;
+  if (conducts()) {
+    SPS_MEET();  // the request is in shared memory
+    if (round) {
+      conduct_round(s, a, b);
+    } else {
+      conduct_logprob(s, a, b, depth, token);
+    }
+  } else {
+    for (int i = thread_id(); round && i < width; i += thread_count()) {
+      a.out_tokens[b * width + i] = -1;
+      if (i < a.max_depth) a.out_nodes[b * a.max_depth + i] = -1;
+    }
+    set_up(s, a, b);
+    SPS_MEET();
+    crew<true>(s);
+  }
 }
-
-#define SPS_ROUND(name, uses_draft_law, by_lists)                                             \
-  struct round_##name {                                                                       \
-    static SPS_DEVICE void run(const Request& request, CudaExecutor& ex, const Output& out) { \
-      verify_##name(request, ex, out);                                                        \
-    }                                                                                         \
-  };
-SPS_CUDA_SCHEMES(SPS_ROUND)
-#undef SPS_ROUND
 
 }  // namespace specsample

@@ -20,7 +20,8 @@ SPS_HD void verify_block(const Request& request, Ex& ex, const Output& out) {
     double weight;
     Law target, draft;
   };
-  Prefix here{0, -1, 1.0, Law(), Law()}, stop = here;  // the longest so far; the longest accepted one
+  Prefix here{0, -1, 1.0, Law(), Law()};  // the longest so far
+  Room<Prefix> stop(ex);                  // the longest accepted one
   for (int node = -1;;) {
     here.child = here.length < request.max_depth ? request.child(node, node) : -1;
     here.target = ex.target(static_cast<int>(request.target_row(node)), here.child >= 0);
@@ -55,11 +56,12 @@ SPS_HD void verify_block(const Request& request, Ex& ex, const Output& out) {
     request.enter(node, false);
   }
 
-  for (int i = stop.length; i < here.length; ++i) out.tokens[i] = -1, out.nodes[i] = -1;
-  *out.num_accepted = stop.length;
-  if (stop.target.broken) return;
-  out.tokens[stop.length] = stop.child < 0 ? ex.clock_race(stop.target, stop.length)
-                                           : ex.residual_race(stop.target, stop.draft, Residual{stop.weight});
+  const int length = stop->length;
+  for (int i = length; i < here.length; ++i) out.tokens[i] = -1, out.nodes[i] = -1;
+  *out.num_accepted = length;
+  if (stop->target.broken) return;
+  out.tokens[length] = stop->child < 0 ? ex.clock_race(stop->target, length)
+                                       : ex.residual_race(stop->target, stop->draft, Residual{stop->weight});
 }
 
 }  // namespace specsample

@@ -18,7 +18,7 @@ struct KseqRule {
     const int k = live.count;
     if (k == 1) return token_step(ex, target, live.draft, live.node[0], live.token[0]);
     const Coupling sums = ex.histogram(target, live.draft, k);
-    double c = sums.kseq_threshold(), gamma;
+    double c = kseq_threshold(ex, sums), gamma;
     for (;; c = fmin(c + 1 / sums.binning.per_unit, static_cast<double>(k))) {
       gamma = fmin(kseq_gamma((1 - clipped_mass(ex, target, live.draft, c)) / c, k), static_cast<double>(k));
       if (gamma <= c) break;  // the tail's bin is not exact, so the root may lie just above

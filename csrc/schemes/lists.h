@@ -5,17 +5,21 @@
 
 namespace specsample {
 
+struct ClockLists {
+  int64_t at[kMaxSiblings];
+};
+
 struct ListsRule {
   static constexpr bool kNeedsMass = false, kSharesToken = true;
 
   template <class Ex>
   SPS_HD Step step(const Request& request, Ex& ex, const Law& target, int node, int child, int depth) {
-    int64_t lists[kMaxSiblings];
+    Room<ClockLists> lists(ex);
     int count = 0;
     const auto add = [&](int64_t list) {
       for (int i = 0; i < count; ++i)
-        if (lists[i] == list) return;
-      if (count < kMaxSiblings) lists[count++] = list;
+        if (lists->at[i] == list) return;
+      if (count < kMaxSiblings) lists.put(lists.value.at[count++], list);
     };
     for (int c = child; c >= 0; c = request.child(node, c)) add(request.list(c));
     if (count == 0) {  // at a leaf: the lists of the paths that ended here
@@ -23,7 +27,7 @@ struct ListsRule {
       for (int i = 0; node >= 0 && i < request.nodes; ++i)
         if (i == node || (request.live && request.live[i + 1])) add(request.list(i));
     }
-    const int64_t winner = ex.clock_race(target, depth, lists, count);
+    const int64_t winner = ex.clock_race(target, depth, lists->at, count);
     for (; child >= 0; child = request.child(node, child))
       if (request.token(child) == winner) return {child, -1};
     return {-1, winner};

@@ -29,7 +29,7 @@ struct OptimalRule {
     // One draw, or draws that are all the same token: b = d.
     if (live.count == 1 || live.draft.only >= 0) return token_step(ex, target, live.draft, live.node[0], live.token[0]);
     Coupling coupling = ex.histogram(target, live.draft, live.count);
-    coupling.solve();
+    solve(ex, coupling);
     int bin = 0;
     const int y = select(ex, target, live, coupling, &bin);
     const double b = coupling.ratio[bin] * ex.prob(live.draft, live.token[y]);

@@ -10,7 +10,7 @@ namespace specsample {
 struct Selected {
   Law target, draft;
   int count = 0;             // live draws
-  bool binned = false;       // b = rho d by bins; otherwise b = d (one draw), or what the target's only token gets
+  int binned = false;        // b = rho d by bins; otherwise b = d (one draw), or what the target's only token gets
   Coupling coupling;
   double only = 0;           // b of the target's only token
 
@@ -22,56 +22,64 @@ struct Selected {
   }
 };
 
+// At the node reached, and after the longest accepted prefix.
+struct Selections {
+  Selected here, stop;
+};
+
 template <class Ex>
 SPS_HD void verify_optimal_block(const Request& request, Ex& ex, const Output& out) {
   *out.num_accepted = 0;
   if (!request.has_row(-1)) return;
   request.start();
 
-  Selected stop;                 // after the longest accepted prefix
+  Room<Selections> at(ex);
   int stop_length = 0, length = 0, node = -1, selected = -1;
   double weight = 1, stop_weight = 1;
   for (;; ++length) {
     const int child = length < request.max_depth ? request.child(node, node) : -1;
-    Selected here;
-    here.target = ex.target(static_cast<int>(request.target_row(node)), child >= 0);
-    const Siblings live(request, ex, node, here.target.broken ? -1 : child);
-    here.count = live.count, here.draft = live.draft;
-    const bool single = live.count == 1 || live.draft.only >= 0, point = here.target.only >= 0;
+    const Law target = ex.target(static_cast<int>(request.target_row(node)), child >= 0);
+    const Siblings live(request, ex, node, target.broken ? -1 : child);
+    const bool single = live.count == 1 || live.draft.only >= 0, point = target.only >= 0;
     int y = 0, bin = 0;
-    if (live.count > 1 && point) {
-      here.only = live.draft.only >= 0 ? ex.prob(live.draft, here.target.only)
-                                       : 1 - power(1 - ex.prob(live.draft, here.target.only), live.count);
-      while (y + 1 < live.count && live.token[y] != here.target.only) ++y;
-      if (live.token[y] != here.target.only) y = 0;
-    } else if (live.count > 1 && !single) {
-      here.binned = true;
-      here.coupling = ex.histogram(here.target, here.draft, live.count);
-      here.coupling.solve();
-      y = select(ex, here.target, live, here.coupling, &bin);
+    {
+      Selected here;
+      here.target = target, here.draft = live.draft, here.count = live.count;
+      if (live.count > 1 && point) {
+        here.only = live.draft.only >= 0 ? ex.prob(live.draft, target.only)
+                                         : 1 - power(1 - ex.prob(live.draft, target.only), live.count);
+        while (y + 1 < live.count && live.token[y] != target.only) ++y;
+        if (live.token[y] != target.only) y = 0;
+      } else if (live.count > 1 && !single) {
+        here.binned = true;
+        here.coupling = ex.histogram(target, live.draft, live.count);
+        solve(ex, here.coupling);
+        y = select(ex, target, live, here.coupling, &bin);
+      }
+      at.put(at.value.here, here);
     }
 
+    bool stops = length == 0;
     if (length > 0) {
       double numerator = weight, denominator = 1;
       if (live.count > 0) {
-        const double mass = here.mass(ex, weight);
+        const double mass = at->here.mass(ex, weight);
         const bool certain = mass == 0 && weight == 1;
         numerator = certain ? 1 : mass;
         denominator = certain ? 1 : mass + 1 - weight;
       }
-      if (ex.accept(selected, numerator, denominator)) {
-        stop_length = length, stop_weight = weight, stop = here;
-        if (here.binned) stop.coupling.ratio = ex.keep_ratios(here.coupling);
-      }
-    } else {
-      stop = here;
-      if (here.binned) stop.coupling.ratio = ex.keep_ratios(here.coupling);
+      stops = ex.accept(selected, numerator, denominator);
+    }
+    if (stops) {
+      stop_length = length, stop_weight = weight;
+      if (at->here.binned) at.put(at.value.here.coupling.ratio, ex.keep_ratios(at->here.coupling));
+      at.put(at.value.stop, at->here);
     }
     if (live.count == 0) break;
 
     const int64_t x = live.token[y];
-    const double t = ex.prob(here.target, x), d = ex.prob(here.draft, x);
-    const double b = here.binned ? here.coupling.ratio[bin] * d : live.count > 1 && point ? here.only : d;
+    const double t = ex.prob(at->here.target, x), d = ex.prob(at->here.draft, x);
+    const double b = at->here.binned ? at->here.coupling.ratio[bin] * d : live.count > 1 && point ? at->here.only : d;
     double next = 0;
     if (t > 0) next = b > 0 ? weight * (t / b) : 1;
     weight = next < 1 ? next : 1;
@@ -87,6 +95,7 @@ SPS_HD void verify_optimal_block(const Request& request, Ex& ex, const Output& o
 
   for (int i = stop_length; i < length; ++i) out.tokens[i] = -1, out.nodes[i] = -1;
   *out.num_accepted = stop_length;
+  const Selected& stop = at->stop;
   if (stop.target.broken) return;
   out.tokens[stop_length] = stop.count == 0 ? ex.clock_race(stop.target, stop_length)
                                             : ex.residual_race(stop.target, stop.draft, stop.residual(stop_weight));

@@ -14,20 +14,20 @@
 #include "weighted.h"
 
 // X(name, whether drafts' laws enter, whether clock lists are read)
-#define SPS_SCHEMES(X)               \
-  SPS_CUDA_SCHEMES(X)                \
+#define SPS_SCHEMES(X)       \
+  SPS_CUDA_SCHEMES(X)        \
+  X(importance, true, false) \
+  X(weighted, true, false)
+
+// Those of them that run on CUDA.
+#define SPS_CUDA_SCHEMES(X)          \
+  X(token, true, false)              \
+  X(block, true, false)              \
+  X(race, false, false)              \
   X(recursive, true, false)          \
   X(recursive_distinct, true, false) \
   X(kseq, true, false)               \
-  X(importance, true, false)         \
   X(optimal, true, false)            \
   X(optimal_block, true, false)      \
   X(top, true, false)                \
-  X(weighted, true, false)           \
   X(lists, false, true)
-
-// The first of them: those whose passes the CUDA executor has.
-#define SPS_CUDA_SCHEMES(X) \
-  X(token, true, false)     \
-  X(block, true, false)     \
-  X(race, false, false)

@@ -50,6 +50,29 @@ __global__ inline void early_exit_kernel(BadArgs a) {
   a.out[threadIdx.x] = 1;
 }
 
+// The last warp has the others reverse the input, and copies what they made.
+template <bool kMeets>
+__global__ void order_kernel(BadArgs a) {
+  BadScratch& s = cuda_on_cpu::machine.shared<BadScratch>();
+  const int crew = thread_count(), i = thread_id();
+  if (conducts()) {
+    SPS_MEET();
+    if (kMeets) SPS_MEET();
+    for (int j = i - crew; j < a.count; j += kConductor) a.out[j] = s.value[j];
+  } else {
+    SPS_MEET();
+    for (int j = i; j < a.count; j += crew) s.value[j] = a.in[a.count - 1 - j];
+    SPS_CREW_BARRIER();
+    if (kMeets) SPS_MEET();
+  }
+}
+
+__global__ inline void uneven_meeting_kernel(BadArgs a) {  // the crew comes once more than the last warp
+  if (!conducts()) SPS_MEET();
+  SPS_MEET();
+  a.out[threadIdx.x] = 1;
+}
+
 __global__ inline void half_a_warp_kernel(BadArgs a) {
   float v = a.in[threadIdx.x];
   if (threadIdx.x % 32 < 16) v = __shfl_xor_sync(kFullWarp, v, 1);

@@ -27,7 +27,7 @@ struct WordsArgs {
   int count;
 };
 __global__ void words_kernel(WordsArgs a) {
-  for (int i = thread_id(); i < a.count; i += thread_count()) a.out[i] = a.stream.word(i, a.refine);
+  for (int i = thread_id(); i < a.count; i += 32) a.out[i] = a.stream.word(i, a.refine);
 }
 }  // namespace
 
@@ -50,6 +50,8 @@ SPS_EXPORT void specsample_cuda_on_cpu_bad(const char* name, const float* in, fl
                  {"missing barrier", reverse_kernel<false>},
                  {"divergent barrier", divergent_barrier_kernel},
                  {"early exit", early_exit_kernel},
+                 {"order", order_kernel<true>},
+                 {"uneven meeting", uneven_meeting_kernel},
                  {"half a warp", half_a_warp_kernel},
                  {"read beyond the row", read_beyond_the_row_kernel},
                  {"write beyond shared memory", write_beyond_shared_memory_kernel}};

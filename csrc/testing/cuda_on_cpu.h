@@ -56,11 +56,11 @@ struct uint4 {
 namespace cuda_on_cpu {
 
 constexpr size_t kStack = 256 << 10, kGuard = 4096;
-constexpr int kWarp = 32, kMaxThreads = 1024;
+constexpr int kWarp = 32, kMaxThreads = 1024, kBarriers = 4;
 
 // What a test may choose for the launches of this process.
 struct Settings {
-  int threads = 0;       // of a block; 0: as on a GPU
+  int threads = 0;       // of a block's crew; 0: as on a GPU
   uint32_t shuffle = 0;  // seed of the order in which threads run; 0: by index
 };
 inline Settings settings;
@@ -120,7 +120,8 @@ struct Fibre {
   void* fake_stack = nullptr;  // AddressSanitizer's
   State state = State::kDone;
   uint32_t mask = 0;
-  uint32_t exchanges = 0, barriers = 0, meetings = 0;
+  uint32_t exchanges = 0, barriers[kBarriers] = {}, meetings = 0;
+  int barrier = 0, awaited = 0;  // number of the barrier it waits at, and threads that meet there
   const char* where = "";
   void* watched = nullptr;  // ThreadSanitizer's
   dim3 index;
@@ -175,14 +176,30 @@ class Machine {
     return *static_cast<T*>(shared_.get());
   }
 
-  void barrier(const char* where) {
-    char* event = next(barrier_, &Fibre::barriers);
+  // Barrier `id` of `count` threads (0: all).
+  void barrier(int id, int count, const char* where) {
+    char* event = nullptr;
+    {
+      const Unwatched unwatched;
+      event = &barrier_[id][fibres_[current_].barriers[id]++ & 1];
+    }
     before(event);
     {
       const Unwatched unwatched;
+      fibres_[current_].barrier = id, fibres_[current_].awaited = count ? count : count_;
       wait(State::kBarrier, 0, where);
     }
     after(event);
+  }
+  void barrier(const char* where) { barrier(0, 0, where); }
+  void meet_warp(const char* where) {
+    char* warp = next(warp_[warp_index()], &Fibre::meetings);
+    before(warp);
+    {
+      const Unwatched unwatched;
+      meet(0xFFFFFFFFu, 0, where);
+    }
+    after(warp);
   }
 
   // `value` of lane `source` of this warp, among the lanes of `mask`.
@@ -248,7 +265,8 @@ class Machine {
   void run_block(uint32_t& random) {
     for (int i = 0; i < count_; ++i) {
       Fibre& f = fibres_[i];
-      f.state = State::kReady, f.exchanges = f.barriers = f.meetings = 0;
+      f.state = State::kReady, f.exchanges = f.meetings = 0;
+      std::fill(f.barriers, f.barriers + kBarriers, 0);
       f.index = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
     }
     live_ = count_;
@@ -265,26 +283,29 @@ class Machine {
           resume(i);
           if (!error_.empty()) stop();
         }
-      if (release_barrier() || ran) continue;
+      for (int id = 0; id < kBarriers; ++id) ran |= release_barrier(id);
+      if (ran) continue;
       error_ = "deadlock: " + waiting();
       stop();
     }
   }
 
-  bool release_barrier() {
-    int waiting_here = 0;
+  bool release_barrier(int id) {
+    int waiting_here = 0, awaited = 0;
     const char* where = nullptr;
     for (int i = 0; i < count_; ++i) {
       const Fibre& f = fibres_[i];
-      if (f.state != State::kBarrier) continue;
-      ++waiting_here;
+      if (f.state != State::kBarrier || f.barrier != id) continue;
+      ++waiting_here, awaited = f.awaited;
       if (where && differ(where, f.where)) error_ = std::string("divergent barriers: ") + where + " and " + f.where;
       where = f.where;
     }
-    if (waiting_here == 0 || waiting_here < live_) return false;
-    if (live_ < count_) error_ = std::string("a barrier after some threads have left: ") + where;
+    if (waiting_here == 0 || waiting_here < std::min(awaited, live_)) return false;
+    if (waiting_here < awaited) error_ = std::string("a barrier after some threads have left: ") + where;
+    if (waiting_here > awaited) error_ = std::string("more threads than a barrier awaits: ") + where;
     if (!error_.empty()) stop();
-    for (int i = 0; i < count_; ++i) fibres_[i].state = State::kReady;
+    for (int i = 0; i < count_; ++i)
+      if (fibres_[i].state == State::kBarrier && fibres_[i].barrier == id) fibres_[i].state = State::kReady;
     return true;
   }
 
@@ -374,7 +395,7 @@ class Machine {
   uint64_t slots_[kMaxThreads / kWarp][2][kWarp];
   int count_ = 0, current_ = 0, live_ = 0;
   bool broken_ = false;
-  char started_ = 0, ended_ = 0, barrier_[2] = {}, warp_[kMaxThreads / kWarp][2] = {};  // events
+  char started_ = 0, ended_ = 0, barrier_[kBarriers][2] = {}, warp_[kMaxThreads / kWarp][2] = {};  // events
   void* main_watched_ = nullptr;
   Context main_;
   void* main_fake_stack_ = nullptr;
@@ -418,6 +439,7 @@ T update(T* at, const F& f) {
 #define blockDim (cuda_on_cpu::machine.block)
 #define gridDim (cuda_on_cpu::machine.grid)
 #define __syncthreads() cuda_on_cpu::machine.barrier(SPS_HERE)
+#define __syncwarp() cuda_on_cpu::machine.meet_warp(SPS_HERE)
 #define __shfl_xor_sync(mask, value, bits) \
   cuda_on_cpu::machine.exchange(mask, value, cuda_on_cpu::machine.lane() ^ (bits), SPS_HERE)
 #define __shfl_up_sync(mask, value, by) \
@@ -439,6 +461,8 @@ T __ldg(const T* at) {
 }
 inline float __uint_as_float(uint32_t x) { return __builtin_bit_cast(float, x); }
 inline uint32_t __float_as_uint(float x) { return __builtin_bit_cast(uint32_t, x); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __log2f(float x) { return std::log2(x); }
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
   return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));

@@ -13,10 +13,10 @@ inline int32_t device_type() { return aoti_torch_device_type_cpu(); }
 inline int32_t device_index(const torch::stable::Tensor&) { return 0; }
 
 template <class Args>
-void launch(void (*kernel)(Args), int threads, const torch::stable::Tensor&, int64_t blocks, const Args& args) {
+void launch(void (*kernel)(Args), const torch::stable::Tensor&, int64_t blocks, const Args& args) {
   if (blocks == 0) return;
-  if (cuda_on_cpu::settings.threads) threads = cuda_on_cpu::settings.threads;
-  cuda_on_cpu::machine.launch(dim3(static_cast<unsigned>(blocks)), dim3(threads), [&] { kernel(args); });
+  const int crew = cuda_on_cpu::settings.threads ? cuda_on_cpu::settings.threads : kCrew;
+  cuda_on_cpu::machine.launch(dim3(static_cast<unsigned>(blocks)), dim3(crew + kConductor), [&] { kernel(args); });
 }
 
 }  // namespace specsample

@@ -14,8 +14,8 @@ namespace {
 constexpr int kNodes = 5, kRows = kNodes + 1, kVocab = 1500, kDepth = 3, kThreads = 64;
 
 template <class Args>
-void launch(void (*kernel)(Args), int64_t blocks, const Args& args) {
-  cuda_on_cpu::machine.launch(dim3(static_cast<unsigned>(blocks)), dim3(kThreads), [&] { kernel(args); });
+void launch(void (*kernel)(Args), int64_t blocks, const Args& args, int extra = kConductor) {
+  cuda_on_cpu::machine.launch(dim3(static_cast<unsigned>(blocks)), dim3(kThreads + extra), [&] { kernel(args); });
 }
 
 int run() {
@@ -32,13 +32,13 @@ int run() {
   int emitted = 0;
   for (const Sampling& sampling : {Sampling(), Sampling{0.8, 40, 0.95, 0.001}, Sampling{0, 0, 1, 0}}) {
     std::vector<int64_t> token(2 * kRows * 4);
-    for (int kind : {kArrivals, kTopK, kIid}) {
-      const PerRow zero{0, 0, nullptr};
-      launch(draft_kernel, 2 * kRows, DraftArgs{rows_at(draft), Samplings{sampling, nullptr, 0}, PerRow{1, 0, nullptr},
-                                                PerRow{9, 0, nullptr}, zero, zero, 4, kind, token.data()});
+    RowArgs r{};
+    r.rows = rows_at(draft), r.k = 4, r.sampling = Samplings{sampling, nullptr, 0};
+    r.seed = PerRow{1, 1, nullptr}, r.position = PerRow{9, 0, nullptr}, r.token = token.data();
+    for (RowOp op : {RowOp::kSample, RowOp::kTopK, RowOp::kTop, RowOp::kDistinct, RowOp::kLists, RowOp::kArrivals, RowOp::kIid}) {
+      r.op = op;
+      launch(row_kernel, 2 * kRows, r);
     }
-    launch(sample_kernel, 2 * kRows, SampleArgs{rows_at(target), Samplings{sampling, nullptr, 0}, PerRow{1, 1, nullptr},
-                                                PerRow{9, 0, nullptr}, token.data()});
     std::vector<int64_t> drafts(2 * kNodes), tokens(2 * (kDepth + 1)), parents = {-1, -1, 0, 1, 3};
     for (int i = 0; i < 2 * kNodes; ++i) drafts[i] = i % 3 < 2 ? 7 : token[i % kNodes];
     std::vector<int32_t> count(2), nodes(2 * kDepth);
@@ -51,12 +51,16 @@ int run() {
     a.sampling = a.draft_sampling = Samplings{sampling, nullptr, 0};
     a.seed = PerRow{5, 1, nullptr}, a.position = PerRow{9, 0, nullptr};
     a.out_tokens = tokens.data(), a.out_count = count.data(), a.out_nodes = nodes.data(), a.out_logprobs = logprobs.data();
+    std::vector<double> memory(2 * coupling_memory(1201));
+    a.memory = memory.data(), a.most_bins = 1201;
     for (bool tree : {false, true}) {
+      a.options[0] = tree ? 64 : 1200;
       if (tree) a.parents = NodeInts{Ints{parents.data(), true}, kNodes, 0};
-#define SPS_RUN(name, uses_draft_law, by_lists)              \
-  a.has_draft = uses_draft_law;                    \
-  launch(verify_kernel<round_##name>, 2, a);       \
-  launch(logprobs_kernel, 2 * (kDepth + 1), a);    \
+#define SPS_RUN(name, uses_draft_law, reads_lists)                          \
+  a.scheme = k_##name, a.has_draft = uses_draft_law, a.by_lists = reads_lists; \
+  launch(verify_kernel, 2, a);                                             \
+  a.scheme = kLogprobs;                                                    \
+  launch(verify_kernel, 2 * (kDepth + 1), a);                              \
   for (int64_t t : tokens) emitted += t >= 0;
       SPS_CUDA_SCHEMES(SPS_RUN)
 #undef SPS_RUN
@@ -77,11 +81,13 @@ int main(int count, char** arguments) {
     void (*kernel)(BadArgs);
   } kernels[] = {{"good", reverse_kernel<true>},
                  {"good twice", reverse_twice_kernel<true>},
+                 {"good order", order_kernel<true>},
                  {"missing barrier", reverse_kernel<false>},
+                 {"missing meeting", order_kernel<false>},
                  {"missing barrier before reuse", reverse_twice_kernel<false>}};
   for (const auto& entry : kernels)
     if (!std::strcmp(arguments[1], entry.name)) {
-      launch(entry.kernel, 1, BadArgs{in.data(), out.data(), 64});
+      launch(entry.kernel, 1, BadArgs{in.data(), out.data(), 64}, 0);
       return 0;
     }
   return 2;

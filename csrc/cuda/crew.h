@@ -1,0 +1,68 @@
+// What the crew does: the law of a row, and the loop that takes the conductor's orders.
+#pragma once
+#include "filters.h"
+#include "race.h"
+
+namespace specsample {
+
+// The law of a row; its mass only when `normalised`.
+SPS_DEVICE Law law_of(Scratch& s, const Rows& rows, int64_t index, const Sampling& sampling, bool normalised) {
+  Law law;
+  law.row = rows.at(index), law.vocab = rows.vocab, law.scale = sampling.scale();
+  const bool greedy = sampling.greedy(), filtered = !greedy && sampling.filters(rows.vocab);
+  if (!greedy && !filtered && !normalised) return law;
+  if (greedy || filtered) {
+    law.max = row_max(s, law, rows.dtype, Skip());
+  } else {
+    max_and_mass(s, law, rows.dtype);
+  }
+  law.broken = !(law.max > -HUGE_VALF);
+  if (law.broken) return law;
+  if (greedy) {
+    law.only = next_likeliest(s, law, rows.dtype, HUGE_VALF, -1).id, law.mass = 1;
+    return law;
+  }
+  const bool infinite = law.max >= kLargest;
+  if (infinite) {  // +inf logits share all the mass
+    law.cutoff = kLargest, law.scale = 0;
+  } else if (filtered) {
+    law.cutoff = filter_cutoff(s, law, rows.dtype, sampling);
+  }
+  if (infinite || (filtered && normalised)) law.mass = kept_mass(s, law, rows.dtype);
+  return law;
+}
+
+// kRound: of rounds; rows have a law, a race and an order alone.
+template <bool kRound>
+SPS_DEVICE void crew(Scratch& s) {
+  const Order& o = *s.order;
+  for (;;) {
+    SPS_MEET();
+    const Task task = o.task;
+    if (task == Task::kLeave) return;
+    if (task == Task::kLaw) {
+      const Law law = law_of(s, o.rows, o.row, o.sampling, o.normalised);
+      if (thread_id() == 0) *s.law = law;
+    } else if (task == Task::kRace || task == Task::kLikeliest) {
+      const Best best = task == Task::kRace ? race_of(s, o.dtype) : next_likeliest(s, o.law, o.dtype, o.after_z, o.after_id);
+      if (thread_id() == 0) s.found = best;
+    } else if constexpr (kRound) {
+      double value = 0;
+      if (task == Task::kMass) {
+        value = residual_sum(s, o);
+      } else if (task == Task::kRest) {
+        value = rest_mass(s, o);
+      } else if (task == Task::kHistogram) {
+        value = histogram(s, o);
+      } else if (task == Task::kThreshold) {
+        value = o.coupling.kseq_threshold(Crew());
+      } else {
+        o.coupling.solve(Crew());
+      }
+      if (thread_id() == 0) s.value = value;
+    }
+    SPS_MEET();
+  }
+}
+
+}  // namespace specsample
