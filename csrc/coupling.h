@@ -19,10 +19,10 @@ struct Binning {
   SPS_HD int of_ratio(double t, double d) const {
     return d > 0 ? static_cast<int>(fmin(t / d * per_unit + 0.5, count - 1.0)) : t > 0 ? count - 1 : 0;
   }
-  // `bins` linear bins over ratios in [0, k] and one for the rest. The tail holds at most 1e-4 of either law.
+  // `bins` linear bins over ratios in [0, k] and one for the rest. The tail holds at most 1e-3 of either law.
   static SPS_HD Binning of(int bins, int k, int64_t vocab) {
     const int per_unit = bins / k > 1 ? bins / k : 1;
-    return {static_cast<float>(per_unit), per_unit * k + 1, static_cast<float>(1e-4 / static_cast<double>(vocab)), 0};
+    return {static_cast<float>(per_unit), per_unit * k + 1, static_cast<float>(1e-3 / static_cast<double>(vocab)), 0};
   }
 };
 

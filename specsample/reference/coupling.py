@@ -29,7 +29,7 @@ import torch
 from .rng import SELECT, uniforms
 
 EMPTY = 2.0**-53  # a bin whose draft mass is below this is never drawn from; its middle stands for its ratio
-TAIL = 1e-4  # tokens whose probabilities are both below TAIL/V share one bin: at most this mass of either law
+TAIL = 1e-3  # tokens whose probabilities are both below TAIL/V share one bin: at most this mass of either law
 
 
 class Coupling:
