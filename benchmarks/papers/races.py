@@ -35,7 +35,7 @@ def main(arguments=None):
     parser.add_argument("-k", type=int, nargs="+", default=[1, 2, 4, 8], help="drafts (1 2 4 8)")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="drafted tokens (1 2 4 8 16 32)")
     parser.add_argument("--depth", type=int, default=4, help="of the paths in `children` (4)")
-    parser.add_argument("--entropy-positions", type=int, default=48, help="positions of the text that give the bound (48)")
+    parser.add_argument("--entropy-positions", type=int, default=32, help="positions of the text that give the bound (32)")
     options = parser.parse_args(arguments)
     common.run(options, {"depth": depth, "children": children, "bound": bound})
 

@@ -25,6 +25,11 @@ def main(arguments=None):
     common.run(options, {"page": page})
 
 
+def on_one_path(scheme):
+    """The scheme that this one is when every node has one child."""
+    return {"block": "block", "optimal_block": "block", "race": "race", "lists": "race"}.get(scheme, "token")
+
+
 def page(bench, options, rows, tables):
     cells = [
         Setting(name, k, n, temperature)
@@ -32,7 +37,7 @@ def page(bench, options, rows, tables):
         for name in options.schemes
         for n in options.depths
         for k in options.k
-        if k == 1 or ss.schemes()[name].trees
+        if (ss.schemes()[name].trees if k > 1 else on_one_path(name) == name)
     ]
     progress = common.Progress(len(cells) + len(options.temperatures))
     for temperature in options.temperatures:
@@ -58,11 +63,16 @@ def grid(rows, options, temperature):
     head = ["scheme", *(f"depth {n}, K = {k}" for n, k in columns)]
     body = []
     for name in options.schemes:
-        found = {(row["depth"], row["paths"]): row for row in rows if row["scheme"] == name}
+        found = {(row["depth"], row["paths"]): row for row in rows if of_scheme(row, name)}
         body.append([name, *(cell(found.get(column)) for column in columns)])
     plain = next(row for row in rows if row["scheme"] == "plain")
     speed = "" if "missing" in plain else f" (plain decoding: {plain['tokens_per_second']:.1f} tokens/s)"
     return table(f"T = {temperature:g}: tokens a target call, and tokens/s{speed}", head, body)
+
+
+def of_scheme(row, name):
+    """Whether the row shows this scheme: its own, or on one path that of its equal."""
+    return row["scheme"] == (name if row["paths"] > 1 else on_one_path(name))
 
 
 def cell(row):
@@ -84,15 +94,17 @@ def recommendation(rows, temperature):
         if row is not best and row["block_efficiency"] + row["half_width_95"] > best["block_efficiency"]
     }
     fast = max(drafted, key=lambda row: row["tokens_per_second"])
-    single = max((row for row in drafted if row["paths"] == 1), key=lambda row: row["block_efficiency"])
     words = lambda row: f"`{row['scheme']}`, K = {row['paths']}, depth {row['depth']}"  # noqa: E731
+    single = max((row for row in drafted if row["paths"] == 1), key=lambda row: row["block_efficiency"], default=None)
+    beside = ""
+    if single:
+        value = f"{single['block_efficiency']:.2f} ± {single['half_width_95']:.2f}"
+        beside = f"; the best on one path: {words(single)}, {value}"
     times = f", {fast['times_plain']:.2f} × plain decoding" if "times_plain" in fast else ""
     return (
         f"T = {temperature:g}: most tokens a call: {words(best)}, "
         f"{best['block_efficiency']:.2f} ± {best['half_width_95']:.2f} ({len(ties)} other settings are within the "
-        f"interval); the best on one path: {words(single)}, "
-        f"{single['block_efficiency']:.2f} ± {single['half_width_95']:.2f}. "
-        f"Most tokens a second: {words(fast)}, {fast['tokens_per_second']:.1f} tokens/s{times}.\n"
+        f"interval){beside}. Most tokens a second: {words(fast)}, {fast['tokens_per_second']:.1f} tokens/s{times}.\n"
     )
 
 
@@ -109,7 +121,7 @@ def draw(rows, options):
                 points = [
                     (row["paths"], *efficiency(row))
                     for row in rows
-                    if (row["scheme"], row["depth"], row["temperature"]) == (name, n, temperature) and efficiency(row)
+                    if of_scheme(row, name) and (row["depth"], row["temperature"]) == (n, temperature) and efficiency(row)
                 ]
                 if points:
                     x, y, _ = zip(*points)
