@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# name: (scheme, B, N, V, sampling as (temperature, top_k, top_p, min_p))
+# name: (scheme, B, N, V, sampling as (temperature, top_k, top_p, min_p), and for trees the number of paths of equal length)
 PLAIN = (0.8, 0, 1.0, 0.0)
 SHAPES = {
     "token-b1-v128256": ("token", 1, 4, 128_256, PLAIN),
@@ -29,6 +29,10 @@ SHAPES = {
     "block-b32-v128256": ("block", 32, 8, 128_256, PLAIN),
     "race-b1-v128256": ("race", 1, 4, 128_256, PLAIN),
     "race-b32-v128256": ("race", 32, 8, 128_256, PLAIN),
+    "optimal-b1-k4-v128256": ("optimal", 1, 4, 128_256, PLAIN, 4),
+    "optimal-b64-k4-v128256": ("optimal", 64, 4, 128_256, PLAIN, 4),
+    "token-b64-n1-v128256": ("token", 64, 1, 128_256, PLAIN),  # the same rows, for comparison
+    "optimal_block-b32-k4-v128256": ("optimal_block", 32, 16, 128_256, PLAIN, 4),
     "sample-b1-v151936": ("sample", 1, 0, 151_936, PLAIN),
     "sample-b256-v128256": ("sample", 256, 0, 128_256, PLAIN),
 }
@@ -86,6 +90,22 @@ def graph_of(torch, call):
     return graph.replay
 
 
+def arguments(torch, ss, scheme, B, N, V, sampling, paths=1, device="cuda"):
+    """Arguments of `verify` for `paths` chains whose laws depend on the depth alone: a target and a draft row a depth."""
+    torch.manual_seed(0)
+    depth, stream = N // paths, {"seed": 1, "position": 100, "sampling": ss.Sampling(*sampling)}
+    logits = 3 * torch.randn(B, depth + 1, V, device=device)
+    draft = (logits[:, :depth] + 1.5 * torch.randn(B, depth, V, device=device)).bfloat16()
+    kind, level = ss.schemes()[scheme].draft_kind, [i % depth for i in range(N)]
+    tokens = [ss.draft(draft[:, d], kind=kind, depth=d, node=i, **stream) for i, d in enumerate(level)]
+    args = {"target_logits": logits.bfloat16(), "draft_tokens": torch.cat(tokens, 1), "draft_logits": draft, "scheme": scheme}
+    if paths > 1:
+        ints = lambda values: torch.tensor(values, device=device)  # noqa: E731
+        args |= {"parents": ints([i - 1 if d else -1 for i, d in enumerate(level)]), "max_depth": depth}
+        args |= {"rows": ints([0] + [d + 1 for d in level]), "draft_rows": ints(level)}
+    return args | stream
+
+
 def timings(torch):
     import specsample as ss
 
@@ -95,35 +115,33 @@ def timings(torch):
     del source, target
     say(f"device-to-device copy {copy * 1e-9:.0f} GB/s, both directions counted")
     results = {"copy_bytes_per_second": copy, "shapes": {}}
-    for name, (scheme, B, N, V, sampling) in SHAPES.items():
-        torch.manual_seed(0)
-        logits = 3 * torch.randn(B, N + 1, V, device="cuda")
-        draft = (logits[:, :N] + 1.5 * torch.randn(B, N, V, device="cuda")).bfloat16()
-        logits, law = logits.bfloat16(), ss.Sampling(*sampling)
-        stream = {"seed": 1, "position": 100, "sampling": law}
+    for name, (scheme, B, N, V, sampling, *paths) in SHAPES.items():
         if scheme == "sample":
+            torch.manual_seed(0)
+            logits = (3 * torch.randn(B, 1, V, device="cuda")).bfloat16()
+            stream = {"seed": 1, "position": 100, "sampling": ss.Sampling(*sampling)}
             call = lambda: ss.sample(logits[:, 0], **stream)  # noqa: B023, E731
             check = torch.equal(call().cpu(), ss.sample(logits[:, 0].cpu(), **stream, backend="cpu"))
             rows, accepted = B, None
         else:
-            kind = ss.schemes()[scheme].draft_kind
-            tokens = torch.cat([ss.draft(draft[:, i], kind=kind, depth=i, node=i, **stream) for i in range(N)], 1)
-            call = lambda: ss.verify(logits, tokens, draft, scheme=scheme, **stream)  # noqa: B023, E731
-            verdict = call()
-            expected = ss.verify(logits.cpu(), tokens.cpu(), draft.cpu(), scheme=scheme, **stream, backend="cpu")
+            args = arguments(torch, ss, scheme, B, N, V, sampling, *paths)
+            call = lambda: ss.verify(**args)  # noqa: B023, E731
+            verdict, depth = call(), N // (paths or [1])[0]
+            there = {n: x.cpu() if isinstance(x, torch.Tensor) else x for n, x in args.items()}
+            expected = ss.verify(**there, backend="cpu")
             check = torch.equal(verdict.tokens.cpu(), expected.tokens)
             accepted = float(verdict.num_accepted.float().mean())
             # Rows that had to be read, once each: the target's as far as it went, and the draft's of the tested nodes.
             per_request = verdict.num_accepted.double() + 1
-            rows = float(per_request.sum()) + (0 if scheme == "race" else float(per_request.clamp(max=N).sum()))
-            if scheme == "block":
-                rows = B * (2 * N + 1)
+            rows = float(per_request.sum()) + (0 if scheme == "race" else float(per_request.clamp(max=depth).sum()))
+            if scheme in ("block", "optimal_block"):
+                rows = B * (2 * depth + 1)
         eager, replayed = seconds(torch, call), seconds(torch, graph_of(torch, call))
         floor = rows * V * 2
         results["shapes"][name] = {
             "scheme": scheme, "B": B, "N": N, "V": V, "dtype": "bfloat16", "sampling": sampling, "equal_to_cpu": check,
-            "seconds": eager, "graph_seconds": replayed, "accepted": accepted, "bytes_of_rows_once": floor,
-            "fraction_of_copy": floor / replayed / copy,
+            "paths": (paths or [1])[0], "seconds": eager, "graph_seconds": replayed,
+            "accepted": accepted, "bytes_of_rows_once": floor, "fraction_of_copy": floor / replayed / copy,
         }  # fmt: skip
         say(f"{name:26} {eager * 1e6:8.1f} us, as a graph {replayed * 1e6:8.1f} us, rows read once at "
             f"{100 * floor / replayed / copy:5.1f} % of the copy, tokens {'equal' if check else 'DIFFER'}")  # fmt: skip
@@ -147,6 +165,7 @@ def main():
         failed.append("tests/test_on_gpu.py")
     # The cases of the other files on the backend `cuda`; files whose packages are missing here are left out, and said.
     chosen = ["test_same_integers", "test_bad_input", "test_layout", "test_independence", "test_peer_bugs", "test_chi_square"]
+    chosen += ["test_multi_draft", "test_fuzz"]
     if run([sys.executable, "-m", "pytest", *(f"tests/{c}.py" for c in chosen), "-k", "cuda- or cuda]"]):
         failed.append("the test suite on cuda")
     sanitizer = shutil.which("compute-sanitizer")
@@ -176,9 +195,11 @@ for dtype in (torch.float32, torch.bfloat16):
         for s in (ss.Sampling(), ss.Sampling(0.8, 40, 0.9)):
             for scheme in ss.schemes():
                 if "cuda" in ss.schemes()[scheme].backends:
+                    tree = {} if not ss.schemes()[scheme].trees else {"parents": [-1, -1]}
                     ss.verify(x, torch.zeros(2, 2, dtype=torch.int64, device="cuda"), x[:, :2], scheme=scheme, sampling=s,
-                              seed=1, position=2, logprobs="raw")
-            ss.draft(x[:, 0], 3, kind="arrivals", sampling=s, seed=1, position=2)
+                              seed=1, position=2, logprobs="raw", **tree)
+            for kind in ("arrivals", "distinct", "lists", "top"):
+                ss.draft(x[:, 0], 3, kind=kind, sampling=s, seed=1, position=2)
 torch.cuda.synchronize()
 """
 
