@@ -223,7 +223,7 @@ def test_race_on_trees():
     same({"target_logits": target, "draft_tokens": tokens, "parents": parents, "max_depth": 1, **at})
 
 
-@pytest.mark.parametrize("module, name", [("token", "accept"), ("block", "accept"), ("walk", "race_pass"), ("race", "race")])
+@pytest.mark.parametrize("module, name", [("token", "accept"), ("block", "accept"), ("walk", "last_race"), ("race", "race")])
 def test_control_a_broken_kernel_is_caught(monkeypatch, module, name):
     """A kernel that accepts everything, or races with the next row's clocks, differs from the reference."""
     import importlib

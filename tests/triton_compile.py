@@ -19,9 +19,12 @@ import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from specsample.triton import block, law, race, rows, token, walk  # noqa: E402
+from specsample.triton import (  # noqa: E402
+    block, kseq, law, optimal, race, recursive, recursive_distinct, rows, token, top, tree, walk,
+)  # fmt: skip
 from specsample.triton.launch import BLOCK, WARPS  # noqa: E402
 
+EXTRA = {}
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 # Arguments that are pointers, by name. Integers come as int32 or int64 by their value: WIDE ones are compiled as either.
 POINTERS = {
@@ -30,7 +33,7 @@ POINTERS = {
     "seeds": "*i64", "positions": "*i64", "depths": "*i64", "nodes": "*i64", "out": "*i64", "spans": "*i64", "stops": "*i64",
     "weights": "*fp64", "kept_weights": "*fp64", "masses": "*fp64", "steps": "*i64", "lengths": "*i64", "winners": "*i64",
     "tokens": "*i64", "parents": "*i64", "rows_of": "*i64", "draft_rows": "*i64", "emitted": "*i64", "path": "*i32",
-    "num_accepted": "*i32",
+    "num_accepted": "*i32", "listed": "*i64", "sums": "*i64", "tables": "*fp64",
 }  # fmt: skip
 WIDE = ("stride", "seed", "position", "scale", "temperature", "top_k", "top_p", "min_p", "id_limit", "draft_total")
 NAMES_OF = {"logprobs_kernel": {"out": "*fp32", "nodes": "*i32"}, "spilling_kernel": {"out": "*fp32"}}
@@ -66,6 +69,9 @@ def variants():
         yield kernel, none(CHAIN, **nodes), "bf16"
         yield kernel, none((*CHAIN, *ONE_HOT), **nodes), "fp16"
         yield kernel, none((), **packed), "fp32"
+    for scheme in (recursive, recursive_distinct, kseq, optimal, top):
+        yield tree.tree_kernel, none(CHAIN, STEP=scheme.step, BLOCK=BLOCK, **nodes), "bf16"
+        yield tree.tree_kernel, none((), STEP=scheme.step, BLOCK=BLOCK, **packed), "fp32"
     yield block.masses_kernel, none(DENSE, BLOCK=BLOCK), "bf16"
     yield block.masses_kernel, none(ONE_HOT, BLOCK=BLOCK), "fp32"
     yield block.longest_kernel, none(()), "bf16"
@@ -80,7 +86,7 @@ def variants():
 
 def kernels():
     """Every kernel of the package, by name."""
-    modules = (block, law, race, rows, token, walk)
+    modules = (block, law, race, rows, token, tree, walk)
     return {name for m in modules for name in vars(m) if name.endswith("_kernel")}
 
 
@@ -110,7 +116,7 @@ def compile_one(kernel, fixed, dtype, target):
     constants = {(names.index(n),): value for n, value in fixed.items() if n in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in pointers and n not in fixed}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=target, options={"num_warps": WARPS})
+    return triton.compile(source, target=target, options={"num_warps": WARPS} | EXTRA)
 
 
 def main(names):
@@ -121,6 +127,8 @@ def main(names):
         control = [(spilling_kernel, {"BLOCK": 1 << 15 if hip else 1 << 13}, "fp32")]
         for kernel, fixed, dtype in control if "--control" in sys.argv else variants():
             line = {"kernel": kernel.__name__, "target": name, "dtype": dtype}
+            if "STEP" in fixed:
+                line["scheme"] = fixed["STEP"].__module__.split(".")[-1]
             try:
                 line |= usage(compile_one(kernel, fixed, dtype, target), target.backend)
             except Exception as error:

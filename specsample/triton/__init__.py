@@ -17,7 +17,7 @@ import torch
 
 from .. import ops
 
-SCHEMES = ("token", "block", "race")
+SCHEMES = ("token", "block", "race", "recursive", "recursive_distinct", "kseq", "top", "optimal")
 KINDS = ("iid", "arrivals", "topk")
 INSTALL_HINT = "pip install specsample[triton]"
 # Triton reads the variable when kernels are first defined; from then on it is fixed for the process.

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .launch import BLOCK, launch
 from .law import BROKEN, FIELDS, Law, load_law, prob
-from .passes import residual_mass
+from .passes import draft_left, residual_mass
 from .streams import spread
 from .walk import (
     BONUS, NOTHING, REST, STOP, accept, at_node, draft_rows_of, first_child, load_nodes, row_base, span_of, start_of,
@@ -83,13 +83,11 @@ def masses_kernel(
         here = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
         law = load_law(laws + (span.row + row) * FIELDS)
         weight = tl.load(weights + at)
-        if draft_laws is None:
-            point = Law(law.max, law.cutoff, law.scale, law.mass, drawn)
-            mass = residual_mass(here, vocab, law, here, vocab, point, weight, BLOCK)
-        else:
+        draft_row, draft_law = here, Law(law.max, law.cutoff, law.scale, law.mass, drawn)
+        if draft_laws is not None:
             draft_row = draft_rows_of(draft, drawn, draft_count, draft_stride_b, draft_stride_r, spans)
             draft_law = load_law(draft_laws + drawn * FIELDS)
-            mass = residual_mass(here, vocab, law, draft_row, draft_vocab, draft_law, weight, BLOCK)
+        mass = residual_mass(here, vocab, law, draft_left(draft_row, draft_vocab, draft_law, weight), BLOCK)
         tl.store(masses + at, mass)
 
 

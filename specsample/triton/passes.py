@@ -4,14 +4,51 @@ A race visits a tile's scores in float64 only when float32 says that the tile ma
 times a row): since E >= u, a token's log2 score is at most (z − level)·scale·log2(e) + offset − log2 u.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
+from .coupling import Pair, ratios_of
 from .law import LARGEST, LOG2E, Law, load_logits, prob, weights
 from .streams import log2_below, log_clocks, words
 
 _FAR = tl.constexpr(1e6)  # scores beyond it, not relative to the row's maximum, would cost the clocks digits
 _NO_ID = tl.constexpr(2147483647)
+
+
+class Tokens(NamedTuple):
+    """A list of tokens in memory."""
+
+    first: object  # pointer to int64
+    count: object
+
+
+class Residual(NamedTuple):
+    """What the draft leaves of the target: weights max(scale·t − ρ·d, floor·t, 0), scale >= floor."""
+
+    row: object  # the draft's
+    vocab: object
+    law: object
+    scale: object  # float64
+    floor: object  # float64
+    bins: object  # coupling.Bins whose table has ρ; (): ρ = 1
+    without: object  # Tokens where d is 0 whatever the row says; (): nowhere
+
+
+@triton.jit
+def draft_left(row, vocab, law, scale):
+    """(scale·t − d)⁺ of a draft's row and law"""
+    return Residual(row, vocab, law, scale, tl.full((), 0.0, tl.float64), (), ())
+
+
+@triton.jit
+def is_in(ids, tokens):
+    """Whether each id is one of `tokens`"""
+    found = ids < 0
+    for j in range(0, tokens.count):
+        found = found | (ids == tl.load(tokens.first + j))
+    return found
 
 
 @triton.jit
@@ -22,21 +59,32 @@ def best_of(score, ids):
 
 
 @triton.jit
-def race_pass(
-    row, vocab, law, exclude, s, after, after_id,
-    draft_row, draft_vocab, draft, norm, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def residual_weights(row, vocab, law, relative, ids, rest):
+    """Weights of a tile in float64; relative = (z − law.max)·scale of its tokens"""
+    z = load_logits(rest.row, ids, rest.vocab)
+    d = tl.where(z >= rest.law.cutoff, tl.exp((z.to(tl.float64) - rest.law.max) * rest.law.scale), 0.0) / rest.law.mass
+    d = tl.where(rest.law.only >= 0, (ids == rest.law.only).to(tl.float64), d)
+    if len(rest.without) > 0:
+        d = tl.where(is_in(ids, rest.without), 0.0, d)
+    if len(rest.bins) > 0:
+        d *= ratios_of(Pair(row, vocab, law, rest.row, rest.vocab, rest.law), ids, rest.bins)
+    t = tl.exp(relative) / law.mass
+    return tl.maximum(rest.scale * t - d, rest.floor * t)
+
+
+@triton.jit
+def race_pass(row, vocab, law, exclude, s, after, after_id, rest, weighted, BLOCK: tl.constexpr):
     """Winner of the scores log w − log E over the row: (score float64, id int64, largest logit); id −1 where none.
 
-    Plain: log w = (z − law.max)·scale of the kept tokens. RESIDUAL: w = norm·exp((z − law.max)·scale) − d.
-    exclude: a token that takes no part, or −1. Only scores below `after`, or equal with an id above after_id, take part.
+    log w = (z − law.max)·scale of the kept tokens, or where `weighted` that of the weights of `rest`, a Residual (None: never).
+    exclude: Tokens that take no part, or None. Only scores below `after`, or equal with an id above after_id, take part.
     """
     best = tl.full((), float("-inf"), tl.float64)
     best_id = tl.full((), -1, tl.int32)
     top = tl.full((), float("-inf"), tl.float32)
     offset = tl.full((), 0.0, tl.float64)
-    if RESIDUAL:
-        offset = tl.log(norm) * LOG2E
+    if rest is not None:
+        offset = tl.where(weighted, tl.log(rest.scale / law.mass) * LOG2E, 0.0)
     high = (law.scale * LOG2E).to(tl.float32)
     for first in range(0, vocab, BLOCK):
         ids = first + tl.arange(0, BLOCK)
@@ -49,14 +97,15 @@ def race_pass(
         if tl.max(bound, 0) >= -67.0:  # below log2 of the smallest uniform
             r = words(s, first, False, BLOCK)
             if tl.max((bound >= log2_below(r)).to(tl.int32), 0) > 0:
-                takes_part = (z >= law.cutoff) & (ids != exclude)
+                takes_part = z >= law.cutoff
+                if exclude is not None:
+                    takes_part = takes_part & (is_in(ids, exclude) == 0)
                 relative = (z.to(tl.float64) - law.max) * law.scale
-                if RESIDUAL:
-                    zd = load_logits(draft_row, ids, draft_vocab)
-                    d = tl.where(zd >= draft.cutoff, tl.exp((zd.to(tl.float64) - draft.max) * draft.scale), 0.0)
-                    w = norm * tl.exp(relative) - d / draft.mass
-                    takes_part = takes_part & (w > 0)
-                    relative = tl.log(tl.where(takes_part, w, 1.0))
+                if rest is not None:
+                    if weighted:
+                        w = residual_weights(row, vocab, law, relative, ids, rest)
+                        takes_part = takes_part & (w > 0)
+                        relative = tl.log(tl.where(takes_part, w, 1.0))
                 score = relative - log_clocks(s, first, r, BLOCK)
                 takes_part = takes_part & ((score < after) | ((score == after) & (ids > after_id)))
                 score = tl.where(takes_part, score, float("-inf"))
@@ -77,7 +126,7 @@ def race_after(row, vocab, law, exclude, s, after, after_id, known, BLOCK: tl.co
     best, best_id = tl.full((), float("-inf"), tl.float64), tl.full((), -1, tl.int64)
     tries = tl.where(known, 1, 2)
     while tries > 0:
-        best, best_id, top = race_pass(row, vocab, law, exclude, s, after, after_id, row, vocab, law, 1.0, False, BLOCK)
+        best, best_id, top = race_pass(row, vocab, law, exclude, s, after, after_id, None, False, BLOCK)
         infinite = top >= LARGEST
         again = (top > float("-inf")) & (infinite | (best_id < 0) | (tl.abs(best) > _FAR))
         cutoff, scale = tl.where(infinite, LARGEST, law.cutoff), tl.where(infinite, 0.0, law.scale)
@@ -87,29 +136,43 @@ def race_after(row, vocab, law, exclude, s, after, after_id, known, BLOCK: tl.co
 
 
 @triton.jit
-def race(row, vocab, law, exclude, s, known, BLOCK: tl.constexpr):
+def race(row, vocab, law, s, known, BLOCK: tl.constexpr):
     """Winner of the law's race on the stream s: int64, −1 where none."""
     winner = law.only
     if law.only == -1:
-        _score, winner = race_after(row, vocab, law, exclude, s, float("inf"), 0, known, BLOCK)
+        _score, winner = race_after(row, vocab, law, None, s, float("inf"), 0, known, BLOCK)
     return tl.maximum(winner, -1)
 
 
 @triton.jit
-def residual_mass(row, vocab, law, draft_row, draft_vocab, draft, scale, BLOCK: tl.constexpr):
-    """Σ (scale·t − d)⁺ over the target's vocabulary, float64. Both laws normalised; a one-hot draft has only >= 0."""
+def last_race(row, vocab, law, s, rest, use_rest, BLOCK: tl.constexpr):
+    """The token that a round ends with, of a law with its mass: the residual's winner where `use_rest`, of the target's law
+    where that is not asked for or nothing is left (the draft covers the target up to rounding)."""
+    winner, tries = law.only, tl.where(use_rest, 2, 1)
+    while (winner < 0) & (tries > 0):
+        _score, winner, _top = race_pass(row, vocab, law, None, s, float("inf"), 0, rest, use_rest, BLOCK)
+        use_rest = use_rest & (winner >= 0)
+        tries -= 1
+    return winner
+
+
+@triton.jit
+def residual_mass(row, vocab, law, rest, BLOCK: tl.constexpr):
+    """Σ (scale·t − ρ·d)⁺ over the target's vocabulary, scale <= 1: float64"""
     mass = tl.full((), 0.0, tl.float64)
-    if draft.only >= 0:
-        mass = scale * (1.0 - prob(row, vocab, law, draft.only))
+    if rest.law.only >= 0:
+        mass = rest.scale * (1.0 - prob(row, vocab, law, rest.law.only))
     elif law.only >= 0:
-        mass = tl.maximum(scale - prob(draft_row, draft_vocab, draft, law.only), 0.0)
+        mass = tl.maximum(rest.scale - prob(rest.row, rest.vocab, rest.law, law.only), 0.0)
     else:
-        norm, draft_norm = (scale / law.mass).to(tl.float32), (1.0 / draft.mass).to(tl.float32)
+        norm, draft_norm = (rest.scale / law.mass).to(tl.float32), (1.0 / rest.law.mass).to(tl.float32)
         total = tl.zeros((BLOCK,), tl.float64)
         for first in range(0, vocab, BLOCK):
             ids = first + tl.arange(0, BLOCK)
             t = weights(load_logits(row, ids, vocab), law) * norm
-            d = weights(load_logits(draft_row, ids, draft_vocab), draft) * draft_norm
+            d = weights(load_logits(rest.row, ids, rest.vocab), rest.law) * draft_norm
+            if len(rest.bins) > 0:
+                d *= ratios_of(Pair(row, vocab, law, rest.row, rest.vocab, rest.law), ids, rest.bins).to(tl.float32)
             total += tl.maximum(t - d, 0.0).to(tl.float64)
         mass = tl.sum(total, 0)
     return mass

@@ -45,7 +45,7 @@ def winners_kernel(
                 law = law_or_plain(laws, span.row + row, scale)
                 s = stream(spread(seed, seeds, b, 1), spread(position, positions, b, 0) + depth, CLOCK, b * 0)
                 start_row = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
-                winner = race(start_row, vocab, law, -1, s, laws is not None, BLOCK)
+                winner = race(start_row, vocab, law, s, laws is not None, BLOCK)
     tl.store(winners + at, winner)
 
 

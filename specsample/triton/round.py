@@ -5,6 +5,7 @@ import importlib
 import torch
 import triton
 
+from .coupling import SPARE, TABLES
 from .launch import BLOCK, laws_of, launch, per_row
 from .walk import MAX_NODES, finish_kernel, logprobs_kernel
 
@@ -13,20 +14,21 @@ class Round:
     """A round's inputs on the host, as the kernels take them, and its outputs."""
 
     def __init__(
-        self, target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, max_depth, settings, draft_settings,
-        kept, seed, seeds, position, positions, cu_rows,
+        self, target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, options, settings,
+        draft_settings, kept, seed, seeds, position, positions, cu_rows,
     ):  # fmt: skip
-        self.target, self.draft, self.max_depth = target_logits, draft_logits, max_depth
+        self.target, self.draft, self.max_depth, self.options = target_logits, draft_logits, max_depth, options
         self.settings, self.draft_settings, self.kept = settings, draft_settings, kept
         self.packed = cu_rows is not None
         self.device, self.vocab = target_logits.device, target_logits.shape[-1]
         self.batch = cu_rows.shape[0] - 1 if self.packed else target_logits.shape[0]
         self.tokens = draft_tokens.contiguous()
-        self.parents, self.rows, self.draft_rows = (None if x is None else x.contiguous() for x in (parents, rows, draft_rows))
+        per_node = (parents, rows, draft_rows, lists)
+        self.parents, self.rows, self.draft_rows, self.lists = (None if x is None else x.contiguous() for x in per_node)
         self.row_count = 0 if self.packed else target_logits.shape[1]
         self.node_count = min(draft_tokens.shape[-1], MAX_NODES)
         self.draft_total = 0 if draft_logits is None else draft_logits.numel() // max(1, draft_logits.shape[-1])
-        self.draft_count = 1 if self.packed or draft_logits is None else draft_logits.shape[1]
+        self.draft_count = 1 if self.packed or draft_logits is None else max(1, draft_logits.shape[1])
         self.row_a_node = self.packed and draft_logits is not None and draft_logits.shape[0] != target_logits.shape[0]
         self.id_limit = max(self.vocab, 0 if draft_logits is None else draft_logits.shape[-1])
         self.spans = self._spans(cu_rows) if self.packed else None
@@ -85,6 +87,12 @@ class Round:
         numbers = (*map(self.stride_of, lists), self.draft_count, self.draft_total, self.id_limit)
         return (*lists, draft_laws), numbers, {"ROW_A_NODE": self.row_a_node, "P": self.width}
 
+    def tables(self, bins):
+        """Scratch of the optimal selection: int64 [B, 2, width], float64 [B, TABLES, width]."""
+        width = bins + SPARE.value
+        sums = torch.empty(self.batch, 2, width, dtype=torch.int64, device=self.device)
+        return sums, torch.empty(self.batch, TABLES.value, width, dtype=torch.float64, device=self.device)
+
     def finish(self, laws, draft_laws, stops, weights):
         launch(
             finish_kernel, (self.batch,), self.target, self.draft, laws, draft_laws, self.spans, self.seeds, self.positions,
@@ -114,8 +122,8 @@ def verify(
         raise ValueError(f"scheme: the triton backend has {', '.join(SCHEMES)}, got {scheme!r}")
     kept = None if draft_max is None else tuple(s.contiguous() for s in (draft_max, draft_logsumexp, draft_cutoff))
     round = Round(
-        target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, max_depth, (sampling, sampling_rows),
-        (draft_sampling, draft_sampling_rows), kept, seed, seeds, position, positions, cu_rows,
+        target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, options,
+        (sampling, sampling_rows), (draft_sampling, draft_sampling_rows), kept, seed, seeds, position, positions, cu_rows,
     )  # fmt: skip
     empty = round.batch == 0 or target_logits.numel() == 0
     if not empty:

@@ -32,7 +32,7 @@ def race_kernel(
     law = law_or_plain(laws, i, scale)
     where = spread(position, positions, i, 0) + spread(depth, depths, i, 0)
     s = stream(spread(seed, seeds, i, 1), where, PURPOSE, spread(node, nodes, i, 0) + j)
-    tl.store(out + at, race(logits + i * stride, vocab, law, -1, s, laws is not None, BLOCK))
+    tl.store(out + at, race(logits + i * stride, vocab, law, s, laws is not None, BLOCK))
 
 
 @triton.jit(do_not_specialize=["seed", "position", "depth", "k"])
@@ -50,7 +50,7 @@ def arrivals_kernel(
         score, last = tl.full((), float("inf"), tl.float64), tl.full((), 0, tl.int64)
         j = k * 0
         while (j < k) & (last >= 0):
-            score, last = race_after(logits + i * stride, vocab, law, -1, s, score, last, True, BLOCK)
+            score, last = race_after(logits + i * stride, vocab, law, None, s, score, last, True, BLOCK)
             tl.store(out + i * k + j, last)
             j += 1
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-CLOCK, ACCEPT, RESIDUAL, DRAFT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
+CLOCK, ACCEPT, RESIDUAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+SELECT, DRAFT, DISTINCT = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
 REFINE_BELOW = tl.constexpr(4096)
 _TO_UNIT = tl.constexpr(2.0**-32)
 
@@ -47,11 +48,10 @@ def words(s, first, refine: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def log_clocks(s, first, r, BLOCK: tl.constexpr):
     """log E of the exponential clocks E = −log1p(−u) of a tile whose words are r: float64 [BLOCK]"""
-    fraction = tl.full((BLOCK,), 0.5, tl.float64)
+    refined = tl.zeros((BLOCK,), tl.uint32)
     if tl.max((r < REFINE_BELOW).to(tl.int32), 0) > 0:  # one tile of 1024 in a thousand
-        refined = (words(s, first, True, BLOCK).to(tl.float64) + 0.5) * _TO_UNIT
-        fraction = tl.where(r < REFINE_BELOW, refined, fraction)
-    return log_exponential((r.to(tl.float64) + fraction) * _TO_UNIT)
+        refined = words(s, first, True, BLOCK)
+    return log_exponential(unit(r, refined))
 
 
 @triton.jit
@@ -71,13 +71,26 @@ def log2_below(r):
 
 
 @triton.jit
-def uniform(s):
-    """The uniform of word 0: float64"""
-    zero = s.tag * 0
-    r, _r1, _r2, _r3 = philox_of(s, zero)
-    refined, _s1, _s2, _s3 = philox_of(s, zero | 0x80000000)
+def unit(r, refined):
+    """Uniforms of words and of the words that refine them: float64"""
     fraction = tl.where(r < REFINE_BELOW, (refined.to(tl.float64) + 0.5) * _TO_UNIT, 0.5)
     return (r.to(tl.float64) + fraction) * _TO_UNIT
+
+
+@triton.jit
+def uniform_pair(s):
+    """The uniforms of the words 0 and 1: float64"""
+    zero = s.tag * 0
+    r0, r1, _r2, _r3 = philox_of(s, zero)
+    refined0, refined1, _s2, _s3 = philox_of(s, zero | 0x80000000)
+    return unit(r0, refined0), unit(r1, refined1)
+
+
+@triton.jit
+def uniform(s):
+    """The uniform of word 0: float64"""
+    u, _v = uniform_pair(s)
+    return u
 
 
 @triton.jit

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .law import BROKEN, FIELDS, load_law, load_logits
-from .passes import race_pass
-from .streams import ACCEPT, CLOCK, RESIDUAL, spread, stream, uniform
+from .law import BROKEN, FIELDS, Law, load_law, load_logits
+from .passes import draft_left, last_race
+from .streams import ACCEPT, CLOCK, RESIDUAL, Stream, spread, stream, uniform
 
 MAX_NODES = 1024
 NOTHING, BONUS, REST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # kinds of stops
@@ -114,10 +114,16 @@ def load_nodes(
 
 
 @triton.jit
+def first_of(ids, chosen):
+    """Lowest of the chosen nodes (int1 [P]); −1 where none: int32"""
+    node = tl.min(tl.where(chosen, ids, _NO_NODE), 0)
+    return tl.where(node == _NO_NODE, -1, node)
+
+
+@triton.jit
 def first_child(nodes, node):
     """Lowest existing child of `node` (−1: the root); −1 where none: int32"""
-    child = tl.min(tl.where(nodes.exists & (nodes.parents == node), nodes.ids, _NO_NODE), 0)
-    return tl.where(child == _NO_NODE, -1, child)
+    return first_of(nodes.ids, nodes.exists & (nodes.parents == node))
 
 
 @triton.jit
@@ -139,6 +145,13 @@ def draft_rows_of(draft_logits, law, draft_count, stride_b, stride_r, spans):
 def accept(seed, position, node, numerator, denominator):
     """u·denominator < numerator for the acceptance uniform of `node`"""
     return uniform(stream(seed, position, ACCEPT, node)) * denominator < numerator
+
+
+@triton.jit
+def last_stream(seed, position, depth, rest, slot):
+    """Stream of a round's last race: the residual's (`rest`; slot: how many ran before), or the clocks of the token's position."""
+    tag = tl.where(rest, (RESIDUAL << 24) + slot, CLOCK << 24)
+    return Stream(seed, tl.where(rest, position, position + depth), tag.to(tl.uint32))
 
 
 @triton.jit
@@ -165,28 +178,14 @@ def finish_kernel(
         row = row_base(target, b, span, spans, stride_b, stride_r) + index * stride_r
         law = load_law(laws + (span.row + index) * FIELDS)
         key, here = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
-        s = stream(key, here + depth, CLOCK, b * 0)
-        exclude = b * 0 - 1
-        winner = law.only
-        if kind == REST:
-            s = stream(key, here, RESIDUAL, b * 0)
-            exclude = drawn
-            if draft_laws is not None:
-                draft_law = load_law(draft_laws + drawn * FIELDS)
-                exclude = draft_law.only  # (w t − 1)⁺ vanishes on a one-hot draft's token, elsewhere the weights are t's
-                if (winner < 0) & (exclude < 0):
-                    norm = tl.load(weights + b) / law.mass
-                    draft_row = draft_rows_of(draft, drawn, draft_count, draft_stride_b, draft_stride_r, spans)
-                    _score, winner, _top = race_pass(
-                        row, vocab, law, -1, s, float("inf"), 0, draft_row, draft_vocab, draft_law, norm, True, BLOCK
-                    )
-        tries = 2
-        while (winner < 0) & (tries > 0):
-            _score, winner, _top = race_pass(
-                row, vocab, law, exclude, s, float("inf"), 0, row, vocab, law, 1.0, False, BLOCK
-            )
-            exclude = b * 0 - 1
-            tries -= 1
+        if draft_laws is None:
+            draft_row, draft_law = row, Law(law.max, law.cutoff, law.scale, law.mass, drawn)
+        else:
+            draft_row = draft_rows_of(draft, drawn, draft_count, draft_stride_b, draft_stride_r, spans)
+            draft_law = load_law(draft_laws + drawn * FIELDS)
+        rest = draft_left(draft_row, draft_vocab, draft_law, tl.load(weights + b))
+        s = last_stream(key, here, depth, kind == REST, b * 0)
+        winner = last_race(row, vocab, law, s, rest, kind == REST, BLOCK)
         tl.store(out + b * (max_depth + 1) + depth, winner)
 
 

@@ -1,0 +1,58 @@
+"""`kseq` in Triton; the reference is specsample/schemes/kseq.py."""
+
+import triton
+import triton.language as tl
+
+from .coupling import BINS, bins_for, histogram, sums_of, totals
+from .recursive import clipped_mass
+from .tree import draft_prob, residual, target_prob, verify_tree
+from .walk import accept, first_of
+
+
+@triton.jit
+def gamma_of(beta, k):
+    """(1 − (1 − β)^k)/β as the sum of (1 − β)^j, j < k: exact where β is small"""
+    gamma = beta * 0.0
+    for _ in range(0, k):
+        gamma = 1.0 + (1.0 - beta) * gamma
+    return gamma
+
+
+@triton.jit
+def threshold(bins):
+    """The lowest bin edge c in [1, k] from which on γ((1 − Z(c))/c) <= c: float64"""
+    total_t, total_d = totals(bins)
+    over_t, over_d = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
+    lowest = bins.per_unit + 1  # the first whose edge is not below 1
+    for first in range(0, bins.count, BINS):
+        bin = bins.count - 1 - first - tl.arange(0, BINS)
+        t, d = sums_of(bins, bin, total_t, total_d)
+        above_t, above_d = over_t + tl.cumsum(t, 0), over_d + tl.cumsum(d, 0)
+        c = tl.maximum((bin - 0.5).to(tl.float64) / bins.per_unit, 1.0)
+        beta = (1.0 - tl.maximum(above_t - c * above_d, 0.0)) / c
+        bad = (bin > bins.per_unit) & (gamma_of(beta, bins.k) > c)
+        lowest = tl.maximum(lowest, tl.max(tl.where(bad, bin + 1, 0), 0))
+        over_t, over_d = over_t + tl.sum(t, 0), over_d + tl.sum(d, 0)
+    k = bins.k.to(tl.float64)
+    return tl.where(lowest < bins.count, tl.minimum((lowest.to(tl.float64) - 0.5) / bins.per_unit, k), k)
+
+
+@triton.jit
+def step(at, BLOCK: tl.constexpr):
+    """All children alike: accepted when u·c·d(x) < t(x)."""
+    c, gamma = tl.full((), 1.0, tl.float64), tl.full((), 1.0, tl.float64)
+    if at.count > 1:
+        bins = histogram(at.pair, bins_for(at.count, at.bins, at.pair.vocab, at.sums, at.tables), BLOCK)
+        c, k = threshold(bins), at.count.to(tl.float64)
+        gamma = c + 1.0
+        while gamma > c:  # with Z(c) exact; the tail's bin is not, so the root may lie just above
+            mass = clipped_mass(at, c, BLOCK)
+            gamma = tl.minimum(gamma_of((1.0 - mass) / c, at.count), k)
+            c = tl.where(gamma > c, tl.minimum(c + 1.0 / bins.per_unit, k), c)
+    tokens = at.tokens.to(tl.int64)
+    good = accept(at.seed, at.position, at.ids, target_prob(at, tokens), c * draft_prob(at, tokens))
+    return first_of(at.ids, at.children & good), residual(at, 1.0 / gamma, 1.0 / gamma - 1.0 / c, ()), at.ids < 0
+
+
+def verify(round):
+    verify_tree(round, step, bins=int(round.options[0]))

@@ -1,0 +1,187 @@
+"""The walk of the multi-draft schemes: one program a request goes from the root to the token that is emitted.
+
+A scheme is a step: `step(at, BLOCK)` decides among the live children of one node, `at` a Siblings. It returns the child that is
+accepted (−1: none), the Residual that the token is otherwise drawn from, and which children that token accepts (`top`; for the
+others none). Without children it is called as well, and returns −1.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .coupling import SPARE, TABLES, Pair
+from .launch import BLOCK, launch
+from .law import FIELDS, Law, load_law, load_logits, prob, weights
+from .passes import Residual, Tokens, is_in, last_race
+from .streams import spread
+from .walk import (
+    at_node, draft_rows_of, first_of, last_stream, load_nodes, row_base, span_of, start_of, target_row,
+)  # fmt: skip
+
+MAX_SIBLINGS = tl.constexpr(64)  # live children that are looked at in one step, by index
+_FAR = tl.constexpr(1 << 62)
+
+
+class Siblings(NamedTuple):
+    """The live children of a node that a step decides among, the rows they belong to, and the program's scratch."""
+
+    pair: object  # coupling.Pair: target row, and draft row of the first child
+    ids: object  # int32 [P], all the request's nodes
+    tokens: object  # int32 [P]
+    children: object  # int1 [P]
+    count: object  # int32
+    seed: object
+    position: object
+    bins: object  # int32, the option of that name
+    list: object  # pointer to int64 [2, MAX_SIBLINGS]
+    sums: object  # coupling.Bins
+    tables: object
+
+
+@triton.jit
+def next_child(at, child):
+    """The sibling after `child`; −1 where there is none"""
+    return first_of(at.ids, at.children & (at.ids > child))
+
+
+@triton.jit
+def token_of(at, child):
+    return at_node(at.tokens, at.ids, child).to(tl.int64)
+
+
+@triton.jit
+def target_prob(at, token):
+    return prob(at.pair.row, at.pair.vocab, at.pair.target, token)
+
+
+@triton.jit
+def draft_prob(at, token):
+    return prob(at.pair.draft_row, at.pair.draft_vocab, at.pair.draft, token)
+
+
+@triton.jit
+def residual(at, scale, floor, bins):
+    return Residual(at.pair.draft_row, at.pair.draft_vocab, at.pair.draft, scale, floor, bins, ())
+
+
+@triton.jit
+def list_tokens(at, count):
+    """The first `count` siblings' tokens, in memory; MAX_SIBLINGS further on, their nodes."""
+    tl.debug_barrier()  # an earlier list has been read
+    place = at.list + tl.cumsum(at.children.to(tl.int32), 0) - 1
+    tl.store(place, at.tokens.to(tl.int64), mask=at.children)
+    tl.store(place + MAX_SIBLINGS, at.ids.to(tl.int64), mask=at.children)
+    tl.debug_barrier()
+    return Tokens(at.list, count)
+
+
+@triton.jit
+def law_without(row, vocab, law, without, BLOCK: tl.constexpr):
+    """The law given that the token is none of `without`, but for their zeros (mass inf: there is no other token), and how
+    probable that was: relative to the largest of the others, since 1 − d(without) would lose its digits. -> (Law, float64)"""
+    peak = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for first in range(0, vocab, BLOCK):
+        ids = first + tl.arange(0, BLOCK)
+        peak = tl.maximum(peak, tl.where(is_in(ids, without), float("-inf"), load_logits(row, ids, vocab)))
+    top = tl.max(peak, 0)
+    share = tl.full((), 0.0, tl.float64)
+    mass = share
+    if top >= law.cutoff:
+        rest = Law(top, law.cutoff, law.scale, law.mass, law.only)
+        total = tl.zeros((BLOCK,), tl.float64)
+        for first in range(0, vocab, BLOCK):
+            ids = first + tl.arange(0, BLOCK)
+            total += tl.where(is_in(ids, without), 0.0, weights(load_logits(row, ids, vocab), rest))
+        mass = tl.sum(total, 0)
+        share = mass * tl.exp((top.to(tl.float64) - law.max) * law.scale) / law.mass
+    point = law.only >= 0
+    alone = is_in(law.only, without) == 0
+    share = tl.where(point, alone.to(tl.float64), share)
+    only = tl.where(point & alone, law.only, -1)
+    return Law(top, law.cutoff, law.scale, tl.where(share > 0, mass, float("inf")), only), share
+
+
+@triton.jit(do_not_specialize=["rows", "count", "seed", "position", "max_depth", "bins", "s0", "s1", "s2", "s3", "draft_count"])
+def tree_kernel(
+    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, listed, sums, tables,
+    tokens, parents, rows_of, draft_rows, draft_laws,
+    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit,
+    STEP: tl.constexpr, ROW_A_NODE: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0).to(tl.int64)
+    span = span_of(b, spans, rows, count)
+    nodes, drawn = load_nodes(
+        b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
+        draft_count, draft_total, id_limit, ROW_A_NODE, P,
+    )  # fmt: skip
+    first_law = tl.min(tl.where(nodes.exists, drawn, _FAR), 0)
+    drawn = (drawn - first_law).to(tl.int32)  # two registers less for each
+    seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
+    base, rows_start = row_base(target, b, span, spans, stride_b, stride_r), start_of(b, span, spans, s2, True)
+    live = nodes.exists & (nodes.parents == -1)  # before `going`: Triton 3.6 drops that result of the loop and miscounts
+    depth, races, row = tl.full((), 0, tl.int32), b * 0, b * 0 - 1
+    if span.rows > 0:
+        row = target_row(rows_of, rows_start, tl.full((), -1, tl.int32))
+    going = (row >= 0) & (row < span.rows)
+    while going:
+        law = load_law(laws + (span.row + row) * FIELDS)
+        live = live & (depth < max_depth)
+        at = siblings(
+            nodes, live & (law.only == -1), base + row * stride_r, vocab, law, first_law, drawn, draft, draft_vocab, draft_laws,
+            draft_count, draft_stride_b, draft_stride_r, spans, seed, position, bins, b, listed, sums, tables,
+        )  # fmt: skip
+        moved, rest, takes = STEP(at, BLOCK)
+        # The only token that a greedy target has is emitted, drawn or not.
+        moved = tl.where(law.only >= 0, first_of(nodes.ids, live & (nodes.tokens == law.only)), moved)
+        token = at_node(nodes.tokens, nodes.ids, moved).to(tl.int64)
+        if moved < 0:
+            s = last_stream(seed, position, depth, at.count > 0, races)
+            token = tl.maximum(last_race(at.pair.row, vocab, law, s, rest, at.count > 0, BLOCK), -1)
+            moved = first_of(nodes.ids, takes & (nodes.tokens == token))
+            races += 1
+        tl.store(emitted + b * (max_depth + 1) + depth, token)
+        # To all live siblings that carry the token; the first of them is named.
+        going = moved >= 0
+        matches = live & (nodes.tokens == token) & going
+        node = first_of(nodes.ids, matches)
+        above = tl.gather(matches.to(tl.int32), tl.maximum(nodes.parents, 0), 0)
+        live = nodes.exists & (nodes.parents >= 0) & (above > 0)
+        if going:
+            tl.store(path + b * max_depth + depth, node)
+            row = target_row(rows_of, rows_start, node)
+            depth += 1
+    tl.store(num_accepted + b, depth)
+
+
+@triton.jit
+def siblings(
+    nodes, live, row, vocab, law, first_law, drawn, draft, draft_vocab, draft_laws, draft_count, draft_stride_b, draft_stride_r, spans,
+    seed, position, bins, b, listed, sums, tables,
+):  # fmt: skip
+    children = live & (tl.cumsum(live.to(tl.int32), 0) <= MAX_SIBLINGS)
+    count = tl.sum(children.to(tl.int32), 0)
+    left = tl.where(count > 0, first_law + at_node(drawn, nodes.ids, first_of(nodes.ids, children)), 0)
+    draft_row = draft_rows_of(draft, left, draft_count, draft_stride_b, draft_stride_r, spans)
+    pair = Pair(row, vocab, law, draft_row, draft_vocab, load_law(draft_laws + left * FIELDS))
+    width = bins + SPARE
+    scratch = (listed + b * 2 * MAX_SIBLINGS, sums + b * 2 * width, tables + b * TABLES * width)
+    return Siblings(pair, nodes.ids, nodes.tokens, children, count, seed, position, bins, *scratch)
+
+
+def verify_tree(round, step, bins=0):
+    """Run a scheme's step over the trees of a round. bins: of its histogram"""
+    laws, draft_laws = round.laws(normalised=True), round.draft_laws()
+    draft = round.draft
+    if draft is None or draft.numel() == 0:  # no nodes, but a row to point at
+        draft, draft_laws = round.target, laws
+    listed = torch.empty(round.batch, 2, MAX_SIBLINGS.value, dtype=torch.int64, device=round.device)
+    tensors, numbers, constants = round.nodes_args(draft_laws)
+    launch(
+        tree_kernel, (round.batch,), round.target, draft, laws, round.spans, round.seeds, round.positions, round.emitted,
+        round.path, round.num_accepted, listed, *round.tables(bins), *tensors, round.vocab, draft.shape[-1], round.row_count,
+        round.node_count, *round.strides(round.target), *round.strides(draft), round.seed, round.position, round.max_depth,
+        bins, *numbers, STEP=step, BLOCK=BLOCK, **constants,
+    )  # fmt: skip
