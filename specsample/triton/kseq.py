@@ -5,8 +5,8 @@ import triton.language as tl
 
 from .coupling import BINS, bins_for, histogram, sums_of, totals
 from .recursive import clipped_mass
-from .tree import draft_prob, residual, target_prob, verify_tree
-from .walk import accept, first_of
+from .tree import MAX_SIBLINGS, child, draft_prob, residual, target_prob, verify_tree
+from .walk import accept, at_node, first_of
 
 
 @triton.jit
@@ -49,9 +49,11 @@ def step(at, BLOCK: tl.constexpr):
             mass = clipped_mass(at, c, BLOCK)
             gamma = tl.minimum(gamma_of((1.0 - mass) / c, at.count), k)
             c = tl.where(gamma > c, tl.minimum(c + 1.0 / bins.per_unit, k), c)
-    tokens = at.tokens.to(tl.int64)
-    good = accept(at.seed, at.position, at.ids, target_prob(at, tokens), c * draft_prob(at, tokens))
-    return first_of(at.ids, at.children & good), residual(at, 1.0 / gamma, 1.0 / gamma - 1.0 / c, ()), at.ids < 0
+    lanes = tl.arange(0, MAX_SIBLINGS)
+    x, node = child(at, lanes)
+    good = accept(at.seed, at.position, node, target_prob(at, x), c * draft_prob(at, x)) & (lanes < at.count)
+    j = first_of(lanes, good)
+    return tl.where(j >= 0, at_node(x, lanes, j), -1), residual(at, 1.0 / gamma, 1.0 / gamma - 1.0 / c, ()), 0
 
 
 def verify(round):

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .passes import residual_mass
-from .tree import draft_prob, next_child, residual, target_prob, token_of, verify_tree
+from .tree import child, draft_prob, residual, target_prob, verify_tree
 from .walk import accept
 
 
@@ -18,16 +18,17 @@ def clipped_mass(at, c, BLOCK: tl.constexpr):
 def step(at, BLOCK: tl.constexpr):
     """Child by child, each against what the rejections before it left of the target."""
     c, mass = tl.full((), 0.0, tl.float64), tl.full((), 1.0, tl.float64)
-    moved, child = tl.full((), -1, tl.int32), next_child(at, -1)
-    while child >= 0:
-        if c > 0:
+    token, j = tl.full((), -1, tl.int64), tl.full((), 0, tl.int32)
+    while (token < 0) & (j < at.count):
+        if j > 0:
             mass = clipped_mass(at, c, BLOCK)
-        t, d = target_prob(at, token_of(at, child)), draft_prob(at, token_of(at, child))
-        accepted = accept(at.seed, at.position, child, tl.maximum(t - c * d, 0.0), mass * d)
-        moved = tl.where(accepted, child, -1)
-        c = tl.where(accepted, c, c + mass)
-        child = tl.where(accepted, -1, next_child(at, child))
-    return moved, residual(at, 1.0 / tl.maximum(c, 1.0), c * 0.0, ()), at.ids < 0
+        x, node = child(at, j)
+        t, d = target_prob(at, x), draft_prob(at, x)
+        accepted = accept(at.seed, at.position, node, tl.maximum(t - c * d, 0.0), mass * d)
+        token = tl.where(accepted, x, -1)
+        c += mass
+        j += 1
+    return token, residual(at, 1.0 / tl.maximum(c, 1.0), c * 0.0, ()), 0
 
 
 def verify(round):

@@ -1,8 +1,11 @@
 """The walk of the multi-draft schemes: one program a request goes from the root to the token that is emitted.
 
-A scheme is a step: `step(at, BLOCK)` decides among the live children of one node, `at` a Siblings. It returns the child that is
-accepted (−1: none), the Residual that the token is otherwise drawn from, and which children that token accepts (`top`; for the
-others none). Without children it is called as well, and returns −1.
+A scheme is a step: `step(at, BLOCK)` decides among the live children of one node, `at` a Siblings. It returns the token of the
+child that is accepted (−1: none), the Residual that the token is otherwise drawn from, and how many of the first children accept
+that token when it is theirs (`top`; for the others 0). Without children it is called as well, and returns −1.
+
+Nodes are read anew at each level and the children of a step lie in memory: vectors over the nodes would take the registers that
+the passes over rows need.
 """
 
 from typing import NamedTuple
@@ -12,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .coupling import SPARE, TABLES, Pair
-from .launch import BLOCK, launch
+from .launch import BLOCK, WIDE, launch
 from .law import FIELDS, Law, load_law, load_logits, prob, weights
 from .passes import Residual, Tokens, is_in, last_race
 from .streams import spread
@@ -21,34 +24,27 @@ from .walk import (
 )  # fmt: skip
 
 MAX_SIBLINGS = tl.constexpr(64)  # live children that are looked at in one step, by index
-_FAR = tl.constexpr(1 << 62)
 
 
 class Siblings(NamedTuple):
     """The live children of a node that a step decides among, the rows they belong to, and the program's scratch."""
 
     pair: object  # coupling.Pair: target row, and draft row of the first child
-    ids: object  # int32 [P], all the request's nodes
-    tokens: object  # int32 [P]
-    children: object  # int1 [P]
     count: object  # int32
     seed: object
     position: object
     bins: object  # int32, the option of that name
-    list: object  # pointer to int64 [2, MAX_SIBLINGS]
-    sums: object  # coupling.Bins
+    list: object  # pointer to int64 [2, MAX_SIBLINGS]: the children's tokens, and their nodes
+    sums: object  # see coupling.Bins
     tables: object
 
 
 @triton.jit
-def next_child(at, child):
-    """The sibling after `child`; −1 where there is none"""
-    return first_of(at.ids, at.children & (at.ids > child))
-
-
-@triton.jit
-def token_of(at, child):
-    return at_node(at.tokens, at.ids, child).to(tl.int64)
+def child(at, j):
+    """(token int64, node int32) of the children j, a number or a vector; 0 where there is none"""
+    inside = j < at.count
+    node = tl.load(at.list + MAX_SIBLINGS + j, mask=inside, other=0)
+    return tl.load(at.list + j, mask=inside, other=0), node.to(tl.int32)
 
 
 @triton.jit
@@ -64,17 +60,6 @@ def draft_prob(at, token):
 @triton.jit
 def residual(at, scale, floor, bins):
     return Residual(at.pair.draft_row, at.pair.draft_vocab, at.pair.draft, scale, floor, bins, ())
-
-
-@triton.jit
-def list_tokens(at, count):
-    """The first `count` siblings' tokens, in memory; MAX_SIBLINGS further on, their nodes."""
-    tl.debug_barrier()  # an earlier list has been read
-    place = at.list + tl.cumsum(at.children.to(tl.int32), 0) - 1
-    tl.store(place, at.tokens.to(tl.int64), mask=at.children)
-    tl.store(place + MAX_SIBLINGS, at.ids.to(tl.int64), mask=at.children)
-    tl.debug_barrier()
-    return Tokens(at.list, count)
 
 
 @triton.jit
@@ -113,62 +98,59 @@ def tree_kernel(
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
-    nodes, drawn = load_nodes(
-        b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
-        draft_count, draft_total, id_limit, ROW_A_NODE, P,
-    )  # fmt: skip
-    first_law = tl.min(tl.where(nodes.exists, drawn, _FAR), 0)
-    drawn = (drawn - first_law).to(tl.int32)  # two registers less for each
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
     base, rows_start = row_base(target, b, span, spans, stride_b, stride_r), start_of(b, span, spans, s2, True)
-    live = nodes.exists & (nodes.parents == -1)  # before `going`: Triton 3.6 drops that result of the loop and miscounts
-    depth, races, row = tl.full((), 0, tl.int32), b * 0, b * 0 - 1
+    live = tl.arange(0, P) < 0  # before `going`: Triton 3.6 drops that result of the loop, and miscounts those after it
+    depth, races, token, row = tl.full((), 0, tl.int32), b * 0, b * 0, b * 0 - 1
     if span.rows > 0:
         row = target_row(rows_of, rows_start, tl.full((), -1, tl.int32))
     going = (row >= 0) & (row < span.rows)
     while going:
-        law = load_law(laws + (span.row + row) * FIELDS)
-        live = live & (depth < max_depth)
-        at = siblings(
-            nodes, live & (law.only == -1), base + row * stride_r, vocab, law, first_law, drawn, draft, draft_vocab, draft_laws,
-            draft_count, draft_stride_b, draft_stride_r, spans, seed, position, bins, b, listed, sums, tables,
+        nodes, drawn = load_nodes(
+            b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
+            draft_count, draft_total, id_limit, ROW_A_NODE, P,
         )  # fmt: skip
-        moved, rest, takes = STEP(at, BLOCK)
-        # The only token that a greedy target has is emitted, drawn or not.
-        moved = tl.where(law.only >= 0, first_of(nodes.ids, live & (nodes.tokens == law.only)), moved)
-        token = at_node(nodes.tokens, nodes.ids, moved).to(tl.int64)
-        if moved < 0:
-            s = last_stream(seed, position, depth, at.count > 0, races)
-            token = tl.maximum(last_race(at.pair.row, vocab, law, s, rest, at.count > 0, BLOCK), -1)
-            moved = first_of(nodes.ids, takes & (nodes.tokens == token))
+        # We are at all live siblings that carry the token; the first of them is named.
+        matches = live & (nodes.tokens == token)
+        node = first_of(nodes.ids, matches)
+        if depth > 0:
+            tl.store(path + b * max_depth + depth - 1, node)
+        row = target_row(rows_of, rows_start, node)
+        law = load_law(laws + (span.row + row) * FIELDS)
+        above = tl.gather(matches.to(tl.int32), tl.maximum(nodes.parents, 0), 0) > 0
+        above = tl.where(depth == 0, nodes.parents == -1, (nodes.parents >= 0) & above)
+        live = nodes.exists & above & (depth < max_depth)
+        hit = tl.max((live & (nodes.tokens == law.only)).to(tl.int32), 0) > 0
+
+        children = live & (law.only == -1)
+        rank = tl.cumsum(children.to(tl.int32), 0) - 1
+        children = children & (rank < MAX_SIBLINGS)
+        count = tl.sum(children.to(tl.int32), 0)
+        left = tl.where(count > 0, at_node(drawn, nodes.ids, first_of(nodes.ids, children)), 0)
+        list = listed + b * 2 * MAX_SIBLINGS
+        tl.debug_barrier()  # the list of the level above has been read
+        tl.store(list + rank, nodes.tokens.to(tl.int64), mask=children)
+        tl.store(list + MAX_SIBLINGS + rank, nodes.ids.to(tl.int64), mask=children)
+        tl.debug_barrier()
+        draft_row = draft_rows_of(draft, left, draft_count, draft_stride_b, draft_stride_r, spans)
+        draft_law = load_law(draft_laws + left * FIELDS)
+        pair = Pair(base + row * stride_r, vocab, law, draft_row, draft_vocab, draft_law)
+        width = bins + SPARE
+        at = Siblings(pair, count, seed, position, bins, list, sums + b * 2 * width, tables + b * TABLES * width)
+
+        token, rest, takes = STEP(at, BLOCK)
+        token = tl.where(hit, law.only, token)  # of a greedy target: it is emitted, drawn or not
+        going = token >= 0
+        if token < 0:
+            s = last_stream(seed, position, depth, count > 0, races)
+            token = tl.maximum(last_race(pair.row, vocab, law, s, rest, count > 0, BLOCK), -1)
+            lanes = tl.arange(0, MAX_SIBLINGS)
+            equal = (child(at, lanes)[0] == token) & (lanes < takes)
+            going = tl.max(equal.to(tl.int32), 0) > 0
             races += 1
         tl.store(emitted + b * (max_depth + 1) + depth, token)
-        # To all live siblings that carry the token; the first of them is named.
-        going = moved >= 0
-        matches = live & (nodes.tokens == token) & going
-        node = first_of(nodes.ids, matches)
-        above = tl.gather(matches.to(tl.int32), tl.maximum(nodes.parents, 0), 0)
-        live = nodes.exists & (nodes.parents >= 0) & (above > 0)
-        if going:
-            tl.store(path + b * max_depth + depth, node)
-            row = target_row(rows_of, rows_start, node)
-            depth += 1
+        depth += going.to(tl.int32)
     tl.store(num_accepted + b, depth)
-
-
-@triton.jit
-def siblings(
-    nodes, live, row, vocab, law, first_law, drawn, draft, draft_vocab, draft_laws, draft_count, draft_stride_b, draft_stride_r, spans,
-    seed, position, bins, b, listed, sums, tables,
-):  # fmt: skip
-    children = live & (tl.cumsum(live.to(tl.int32), 0) <= MAX_SIBLINGS)
-    count = tl.sum(children.to(tl.int32), 0)
-    left = tl.where(count > 0, first_law + at_node(drawn, nodes.ids, first_of(nodes.ids, children)), 0)
-    draft_row = draft_rows_of(draft, left, draft_count, draft_stride_b, draft_stride_r, spans)
-    pair = Pair(row, vocab, law, draft_row, draft_vocab, load_law(draft_laws + left * FIELDS))
-    width = bins + SPARE
-    scratch = (listed + b * 2 * MAX_SIBLINGS, sums + b * 2 * width, tables + b * TABLES * width)
-    return Siblings(pair, nodes.ids, nodes.tokens, children, count, seed, position, bins, *scratch)
 
 
 def verify_tree(round, step, bins=0):
@@ -183,5 +165,5 @@ def verify_tree(round, step, bins=0):
         tree_kernel, (round.batch,), round.target, draft, laws, round.spans, round.seeds, round.positions, round.emitted,
         round.path, round.num_accepted, listed, *round.tables(bins), *tensors, round.vocab, draft.shape[-1], round.row_count,
         round.node_count, *round.strides(round.target), *round.strides(draft), round.seed, round.position, round.max_depth,
-        bins, *numbers, STEP=step, BLOCK=BLOCK, **constants,
+        bins, *numbers, STEP=step, BLOCK=BLOCK, **constants, **WIDE,
     )  # fmt: skip
