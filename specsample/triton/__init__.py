@@ -17,8 +17,19 @@ import torch
 
 from .. import ops
 
-SCHEMES = ("token", "block", "race", "recursive", "recursive_distinct", "kseq", "top", "optimal")
-KINDS = ("iid", "arrivals", "topk")
+SCHEMES = (  # one a line
+    "token",
+    "block",
+    "race",
+    "recursive",
+    "recursive_distinct",
+    "kseq",
+    "optimal",
+    "optimal_block",
+    "top",
+    "lists",
+)
+KINDS = ("iid", "arrivals", "topk", "distinct", "lists", "top")
 INSTALL_HINT = "pip install specsample[triton]"
 # Triton reads the variable when kernels are first defined; from then on it is fixed for the process.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")

@@ -5,7 +5,6 @@ import importlib
 import torch
 import triton
 
-from .coupling import SPARE, TABLES
 from .launch import BLOCK, laws_of, launch, per_row
 from .walk import MAX_NODES, finish_kernel, logprobs_kernel
 
@@ -86,12 +85,6 @@ class Round:
         lists = (self.tokens, self.parents, self.rows, self.draft_rows)
         numbers = (*map(self.stride_of, lists), self.draft_count, self.draft_total, self.id_limit)
         return (*lists, draft_laws), numbers, {"ROW_A_NODE": self.row_a_node, "P": self.width}
-
-    def tables(self, bins):
-        """Scratch of the optimal selection: int64 [B, 2, width], float64 [B, TABLES, width]."""
-        width = bins + SPARE.value
-        sums = torch.empty(self.batch, 2, width, dtype=torch.int64, device=self.device)
-        return sums, torch.empty(self.batch, TABLES.value, width, dtype=torch.float64, device=self.device)
 
     def finish(self, laws, draft_laws, stops, weights):
         launch(

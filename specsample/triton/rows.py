@@ -6,8 +6,8 @@ import triton.language as tl
 
 from .launch import BLOCK, laws_of, launch, per_row, plain, scale_bits
 from .law import FIELDS, LARGEST, Law, key, load_law, load_logits, number
-from .passes import race, race_after
-from .streams import CLOCK, spread, stream
+from .passes import Tokens, is_in, race, race_after
+from .streams import CLOCK, DISTINCT, DRAFT, spread, stream
 
 
 @triton.jit
@@ -35,15 +35,17 @@ def race_kernel(
     tl.store(out + at, race(logits + i * stride, vocab, law, s, laws is not None, BLOCK))
 
 
-@triton.jit(do_not_specialize=["seed", "position", "depth", "k"])
+@triton.jit(do_not_specialize=["seed", "position", "depth", "node", "k"])
 def arrivals_kernel(
-    logits, laws, out, seeds, positions, depths, vocab, stride, seed, position, depth, k,
-    BLOCK: tl.constexpr,
+    logits, laws, out, seeds, positions, depths, nodes, vocab, stride, seed, position, depth, node, k,
+    PURPOSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out int64 [R, k], −1 at the start: the first k arrivals of each row's race, in order; one pass over the row each."""
+    """out int64 [R, k], −1 at the start: the first k arrivals of the race of each row on stream (position + depth, slot node), in
+    order; one pass over the row each."""
     i = tl.program_id(0).to(tl.int64)
     law = load_law(laws + i * FIELDS)
-    s = stream(spread(seed, seeds, i, 1), spread(position, positions, i, 0) + spread(depth, depths, i, 0), CLOCK, i * 0)
+    where = spread(position, positions, i, 0) + spread(depth, depths, i, 0)
+    s = stream(spread(seed, seeds, i, 1), where, PURPOSE, spread(node, nodes, i, 0))
     if law.only >= 0:
         tl.store(out + i * k, law.only)
     elif law.only == -1:
@@ -55,13 +57,13 @@ def arrivals_kernel(
             j += 1
 
 
-@triton.jit(do_not_specialize=["k"])
-def topk_kernel(logits, laws, out, vocab, stride, k, BLOCK: tl.constexpr):
-    """out int64 [R, k], −1 at the start: the k likeliest kept tokens of each row, lowest id first on ties."""
+@triton.jit(do_not_specialize=["k", "width"])
+def topk_kernel(logits, laws, out, vocab, stride, k, width, BLOCK: tl.constexpr):
+    """out int64 [R, width], −1 at the start: the k likeliest kept tokens of each row, lowest id first on ties."""
     i = tl.program_id(0).to(tl.int64)
     law = load_law(laws + i * FIELDS)
     if law.only >= 0:
-        tl.store(out + i * k, law.only)
+        tl.store(out + i * width, law.only, mask=k > 0)
     elif law.only == -1:
         row = logits + i * stride
         last = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
@@ -74,7 +76,20 @@ def topk_kernel(logits, laws, out, vocab, stride, k, BLOCK: tl.constexpr):
                 best = tl.maximum(best, tl.where((z >= law.cutoff) & (rank < last), rank, -1 << 63))
             last = tl.max(best, 0)
             if last > -1 << 63:
-                tl.store(out + i * k + j, 0x7FFFFFFF - (last & 0xFFFFFFFF))
+                tl.store(out + i * width + j, 0x7FFFFFFF - (last & 0xFFFFFFFF))
+
+
+@triton.jit(do_not_specialize=["seed", "position", "node", "k"])
+def rest_kernel(logits, laws, out, seeds, positions, nodes, vocab, stride, seed, position, node, k, BLOCK: tl.constexpr):
+    """out int64 [R, k], of which the last is still to come: one drawn from the rest of each row."""
+    i = tl.program_id(0).to(tl.int64)
+    law = load_law(laws + i * FIELDS)
+    listed = Tokens(out + i * k, k - 1)
+    winner = tl.where((law.only >= 0) & (is_in(law.only, listed) == 0), law.only, -1)
+    if law.only == -1:
+        s = stream(spread(seed, seeds, i, 1), spread(position, positions, i, 0), DRAFT, spread(node, nodes, i, 0) + k - 1)
+        _score, winner = race_after(logits + i * stride, vocab, law, listed, s, float("inf"), 0, True, BLOCK)
+    tl.store(out + i * k + k - 1, winner)
 
 
 def sample(logits, sampling, sampling_rows, seed, seeds, position, positions):
@@ -92,25 +107,30 @@ def draft(
         return out
     (seed, seeds), (position, positions) = per_row(seed, seeds), per_row(position, positions)
     (depth, depths), (node, nodes) = per_row(depth, depths), per_row(node, nodes)
-    several = kind == "arrivals" and k > 1
+    likeliest = {"topk": k, "top": k - 1}.get(kind, 0)
+    ordered = kind == "distinct" or kind == "arrivals" and k > 1
     laws = None
-    if kind == "topk" or several or not plain(sampling, sampling_rows):
+    if likeliest or ordered or kind == "top" or not plain(sampling, sampling_rows):
         laws = laws_of(logits, sampling, sampling_rows, normalised=False)
-    common = (logits, laws, out)
-    if kind == "topk":
-        launch(topk_kernel, (count,), *common, vocab, logits.stride(0), k, BLOCK=BLOCK)
-    elif several:
-        streams = (seeds, positions, depths, vocab, logits.stride(0), seed, position, depth)
-        launch(arrivals_kernel, (count,), *common, *streams, k, BLOCK=BLOCK)
+    # Drafts belong to the round, arrivals and lists to the child's own clocks. The slot is the child's node, or the list.
+    purpose = {"iid": DRAFT, "distinct": DISTINCT, "top": DRAFT}.get(kind, CLOCK)
+    if purpose is CLOCK:
+        node, nodes = 0, None
     else:
-        # Independent drafts belong to the round (purpose 4), a single arrival to the child's own clocks (purpose 0).
-        purpose = 4 if kind == "iid" else 0
-        if kind == "iid":
-            depth, depths = 0, None
-        else:
-            node, nodes = 0, None
-        streams = (seeds, positions, depths, nodes, vocab, logits.stride(0), scale_bits(sampling))
-        launch(race_kernel, (count * k,), *common, *streams, seed, position, depth, node, k, PURPOSE=purpose, BLOCK=BLOCK)
+        depth, depths = 0, None
+    common, stride = (logits, laws, out), logits.stride(0)
+    if kind in ("topk", "top"):
+        if likeliest:
+            launch(topk_kernel, (count,), *common, vocab, stride, likeliest, k, BLOCK=BLOCK)
+        if kind == "top":
+            launch(rest_kernel, (count,), *common, seeds, positions, nodes, vocab, stride, seed, position, node, k, BLOCK=BLOCK)
+        return out
+    streams = (seeds, positions, depths, nodes, vocab, stride)
+    numbers = (seed, position, depth, node, k)
+    if ordered:
+        launch(arrivals_kernel, (count,), *common, *streams, *numbers, PURPOSE=purpose, BLOCK=BLOCK)
+    else:
+        launch(race_kernel, (count * k,), *common, *streams, scale_bits(sampling), *numbers, PURPOSE=purpose, BLOCK=BLOCK)
     return out
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .coupling import SPARE, TABLES, Pair
-from .launch import BLOCK, WIDE, launch
+from .launch import WIDE, launch
 from .law import FIELDS, Law, load_law, load_logits, prob, weights
 from .passes import Residual, Tokens, is_in, last_race
 from .streams import spread
@@ -88,6 +88,55 @@ def law_without(row, vocab, law, without, BLOCK: tl.constexpr):
     return Law(top, law.cutoff, law.scale, tl.where(share > 0, mass, float("inf")), only), share
 
 
+@triton.jit
+def arrive(
+    live, token, depth, b, span, seed, position, target, draft, laws, spans, path, listed, sums, tables,
+    tokens, parents, rows_of, draft_rows, draft_laws,
+    vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth, bins,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, POINTS: tl.constexpr, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Go to all of the nodes `live` that carry the token (depth 0: to the root). -> (the live children int1 [P], Siblings: those
+    that a step sees, under a greedy target only with POINTS; target row; index of the children's draft law; whether a greedy
+    target's only token is among them)"""
+    nodes, drawn = load_nodes(
+        b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
+        draft_count, draft_total, id_limit, ROW_A_NODE, P,
+    )  # fmt: skip
+    matches = live & (nodes.tokens == token)
+    node = first_of(nodes.ids, matches)  # it is the one that is named
+    if depth > 0:
+        tl.store(path + b * max_depth + depth - 1, node)
+    row = target_row(rows_of, start_of(b, span, spans, s2, True), node)
+    law = load_law(laws + (span.row + row) * FIELDS)
+    above = tl.gather(matches.to(tl.int32), tl.maximum(nodes.parents, 0), 0) > 0
+    above = tl.where(depth == 0, nodes.parents == -1, (nodes.parents >= 0) & above)
+    live = nodes.exists & above & (depth < max_depth)
+    hit = tl.max((live & (nodes.tokens == law.only)).to(tl.int32), 0) > 0
+
+    children = live & ((law.only == -1) | ((law.only >= 0) & POINTS))
+    rank = tl.cumsum(children.to(tl.int32), 0) - 1
+    children = children & (rank < MAX_SIBLINGS)
+    count = tl.sum(children.to(tl.int32), 0)
+    left = tl.where(count > 0, at_node(drawn, nodes.ids, first_of(nodes.ids, children)), 0)
+    list = listed + b * 2 * MAX_SIBLINGS
+    tl.debug_barrier()  # the list of the level above has been read
+    tl.store(list + rank, nodes.tokens.to(tl.int64), mask=children)
+    tl.store(list + MAX_SIBLINGS + rank, nodes.ids.to(tl.int64), mask=children)
+    tl.debug_barrier()
+    here = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
+    draft_row = draft_rows_of(draft, left, draft_count, draft_stride_b, draft_stride_r, spans)
+    pair = Pair(here, vocab, law, draft_row, draft_vocab, load_law(draft_laws + left * FIELDS))
+    return live, Siblings(pair, count, seed, position, bins, list, sums, tables), row, left, hit
+
+
+@triton.jit
+def root_exists(b, span, spans, rows_of, s2):
+    row = b * 0 - 1
+    if span.rows > 0:
+        row = target_row(rows_of, start_of(b, span, spans, s2, True), tl.full((), -1, tl.int32))
+    return (row >= 0) & (row < span.rows)
+
+
 @triton.jit(do_not_specialize=["rows", "count", "seed", "position", "max_depth", "bins", "s0", "s1", "s2", "s3", "draft_count"])
 def tree_kernel(
     target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, listed, sums, tables,
@@ -99,54 +148,26 @@ def tree_kernel(
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
-    base, rows_start = row_base(target, b, span, spans, stride_b, stride_r), start_of(b, span, spans, s2, True)
+    sums, tables = sums + b * 2 * (bins + SPARE), tables + b * TABLES * (bins + SPARE)
     live = tl.arange(0, P) < 0  # before `going`: Triton 3.6 drops that result of the loop, and miscounts those after it
-    depth, races, token, row = tl.full((), 0, tl.int32), b * 0, b * 0, b * 0 - 1
-    if span.rows > 0:
-        row = target_row(rows_of, rows_start, tl.full((), -1, tl.int32))
-    going = (row >= 0) & (row < span.rows)
+    depth, races, token = tl.full((), 0, tl.int32), b * 0, b * 0
+    going = root_exists(b, span, spans, rows_of, s2)
     while going:
-        nodes, drawn = load_nodes(
-            b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
-            draft_count, draft_total, id_limit, ROW_A_NODE, P,
+        live, at, _row, _left, hit = arrive(
+            live, token, depth, b, span, seed, position, target, draft, laws, spans, path, listed, sums, tables,
+            tokens, parents, rows_of, draft_rows, draft_laws, vocab, draft_vocab, stride_b, stride_r, draft_stride_b,
+            draft_stride_r, max_depth, bins, s0, s1, s2, s3, draft_count, draft_total, id_limit, False, ROW_A_NODE, P,
         )  # fmt: skip
-        # We are at all live siblings that carry the token; the first of them is named.
-        matches = live & (nodes.tokens == token)
-        node = first_of(nodes.ids, matches)
-        if depth > 0:
-            tl.store(path + b * max_depth + depth - 1, node)
-        row = target_row(rows_of, rows_start, node)
-        law = load_law(laws + (span.row + row) * FIELDS)
-        above = tl.gather(matches.to(tl.int32), tl.maximum(nodes.parents, 0), 0) > 0
-        above = tl.where(depth == 0, nodes.parents == -1, (nodes.parents >= 0) & above)
-        live = nodes.exists & above & (depth < max_depth)
-        hit = tl.max((live & (nodes.tokens == law.only)).to(tl.int32), 0) > 0
-
-        children = live & (law.only == -1)
-        rank = tl.cumsum(children.to(tl.int32), 0) - 1
-        children = children & (rank < MAX_SIBLINGS)
-        count = tl.sum(children.to(tl.int32), 0)
-        left = tl.where(count > 0, at_node(drawn, nodes.ids, first_of(nodes.ids, children)), 0)
-        list = listed + b * 2 * MAX_SIBLINGS
-        tl.debug_barrier()  # the list of the level above has been read
-        tl.store(list + rank, nodes.tokens.to(tl.int64), mask=children)
-        tl.store(list + MAX_SIBLINGS + rank, nodes.ids.to(tl.int64), mask=children)
-        tl.debug_barrier()
-        draft_row = draft_rows_of(draft, left, draft_count, draft_stride_b, draft_stride_r, spans)
-        draft_law = load_law(draft_laws + left * FIELDS)
-        pair = Pair(base + row * stride_r, vocab, law, draft_row, draft_vocab, draft_law)
-        width = bins + SPARE
-        at = Siblings(pair, count, seed, position, bins, list, sums + b * 2 * width, tables + b * TABLES * width)
-
+        pair = at.pair
         token, rest, takes = STEP(at, BLOCK)
-        token = tl.where(hit, law.only, token)  # of a greedy target: it is emitted, drawn or not
+        token = tl.where(hit, pair.target.only, token)  # of a greedy target: it is emitted, drawn or not
         going = token >= 0
         if token < 0:
-            s = last_stream(seed, position, depth, count > 0, races)
-            token = tl.maximum(last_race(pair.row, vocab, law, s, rest, count > 0, BLOCK), -1)
+            s = last_stream(seed, position, depth, at.count > 0, races)
+            token = tl.maximum(last_race(pair.row, vocab, pair.target, s, rest, at.count > 0, BLOCK), -1)
             lanes = tl.arange(0, MAX_SIBLINGS)
-            equal = (child(at, lanes)[0] == token) & (lanes < takes)
-            going = tl.max(equal.to(tl.int32), 0) > 0
+            x, _node = child(at, lanes)
+            going = tl.max(((x == token) & (lanes < takes)).to(tl.int32), 0) > 0
             races += 1
         tl.store(emitted + b * (max_depth + 1) + depth, token)
         depth += going.to(tl.int32)
@@ -155,15 +176,25 @@ def tree_kernel(
 
 def verify_tree(round, step, bins=0):
     """Run a scheme's step over the trees of a round. bins: of its histogram"""
+    launch(tree_kernel, (round.batch,), *tree_args(round, bins), STEP=step, **tree_constants(round))
+
+
+def tree_args(round, bins, tables=1):
+    """The arguments of a walk over trees, with scratch for so many sets of tables."""
     laws, draft_laws = round.laws(normalised=True), round.draft_laws()
-    draft = round.draft
+    draft, batch, device = round.draft, round.batch, round.device
     if draft is None or draft.numel() == 0:  # no nodes, but a row to point at
         draft, draft_laws = round.target, laws
-    listed = torch.empty(round.batch, 2, MAX_SIBLINGS.value, dtype=torch.int64, device=round.device)
-    tensors, numbers, constants = round.nodes_args(draft_laws)
-    launch(
-        tree_kernel, (round.batch,), round.target, draft, laws, round.spans, round.seeds, round.positions, round.emitted,
-        round.path, round.num_accepted, listed, *round.tables(bins), *tensors, round.vocab, draft.shape[-1], round.row_count,
-        round.node_count, *round.strides(round.target), *round.strides(draft), round.seed, round.position, round.max_depth,
-        bins, *numbers, STEP=step, BLOCK=BLOCK, **constants, **WIDE,
+    listed = torch.empty(batch, 2, MAX_SIBLINGS.value, dtype=torch.int64, device=device)
+    sums = torch.empty(batch, 2, bins + SPARE.value, dtype=torch.int64, device=device)
+    tables = torch.empty(batch, tables, TABLES.value, bins + SPARE.value, dtype=torch.float64, device=device)
+    tensors, numbers, _constants = round.nodes_args(draft_laws)
+    return (
+        round.target, draft, laws, round.spans, round.seeds, round.positions, round.emitted, round.path, round.num_accepted,
+        listed, sums, tables, *tensors, round.vocab, draft.shape[-1], round.row_count, round.node_count,
+        *round.strides(round.target), *round.strides(draft), round.seed, round.position, round.max_depth, bins, *numbers,
     )  # fmt: skip
+
+
+def tree_constants(round):
+    return {"ROW_A_NODE": round.row_a_node, "P": round.width} | WIDE

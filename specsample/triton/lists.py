@@ -1,0 +1,92 @@
+"""`lists` in Triton; the reference is specsample/schemes/lists.py. One program a request, a race for each live list."""
+
+import triton
+import triton.language as tl
+
+from .launch import BLOCK, launch
+from .law import FIELDS, load_law
+from .passes import race_pass
+from .streams import CLOCK, spread, stream
+from .walk import first_of, load_nodes, row_base, span_of, start_of, target_row
+
+MAX_LISTS = tl.constexpr(1024)
+
+
+@triton.jit
+def lists_of(lists, parents, at, inside, P: tl.constexpr):
+    """Clock list of each node: given, or the number of its ancestor among the root's children. int32 [P]"""
+    ids = tl.arange(0, P)
+    if lists is not None:
+        number = tl.load(lists + at, mask=inside, other=-1).to(tl.int32)
+    else:
+        root = parents == -1
+        number = tl.cumsum(root.to(tl.int32), 0) - 1
+        above = tl.where((parents >= 0) & (parents < ids), parents, ids)
+        reach = 1
+        while reach < P:  # twice as far up each time
+            above = tl.gather(above, above, 0)
+            reach *= 2
+        number = tl.gather(number, above, 0)
+    return number
+
+
+@triton.jit(do_not_specialize=["rows", "count", "seed", "position", "max_depth", "s0", "s1", "s2", "s3"])
+def lists_kernel(
+    target, laws, spans, seeds, positions, emitted, path, num_accepted, tokens, parents, rows_of, lists,
+    vocab, rows, count, stride_b, stride_r, seed, position, max_depth, s0, s1, s2, s3, id_limit,
+    P: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """At each node the target's winner over the least clock of the live lists: of the children's paths, at a leaf of those that
+    ended there. Move to the children that carry it."""
+    b = tl.program_id(0).to(tl.int64)
+    span = span_of(b, spans, rows, count)
+    nodes, _drawn = load_nodes(
+        b, span, spans, tokens, parents, rows_of, None, None, s0, s1, s2, 0, 1, 0, id_limit, False, P
+    )
+    start = start_of(b, span, spans, s3, False)
+    list = lists_of(lists, nodes.parents, start + nodes.ids, nodes.ids < span.nodes, P)
+    exists = nodes.exists & (list >= 0) & (list < MAX_LISTS)
+    seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
+    here = exists & (nodes.ids < 0)  # the nodes that carry the accepted prefix
+    children = exists & (nodes.parents == -1)
+    depth, node = tl.full((), 0, tl.int32), tl.full((), -1, tl.int32)
+    row = b * 0 - 1
+    if span.rows > 0:
+        row = target_row(rows_of, start_of(b, span, spans, s2, True), node)
+    going = (row >= 0) & (row < span.rows)
+    while going:
+        children = children & (depth < max_depth)
+        law = load_law(laws + (span.row + row) * FIELDS)
+        logits = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
+        ahead = tl.max(children.to(tl.int32), 0) > 0
+        ends = tl.where(ahead, children, here)
+        best, winner = tl.full((), float("-inf"), tl.float64), law.only
+        number = tl.min(tl.where(ends, list, MAX_LISTS), 0)
+        number = tl.where(number == MAX_LISTS, 0, number)  # at a root without children
+        while (number < MAX_LISTS) & (law.only == -1):
+            s = stream(seed, position + depth, CLOCK, number.to(tl.int64))
+            score, id, _top = race_pass(logits, vocab, law, None, s, float("inf"), 0, None, False, BLOCK)
+            better = (score > best) | ((score == best) & (id < winner))
+            best, winner = tl.where(better, score, best), tl.where(better, id, winner)
+            number = tl.min(tl.where(ends & (list > number), list, MAX_LISTS), 0)
+        here = children & (nodes.tokens == winner) & (winner >= 0)
+        moved = first_of(nodes.ids, here)
+        tl.store(emitted + b * (max_depth + 1) + depth, tl.maximum(winner, -1))
+        above = tl.gather(here.to(tl.int32), tl.maximum(nodes.parents, 0), 0)
+        children = exists & (nodes.parents >= 0) & (above > 0)
+        going = moved >= 0
+        if going:
+            tl.store(path + b * max_depth + depth, moved)
+            row = target_row(rows_of, start_of(b, span, spans, s2, True), moved)
+            depth += 1
+    tl.store(num_accepted + b, depth)
+
+
+def verify(round):
+    laws = round.laws(normalised=False)
+    inputs = (round.tokens, round.parents, round.rows, round.lists)
+    launch(
+        lists_kernel, (round.batch,), round.target, laws, round.spans, round.seeds, round.positions, round.emitted, round.path,
+        round.num_accepted, *inputs, round.vocab, round.row_count, round.node_count, *round.strides(round.target), round.seed,
+        round.position, round.max_depth, *map(round.stride_of, inputs), round.id_limit, P=round.width, BLOCK=BLOCK,
+    )  # fmt: skip
