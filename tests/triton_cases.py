@@ -11,7 +11,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from conftest import SCHEMES as CHAINS
 from conftest import case, identical, numbers, packed
+from trees import STAR, drafted_tree
 
 import specsample as ss
 from specsample.triton import SCHEMES, streams
@@ -96,7 +98,7 @@ def test_rows(i, V):
     logits = numbers(3, V, seed=V, scale=2.0, dtype=DTYPES[i % 3])
     for sampling in (SAMPLINGS[i % 4], SAMPLINGS[4])[: 1 if V > 1000 else 2]:
         at = {"sampling": sampling, "seed": -3 - i, "position": (1 << 33) + i}
-        for kind, k in (("iid", 2), ("arrivals", 3), ("topk", 3)):
+        for kind, k in (("iid", 2), ("arrivals", 3), ("topk", 3), ("distinct", 3), ("lists", 2), ("top", 3), ("top", 1)):
             node = {"kind": kind, "depth": torch.arange(3) % 2, "node": 5 * torch.arange(3)}
             assert torch.equal(
                 ss.draft(logits, k, **node, **at, backend="triton"), ss.draft(logits, k, **node, **at, backend="reference")
@@ -131,7 +133,7 @@ def test_odd_rows():
     for sampling in (ss.Sampling(), ss.Sampling(0.0), ss.Sampling(1.0, 3, 0.8, 0.01)):
         at = {"sampling": sampling, "seed": 1, "position": 2}
         assert torch.equal(ss.sample(logits, **at, backend="triton"), ss.sample(logits, **at, backend="reference"))
-        for kind in ("arrivals", "topk"):
+        for kind in ("arrivals", "topk", "distinct", "top"):
             got, want = (ss.draft(logits, 4, kind=kind, **at, backend=name) for name in ("triton", "reference"))
             assert torch.equal(got, want), (kind, got, want)
         got, want = (ss.row_stats(logits, sampling=sampling, backend=name) for name in ("triton", "reference"))
@@ -149,21 +151,21 @@ def same(args, logprobs=None):
 
 
 @pytest.mark.parametrize("i, V", list(enumerate((1, 2, 7, 33, 1000))))
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAINS)
 def test_verify(scheme, i, V):
-    for j, sampling in enumerate((SAMPLINGS[(i + SCHEMES.index(scheme)) % 4], SAMPLINGS[4])):
+    for j, sampling in enumerate((SAMPLINGS[(i + CHAINS.index(scheme)) % 4], SAMPLINGS[4])):
         args = case(3, 1 if V > 100 else 2, V, DTYPES[(i + j) % 3], scheme, seed=i + 10 * j, sampling=sampling)
         same(args, (None, "filtered", "raw")[(i + j) % 3])
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAINS)
 def test_acceptance(scheme):
     """Many small requests: every way of stopping occurs."""
     verdict = same(case(14, 2, 5, scheme=scheme, seed=2, noise=0.7))
     assert set(verdict.num_accepted.tolist()) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAINS)
 def test_draft_forms(scheme):
     """One-hot drafts, placeholders, drafts with a narrower or wider vocabulary, kept statistics."""
     args = case(3, 2, 20, scheme=scheme, seed=3, one_hot=True, sampling=SAMPLINGS[4])
@@ -177,7 +179,7 @@ def test_draft_forms(scheme):
     same(args | {"draft_stats": ss.row_stats(args["draft_logits"].flatten(0, 1), backend="triton")})
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAINS)
 def test_odd_rows_among_target_and_draft(scheme):
     args = case(5, 3, 9, scheme=scheme, seed=7)
     for row in range(3):
@@ -190,7 +192,7 @@ def test_odd_rows_among_target_and_draft(scheme):
 
 
 @pytest.mark.parametrize("row_a_node", [False, True])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAINS)
 def test_packed(scheme, row_a_node):
     """Requests of several lengths, one without rows, unused rows at the end: as each alone."""
     cases = [case(1, n, 40, scheme=scheme, seed=9 + n, sampling=SAMPLINGS[1]) for n in (2, 0, 3)]
@@ -221,6 +223,107 @@ def test_race_on_trees():
     verdict = same({"target_logits": target, "draft_tokens": tokens, "parents": parents, **at}, "raw")
     assert int(verdict.num_accepted.max()) >= 2
     same({"target_logits": target, "draft_tokens": tokens, "parents": parents, "max_depth": 1, **at})
+
+
+TREES = [scheme for scheme in SCHEMES if ss.schemes()[scheme].trees]
+MULTI = [scheme for scheme in TREES if ss.schemes()[scheme].family == "multi-draft"]
+
+
+def few_bins(args):
+    """The interpreter takes its time for every tile of bins."""
+    return args | ({"options": {"bins": 64}} if "bins" in ss.schemes()[args["scheme"]].options else {})
+
+
+@pytest.mark.parametrize("scheme", TREES)
+def test_trees(scheme):
+    """Paths of really drawn tokens, from laws that are near the target's and from others; greedy requests among them."""
+    accepted = 0
+    mixed = ss.Sampling(torch.tensor([1.0, 0.0, 0.7, 1.3]), 20, 0.95)
+    for i, (k, depth, V, noise) in enumerate(((2, 2, 7, 0.5), (3, 2, 40, 0.0), (4, 1, 300, 2.0))):
+        other = {"dtype": DTYPES[i], "noise": noise, "sampling": (mixed, None, ss.Sampling(0.8))[i]}
+        args = few_bins(drafted_tree(4, k, depth, V, scheme, draft_vocab=(None, 43, 250)[i], **other))
+        accepted += int(same(args, ("raw", None, "filtered")[i]).num_accepted.sum())
+    assert 3 <= accepted <= 18
+
+
+@pytest.mark.parametrize("scheme", ["kseq", "optimal", "optimal_block"])
+def test_default_bins(scheme):
+    """More tiles of bins than one, a tail, and more draws than are usual."""
+    same(drafted_tree(2, 3, 1, 2100, scheme, seed=1))
+    same(few_bins(drafted_tree(2, 9, 1, 60, scheme, seed=2, noise=2.0)))
+
+
+@pytest.mark.parametrize("scheme", MULTI)
+def test_odd_trees(scheme):
+    """Missing nodes, rows that are broken or share all mass, certain laws, a row of drafts that does not exist."""
+    args = few_bins(drafted_tree(6, 3, 2, 9, scheme, seed=3))
+    tokens, target, draft = args["draft_tokens"].clone(), args["target_logits"].clone(), args["draft_logits"].clone()
+    tokens[0, 0], tokens[1, 2], tokens[2, 1] = -1, 9, -5
+    target[3, 0, ::2], target[4, 1], target[5, 0] = torch.inf, -torch.inf, torch.nan
+    target[5, 0, 4] = 0.0
+    draft[1, 1], draft[3, 0, 1:], draft[4, 0, :3] = -torch.inf, -torch.inf, torch.inf
+    odd = args | {"draft_tokens": tokens, "target_logits": target, "draft_logits": draft}
+    same(odd, "filtered")
+    same(odd | {"draft_rows": torch.tensor([[0, 1, 0, 1, 0, 7]]).expand(6, -1), "max_depth": 1})
+    none = {name: odd[name] for name in ("target_logits", "scheme", "seed", "position")}
+    same(none | {"draft_tokens": tokens[:, :0], "rows": [0]})
+
+
+@pytest.mark.parametrize("scheme", MULTI + ["lists", "race"])
+def test_packed_trees(scheme):
+    """Requests of several trees in one call, the siblings' rows shared."""
+    stars = [drafted_tree(1, k, 1, 12, scheme, seed=4 + k) for k in (3, 1, 2)]
+    real = [{**star, "target_logits": torch.cat([star["target_logits"]] + [star["target_logits"][:, 1:]] * (k - 1), 1)}
+            for k, star in zip((3, 1, 2), stars)]
+    for star, k in zip(real, (3, 1, 2)):
+        star["draft_logits"] = star["draft_logits"].expand(-1, k, -1)
+    real.insert(1, None)
+    args = packed(real, spare=0)
+    nodes = torch.cat([torch.tensor(STAR(k)) for k in (3, 1, 2)])
+    args |= {"parents": nodes, "draft_rows": torch.zeros_like(nodes), "max_depth": 1}
+    same(few_bins(args))
+
+
+@pytest.mark.parametrize("scheme", MULTI + ["lists"])
+def test_one_child_a_node(scheme):
+    """The chain schemes' integers."""
+    single = {"optimal_block": "block", "lists": "race"}.get(scheme, "token")
+    args = case(3, 2, 11, scheme=single, seed=15)
+    identical(ss.verify(**args | {"scheme": scheme}, backend="triton"), ss.verify(**args, backend="reference"))
+
+
+def test_given_lists():
+    args = drafted_tree(4, 3, 2, 8, "lists", seed=5)
+    same(args | {"lists": [0, 0, 1, 1, 2, 2]})
+    same(args | {"lists": [5, 5, 1, 1, 1024, -1]})
+
+
+@pytest.mark.parametrize(
+    "scheme, module, name",
+    [("recursive", "recursive", "clipped_mass"), ("optimal", "optimal", "select"), ("optimal", "tree", "last_stream"),
+     ("top", "top", "is_in"), ("kseq", "kseq", "threshold"), ("optimal_block", "optimal_block", "residual_mass"),
+     ("recursive_distinct", "recursive_distinct", "law_without"), ("lists", "lists", "lists_of")],
+)  # fmt: skip
+def test_control_a_broken_tree_kernel_is_caught(monkeypatch, scheme, module, name):
+    """A piece of a scheme left out makes a difference to the cases above."""
+    import importlib
+
+    wrong = {
+        "clipped_mass": lambda at, c, block: c * 0 + 1,  # the residual is not updated between siblings
+        "select": lambda at, bins: (at.count * 0, 1.0),  # the first draw, as if it had the draft's law
+        "last_stream": lambda seed, position, depth, rest, slot: right(seed, position, depth, rest == 0, slot),
+        "is_in": lambda ids, tokens: ids < 0,
+        "threshold": lambda bins: 1.0 + bins.k * 0.0,
+        "residual_mass": lambda *args: right(*args) * 0.5,
+        "law_without": lambda row, vocab, law, without, block: (law, law.mass * 0 + 0.5),
+        "lists_of": lambda lists, parents, *rest: right(lists, parents, *rest) + 1,
+    }[name]
+    target = importlib.import_module(f"specsample.triton.{module}")
+    right = getattr(target, name)
+    monkeypatch.setattr(target, name, wrong)
+    args = few_bins(drafted_tree(24, 3, 1 + (scheme == "optimal_block"), 5, scheme, seed=6, noise=1.5))
+    with pytest.raises(AssertionError, match="against"):
+        same(args)
 
 
 @pytest.mark.parametrize("module, name", [("token", "accept"), ("block", "accept"), ("walk", "last_race"), ("race", "race")])

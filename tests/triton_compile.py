@@ -20,17 +20,16 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from specsample.triton import (  # noqa: E402
-    block, kseq, law, optimal, race, recursive, recursive_distinct, rows, token, top, tree, walk,
+    block, kseq, law, lists, optimal, optimal_block, race, recursive, recursive_distinct, rows, token, top, tree, walk,
 )  # fmt: skip
-from specsample.triton.launch import BLOCK, WARPS  # noqa: E402
+from specsample.triton.launch import BLOCK, WARPS, WIDE  # noqa: E402
 
-EXTRA = {}
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 # Arguments that are pointers, by name. Integers come as int32 or int64 by their value: WIDE ones are compiled as either.
 POINTERS = {
     "logits": "*{dtype}", "target": "*{dtype}", "draft": "*{dtype}", "laws": "*fp64", "draft_laws": "*fp64", "stats": "*fp32",
     "owner": "*i64", "sampling": "*fp64", "kept_max": "*fp32", "kept_logsumexp": "*fp32", "kept_cutoff": "*fp32",
-    "seeds": "*i64", "positions": "*i64", "depths": "*i64", "nodes": "*i64", "out": "*i64", "spans": "*i64", "stops": "*i64",
+    "seeds": "*i64", "lists": "*i64", "positions": "*i64", "depths": "*i64", "nodes": "*i64", "out": "*i64", "spans": "*i64", "stops": "*i64",
     "weights": "*fp64", "kept_weights": "*fp64", "masses": "*fp64", "steps": "*i64", "lengths": "*i64", "winners": "*i64",
     "tokens": "*i64", "parents": "*i64", "rows_of": "*i64", "draft_rows": "*i64", "emitted": "*i64", "path": "*i32",
     "num_accepted": "*i32", "listed": "*i64", "sums": "*i64", "tables": "*fp64",
@@ -38,7 +37,7 @@ POINTERS = {
 WIDE = ("stride", "seed", "position", "scale", "temperature", "top_k", "top_p", "min_p", "id_limit", "draft_total")
 NAMES_OF = {"logprobs_kernel": {"out": "*fp32", "nodes": "*i32"}, "spilling_kernel": {"out": "*fp32"}}
 DENSE = ("spans", "owner", "seeds", "positions", "depths", "nodes", "sampling", "kept_max", "kept_logsumexp", "kept_cutoff")
-CHAIN = (*DENSE, "parents", "rows_of", "draft_rows")
+CHAIN = (*DENSE, "parents", "rows_of", "draft_rows", "lists")
 ONE_HOT = ("draft", "draft_laws")
 
 
@@ -63,15 +62,21 @@ def variants():
     yield law.laws_kernel, none(("stats", *DENSE), BY_ROW=False, NORMALISED=False, BLOCK=BLOCK, vocab=1), "fp16"
     yield rows.race_kernel, none(("laws", *DENSE), PURPOSE=0, BLOCK=BLOCK), "bf16"
     yield rows.race_kernel, none((), PURPOSE=4, BLOCK=BLOCK), "fp32"
-    yield rows.arrivals_kernel, none((), BLOCK=BLOCK), "fp16"
+    yield rows.arrivals_kernel, none((), PURPOSE=0, BLOCK=BLOCK), "fp16"
     yield rows.topk_kernel, none((), BLOCK=BLOCK), "bf16"
+    yield rows.rest_kernel, none((), BLOCK=BLOCK), "bf16"
     for kernel in (token.token_kernel, block.weights_kernel):
         yield kernel, none(CHAIN, **nodes), "bf16"
         yield kernel, none((*CHAIN, *ONE_HOT), **nodes), "fp16"
         yield kernel, none((), **packed), "fp32"
+    wide = {"BLOCK": WIDE["BLOCK"]}
     for scheme in (recursive, recursive_distinct, kseq, optimal, top):
-        yield tree.tree_kernel, none(CHAIN, STEP=scheme.step, BLOCK=BLOCK, **nodes), "bf16"
-        yield tree.tree_kernel, none((), STEP=scheme.step, BLOCK=BLOCK, **packed), "fp32"
+        yield tree.tree_kernel, none(CHAIN, STEP=scheme.step, **nodes, **wide), "bf16"
+        yield tree.tree_kernel, none((), STEP=scheme.step, **packed, **wide), "fp32"
+    yield optimal_block.optimal_block_kernel, none(CHAIN, **nodes, **wide), "bf16"
+    yield optimal_block.optimal_block_kernel, none((), **packed, **wide), "fp32"
+    yield lists.lists_kernel, none(CHAIN, P=16, BLOCK=BLOCK), "bf16"
+    yield lists.lists_kernel, none((), P=walk.MAX_NODES, BLOCK=BLOCK), "fp32"
     yield block.masses_kernel, none(DENSE, BLOCK=BLOCK), "bf16"
     yield block.masses_kernel, none(ONE_HOT, BLOCK=BLOCK), "fp32"
     yield block.longest_kernel, none(()), "bf16"
@@ -82,12 +87,6 @@ def variants():
     yield race.winners_kernel, none((), BLOCK=BLOCK), "fp16"
     yield race.race_walk_kernel, none(CHAIN, P=16), "bf16"
     yield race.race_walk_kernel, none((), P=walk.MAX_NODES), "bf16"
-
-
-def kernels():
-    """Every kernel of the package, by name."""
-    modules = (block, law, race, rows, token, tree, walk)
-    return {name for m in modules for name in vars(m) if name.endswith("_kernel")}
 
 
 def usage(binary, backend):
@@ -116,7 +115,10 @@ def compile_one(kernel, fixed, dtype, target):
     constants = {(names.index(n),): value for n, value in fixed.items() if n in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in pointers and n not in fixed}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=target, options={"num_warps": WARPS} | EXTRA)
+    options = {"num_warps": WARPS}
+    if "BLOCK" in fixed and fixed["BLOCK"] == WIDE["BLOCK"]:
+        options = {"num_warps": WIDE["warps"]} | ({"maxnreg": WIDE["registers"]} if target.backend == "cuda" else {})
+    return triton.compile(source, target=target, options=options)
 
 
 def main(names):

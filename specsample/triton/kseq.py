@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .coupling import BINS, bins_for, histogram, sums_of, totals
+from .histogram import LANES, bins_for, histogram, sums_of, totals
 from .recursive import clipped_mass
 from .tree import MAX_SIBLINGS, child, draft_prob, residual, target_prob, verify_tree
 from .walk import accept, at_node, first_of
@@ -24,8 +24,8 @@ def threshold(bins):
     total_t, total_d = totals(bins)
     over_t, over_d = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
     lowest = bins.per_unit + 1  # the first whose edge is not below 1
-    for first in range(0, bins.count, BINS):
-        bin = bins.count - 1 - first - tl.arange(0, BINS)
+    for first in range(0, bins.count, LANES):
+        bin = bins.count - 1 - first - tl.arange(0, LANES)
         t, d = sums_of(bins, bin, total_t, total_d)
         above_t, above_d = over_t + tl.cumsum(t, 0), over_d + tl.cumsum(d, 0)
         c = tl.maximum((bin - 0.5).to(tl.float64) / bins.per_unit, 1.0)

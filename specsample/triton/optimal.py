@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from .coupling import binned, bins_for, histogram, priorities, solve, with_tail
+from .coupling import priorities, solve
+from .histogram import binned, bins_for, histogram, with_tail
 from .tree import MAX_SIBLINGS, child, draft_prob, residual, target_prob, verify_tree
 from .walk import accept, at_node, first_of
 

@@ -7,7 +7,8 @@ with is kept, its table of ratios too: the next node's goes to the other of two.
 import triton
 import triton.language as tl
 
-from .coupling import SPARE, TABLES, bins_for, histogram, power, solve, with_tail
+from .coupling import TABLES, power, solve
+from .histogram import SPARE, bins_for, histogram, with_tail
 from .launch import launch
 from .law import FIELDS, load_law
 from .optimal import select

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .coupling import Pair, ratios_of
+from .histogram import Pair, ratios_of
 from .law import LARGEST, LOG2E, Law, load_logits, prob, weights
 from .streams import log2_below, log_clocks, words
 
@@ -32,7 +32,7 @@ class Residual(NamedTuple):
     law: object
     scale: object  # float64
     floor: object  # float64
-    bins: object  # coupling.Bins whose table has ρ; (): ρ = 1
+    bins: object  # histogram.Bins whose table has ρ; (): ρ = 1
     without: object  # Tokens where d is 0 whatever the row says; (): nowhere
 
 

@@ -113,8 +113,8 @@ def draft(
     if likeliest or ordered or kind == "top" or not plain(sampling, sampling_rows):
         laws = laws_of(logits, sampling, sampling_rows, normalised=False)
     # Drafts belong to the round, arrivals and lists to the child's own clocks. The slot is the child's node, or the list.
-    purpose = {"iid": DRAFT, "distinct": DISTINCT, "top": DRAFT}.get(kind, CLOCK)
-    if purpose is CLOCK:
+    purpose = {"iid": DRAFT, "distinct": DISTINCT, "top": DRAFT}.get(kind, CLOCK).value
+    if purpose == CLOCK.value:
         node, nodes = 0, None
     else:
         depth, depths = 0, None

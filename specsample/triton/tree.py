@@ -14,7 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .coupling import SPARE, TABLES, Pair
+from .coupling import TABLES
+from .histogram import SPARE, Pair
 from .launch import WIDE, launch
 from .law import FIELDS, Law, load_law, load_logits, prob, weights
 from .passes import Residual, Tokens, is_in, last_race
@@ -29,13 +30,13 @@ MAX_SIBLINGS = tl.constexpr(64)  # live children that are looked at in one step,
 class Siblings(NamedTuple):
     """The live children of a node that a step decides among, the rows they belong to, and the program's scratch."""
 
-    pair: object  # coupling.Pair: target row, and draft row of the first child
+    pair: object  # histogram.Pair: target row, and draft row of the first child
     count: object  # int32
     seed: object
     position: object
     bins: object  # int32, the option of that name
     list: object  # pointer to int64 [2, MAX_SIBLINGS]: the children's tokens, and their nodes
-    sums: object  # see coupling.Bins
+    sums: object  # see histogram.Bins
     tables: object
 
 
