@@ -25,9 +25,9 @@ def test_kernels_under_the_interpreter():
     here = Path(__file__).parent
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(here.parent)}
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-x", "-W", "ignore", "-p", "no:cacheprovider", "triton_cases.py"]
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=900)
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert done.returncode == 0 and passed and int(passed[1]) > 40, done.stdout[-6000:] + done.stderr[-2000:]
+    assert done.returncode == 0 and passed and int(passed[1]) > 80, done.stdout[-6000:] + done.stderr[-2000:]
 
 
 @needs_triton

@@ -43,7 +43,7 @@ def test_every_kernel_compiles_without_spills(target):
         for line in path.read_text().splitlines()
         if line.startswith("def ") and line.split("(")[0].endswith("_kernel")
     }
-    assert len(defined) >= 10 and names == defined, f"not compiled: {defined - names}"
+    assert len(defined) >= 15 and names == defined, f"not compiled: {defined - names}"
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from conftest import SCHEMES as CHAINS
 from conftest import case, identical, numbers, packed
-from trees import STAR, drafted_tree
+from trees import drafted_tree
 
 import specsample as ss
 from specsample.triton import SCHEMES, streams
@@ -98,7 +98,8 @@ def test_rows(i, V):
     logits = numbers(3, V, seed=V, scale=2.0, dtype=DTYPES[i % 3])
     for sampling in (SAMPLINGS[i % 4], SAMPLINGS[4])[: 1 if V > 1000 else 2]:
         at = {"sampling": sampling, "seed": -3 - i, "position": (1 << 33) + i}
-        for kind, k in (("iid", 2), ("arrivals", 3), ("topk", 3), ("distinct", 3), ("lists", 2), ("top", 3), ("top", 1)):
+        more = (("distinct", 3), ("lists", 2), ("top", 3), ("top", 1)) if 1 < V < 1000 else ()
+        for kind, k in (("iid", 2), ("arrivals", 3), ("topk", 3), *more):
             node = {"kind": kind, "depth": torch.arange(3) % 2, "node": 5 * torch.arange(3)}
             assert torch.equal(
                 ss.draft(logits, k, **node, **at, backend="triton"), ss.draft(logits, k, **node, **at, backend="reference")
@@ -238,25 +239,25 @@ def few_bins(args):
 def test_trees(scheme):
     """Paths of really drawn tokens, from laws that are near the target's and from others; greedy requests among them."""
     accepted = 0
-    mixed = ss.Sampling(torch.tensor([1.0, 0.0, 0.7, 1.3]), 20, 0.95)
+    mixed = ss.Sampling(torch.tensor([1.0, 0.0, 0.7]), 20, 0.95)
     for i, (k, depth, V, noise) in enumerate(((2, 2, 7, 0.5), (3, 2, 40, 0.0), (4, 1, 300, 2.0))):
         other = {"dtype": DTYPES[i], "noise": noise, "sampling": (mixed, None, ss.Sampling(0.8))[i]}
-        args = few_bins(drafted_tree(4, k, depth, V, scheme, draft_vocab=(None, 43, 250)[i], **other))
+        args = few_bins(drafted_tree(3, k, depth, V, scheme, draft_vocab=(None, 43, 250)[i], **other))
         accepted += int(same(args, ("raw", None, "filtered")[i]).num_accepted.sum())
-    assert 3 <= accepted <= 18
+    assert 3 <= accepted <= 14
 
 
 @pytest.mark.parametrize("scheme", ["kseq", "optimal", "optimal_block"])
 def test_default_bins(scheme):
     """More tiles of bins than one, a tail, and more draws than are usual."""
-    same(drafted_tree(2, 3, 1, 2100, scheme, seed=1))
-    same(few_bins(drafted_tree(2, 9, 1, 60, scheme, seed=2, noise=2.0)))
+    same(drafted_tree(1, 3, 1, 2100, scheme, seed=1))
+    same(few_bins(drafted_tree(1, 9, 1, 60, scheme, seed=2, noise=2.0)))
 
 
 @pytest.mark.parametrize("scheme", MULTI)
 def test_odd_trees(scheme):
     """Missing nodes, rows that are broken or share all mass, certain laws, a row of drafts that does not exist."""
-    args = few_bins(drafted_tree(6, 3, 2, 9, scheme, seed=3))
+    args = few_bins(drafted_tree(6, 2, 2, 9, scheme, seed=3))
     tokens, target, draft = args["draft_tokens"].clone(), args["target_logits"].clone(), args["draft_logits"].clone()
     tokens[0, 0], tokens[1, 2], tokens[2, 1] = -1, 9, -5
     target[3, 0, ::2], target[4, 1], target[5, 0] = torch.inf, -torch.inf, torch.nan
@@ -264,7 +265,8 @@ def test_odd_trees(scheme):
     draft[1, 1], draft[3, 0, 1:], draft[4, 0, :3] = -torch.inf, -torch.inf, torch.inf
     odd = args | {"draft_tokens": tokens, "target_logits": target, "draft_logits": draft}
     same(odd, "filtered")
-    same(odd | {"draft_rows": torch.tensor([[0, 1, 0, 1, 0, 7]]).expand(6, -1), "max_depth": 1})
+    if scheme == "recursive":
+        same(odd | {"draft_rows": [0, 1, 7, 1], "max_depth": 1})
     none = {name: odd[name] for name in ("target_logits", "scheme", "seed", "position")}
     same(none | {"draft_tokens": tokens[:, :0], "rows": [0]})
 
@@ -272,15 +274,17 @@ def test_odd_trees(scheme):
 @pytest.mark.parametrize("scheme", MULTI + ["lists", "race"])
 def test_packed_trees(scheme):
     """Requests of several trees in one call, the siblings' rows shared."""
-    stars = [drafted_tree(1, k, 1, 12, scheme, seed=4 + k) for k in (3, 1, 2)]
-    real = [{**star, "target_logits": torch.cat([star["target_logits"]] + [star["target_logits"][:, 1:]] * (k - 1), 1)}
-            for k, star in zip((3, 1, 2), stars)]
-    for star, k in zip(real, (3, 1, 2)):
-        star["draft_logits"] = star["draft_logits"].expand(-1, k, -1)
-    real.insert(1, None)
-    args = packed(real, spare=0)
-    nodes = torch.cat([torch.tensor(STAR(k)) for k in (3, 1, 2)])
-    args |= {"parents": nodes, "draft_rows": torch.zeros_like(nodes), "max_depth": 1}
+    sizes, trees, filler = (3, 1, 2), [], torch.zeros(1, 12)
+    for k in sizes:  # a row a node: those that are not used are left as they are
+        tree = drafted_tree(1, k, 1, 12, scheme, seed=4 + k)
+        spare = filler.expand(1, k - 1, 12)
+        tree["target_logits"] = torch.cat([tree["target_logits"], spare], 1)
+        tree["draft_logits"] = torch.cat([tree["draft_logits"], spare], 1)
+        trees.append(tree | {"position": torch.tensor([50])})
+    args = packed([trees[0], None, *trees[1:]]) | {"max_depth": 1}
+    args["parents"] = torch.tensor([-1] * sum(sizes))
+    args["draft_rows"] = torch.zeros(sum(sizes), dtype=torch.int64)
+    args["rows"] = torch.tensor([row for k in sizes for row in [0] + [1] * k])
     same(few_bins(args))
 
 
@@ -300,8 +304,8 @@ def test_given_lists():
 
 @pytest.mark.parametrize(
     "scheme, module, name",
-    [("recursive", "recursive", "clipped_mass"), ("optimal", "optimal", "select"), ("optimal", "tree", "last_stream"),
-     ("top", "top", "is_in"), ("kseq", "kseq", "threshold"), ("optimal_block", "optimal_block", "residual_mass"),
+    [("recursive", "recursive", "clipped_mass"), ("optimal", "optimal", "select"), ("recursive", "tree", "last_stream"),
+     ("top", "top", "law_without"), ("kseq", "kseq", "threshold"), ("optimal_block", "optimal_block", "select"),
      ("recursive_distinct", "recursive_distinct", "law_without"), ("lists", "lists", "lists_of")],
 )  # fmt: skip
 def test_control_a_broken_tree_kernel_is_caught(monkeypatch, scheme, module, name):
@@ -312,16 +316,14 @@ def test_control_a_broken_tree_kernel_is_caught(monkeypatch, scheme, module, nam
         "clipped_mass": lambda at, c, block: c * 0 + 1,  # the residual is not updated between siblings
         "select": lambda at, bins: (at.count * 0, 1.0),  # the first draw, as if it had the draft's law
         "last_stream": lambda seed, position, depth, rest, slot: right(seed, position, depth, rest == 0, slot),
-        "is_in": lambda ids, tokens: ids < 0,
-        "threshold": lambda bins: 1.0 + bins.k * 0.0,
-        "residual_mass": lambda *args: right(*args) * 0.5,
+        "threshold": lambda bins: bins.k.to(tl.float64),  # lossless as well, and another law of acceptance
         "law_without": lambda row, vocab, law, without, block: (law, law.mass * 0 + 0.5),
         "lists_of": lambda lists, parents, *rest: right(lists, parents, *rest) + 1,
     }[name]
     target = importlib.import_module(f"specsample.triton.{module}")
     right = getattr(target, name)
     monkeypatch.setattr(target, name, wrong)
-    args = few_bins(drafted_tree(24, 3, 1 + (scheme == "optimal_block"), 5, scheme, seed=6, noise=1.5))
+    args = few_bins(drafted_tree(16, 3, 1, 5, scheme, seed=6, noise=1.5))
     with pytest.raises(AssertionError, match="against"):
         same(args)
 

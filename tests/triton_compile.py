@@ -22,7 +22,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from specsample.triton import (  # noqa: E402
     block, kseq, law, lists, optimal, optimal_block, race, recursive, recursive_distinct, rows, token, top, tree, walk,
 )  # fmt: skip
-from specsample.triton.launch import BLOCK, WARPS, WIDE  # noqa: E402
+from specsample.triton.launch import ALONE, BLOCK, WARPS  # noqa: E402
 
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 # Arguments that are pointers, by name. Integers come as int32 or int64 by their value: WIDE ones are compiled as either.
@@ -69,12 +69,12 @@ def variants():
         yield kernel, none(CHAIN, **nodes), "bf16"
         yield kernel, none((*CHAIN, *ONE_HOT), **nodes), "fp16"
         yield kernel, none((), **packed), "fp32"
-    wide = {"BLOCK": WIDE["BLOCK"]}
+    alone = {"BLOCK": ALONE["BLOCK"]}
     for scheme in (recursive, recursive_distinct, kseq, optimal, top):
-        yield tree.tree_kernel, none(CHAIN, STEP=scheme.step, **nodes, **wide), "bf16"
-        yield tree.tree_kernel, none((), STEP=scheme.step, **packed, **wide), "fp32"
-    yield optimal_block.optimal_block_kernel, none(CHAIN, **nodes, **wide), "bf16"
-    yield optimal_block.optimal_block_kernel, none((), **packed, **wide), "fp32"
+        yield tree.tree_kernel, none(CHAIN, STEP=scheme.step, **nodes, **alone), "bf16"
+        yield tree.tree_kernel, none((), STEP=scheme.step, **packed, **alone), "fp32"
+    yield optimal_block.optimal_block_kernel, none(CHAIN, **nodes, **alone), "bf16"
+    yield optimal_block.optimal_block_kernel, none((), **packed, **alone), "fp32"
     yield lists.lists_kernel, none(CHAIN, P=16, BLOCK=BLOCK), "bf16"
     yield lists.lists_kernel, none((), P=walk.MAX_NODES, BLOCK=BLOCK), "fp32"
     yield block.masses_kernel, none(DENSE, BLOCK=BLOCK), "bf16"
@@ -116,8 +116,8 @@ def compile_one(kernel, fixed, dtype, target):
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in pointers and n not in fixed}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": WARPS}
-    if "BLOCK" in fixed and fixed["BLOCK"] == WIDE["BLOCK"]:
-        options = {"num_warps": WIDE["warps"]} | ({"maxnreg": WIDE["registers"]} if target.backend == "cuda" else {})
+    if "BLOCK" in fixed and fixed["BLOCK"] == ALONE["BLOCK"]:
+        options = {"num_warps": ALONE["warps"]} | ({"maxnreg": ALONE["registers"]} if target.backend == "cuda" else {})
     return triton.compile(source, target=target, options=options)
 
 

@@ -13,7 +13,7 @@ from . import law
 BLOCK, WARPS = 1024, 4
 # Of the largest kernels, which work alone on a request. ptxas would rather spill registers of theirs than have fewer programs side
 # by side, unless it is told how many it may use.
-WIDE = {"BLOCK": 512, "warps": 8, "registers": 255}
+ALONE = {"BLOCK": 512, "warps": 8, "registers": 255}
 
 
 def launch(kernel, grid, *args, warps=WARPS, registers=None, **constants):

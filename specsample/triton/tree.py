@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .coupling import TABLES
 from .histogram import SPARE, Pair
-from .launch import WIDE, launch
+from .launch import ALONE, launch
 from .law import FIELDS, Law, load_law, load_logits, prob, weights
 from .passes import Residual, Tokens, is_in, last_race
 from .streams import spread
@@ -198,4 +198,4 @@ def tree_args(round, bins, tables=1):
 
 
 def tree_constants(round):
-    return {"ROW_A_NODE": round.row_a_node, "P": round.width} | WIDE
+    return {"ROW_A_NODE": round.row_a_node, "P": round.width} | ALONE
