@@ -22,7 +22,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from specsample.triton import (  # noqa: E402
     block, kseq, law, lists, optimal, optimal_block, race, recursive, recursive_distinct, rows, token, top, tree, walk,
 )  # fmt: skip
-from specsample.triton.launch import ALONE, BLOCK, WARPS  # noqa: E402
+from specsample.triton.launch import ALONE, BLOCK, REGISTERS, WARPS  # noqa: E402
 
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 # Arguments that are pointers, by name. Integers come as int32 or int64 by their value: WIDE ones are compiled as either.
@@ -115,9 +115,8 @@ def compile_one(kernel, fixed, dtype, target):
     constants = {(names.index(n),): value for n, value in fixed.items() if n in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in pointers and n not in fixed}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": WARPS}
-    if "BLOCK" in fixed and fixed["BLOCK"] == ALONE["BLOCK"]:
-        options = {"num_warps": ALONE["warps"]} | ({"maxnreg": ALONE["registers"]} if target.backend == "cuda" else {})
+    options = {"num_warps": ALONE["warps"] if fixed.get("BLOCK") == ALONE["BLOCK"] else WARPS}
+    options |= {"maxnreg": REGISTERS} if target.backend == "cuda" else {}
     return triton.compile(source, target=target, options=options)
 
 

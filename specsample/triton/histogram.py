@@ -12,7 +12,7 @@ import triton.language as tl
 from .law import load_logits, weights
 
 _UNIT = tl.constexpr(2.0**60)  # of the fixed point: a law's mass is at most 1
-_TAIL = tl.constexpr(1e-4)  # tokens whose probabilities are both below this, over V, share one bin
+_TAIL = tl.constexpr(1e-3)  # tokens whose probabilities are both below this, over V, share one bin
 SPARE = tl.constexpr(2)  # entries of scratch beyond the option `bins`: the last bin, and where the last segment ends
 LANES = tl.constexpr(256)  # bins at a time
 

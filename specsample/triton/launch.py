@@ -11,19 +11,19 @@ import torch
 from . import law
 
 BLOCK, WARPS = 1024, 4
-# Of the largest kernels, which work alone on a request. ptxas would rather spill registers of theirs than have fewer programs side
-# by side, unless it is told how many it may use.
-ALONE = {"BLOCK": 512, "warps": 8, "registers": 255}
+ALONE = {"BLOCK": 512, "warps": 8}  # of the largest kernels, whose programs work alone on a request
+# ptxas would rather spill some registers than have fewer programs side by side, unless it is told how many it may use.
+REGISTERS = 255
 
 
-def launch(kernel, grid, *args, warps=WARPS, registers=None, **constants):
-    """Run kernel over a grid of programs on the device of its tensors. registers: the most that a thread may use (NVIDIA's)"""
+def launch(kernel, grid, *args, warps=WARPS, **constants):
+    """Run kernel over a grid of programs on the device of its tensors."""
     if grid[0] == 0:
         return
     device = next(a.device for a in args if isinstance(a, torch.Tensor))
     on = contextlib.nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device)
     with on:
-        limit = {"maxnreg": registers} if registers and device.type == "cuda" and torch.version.hip is None else {}
+        limit = {"maxnreg": REGISTERS} if device.type == "cuda" and torch.version.hip is None else {}
         kernel[grid](*args, **constants, num_warps=warps, **limit)
 
 
