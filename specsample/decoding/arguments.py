@@ -7,6 +7,7 @@ import torch
 from .. import api
 from ..backends import BACKENDS
 from ..errors import expect
+from ..reference.mixture import MAX_LAWS
 from ..sampling import pack
 from ..schemes import SCHEMES
 from .cache import embedded_ids
@@ -70,14 +71,16 @@ def check(
     eos, pad = _ends(model, eos_token_id)
     return SimpleNamespace(
         drafter=drafter, tree=tree, depth=depth, mask=mask, seed=seeds,
-        draft_sampling=sampling if not laws else laws[0] if len(laws) == 1 else tuple(laws), eos=torch.tensor(eos, dtype=torch.int64, device=device),
+        draft_sampling=sampling if not laws else laws[0] if len(laws) == 1 else tuple(laws),
+        eos=torch.tensor(eos, dtype=torch.int64, device=device),
         pad=pad, card=card,
     )  # fmt: skip
 
 
 def _shape(draft, depth, paths, tree, draft_sampling, card):
-    """-> (`Tree`, node budget, or None for a chain; its depth; list of the samplings given for the drafts: one, or one a path)"""
+    """-> (`Tree`, node budget, or None for a chain; its depth; list of the given draft samplings, one or one a path)"""
     _count(paths, "paths", 1, api.MAX_NODES)
+    # A plain tuple of four numbers is a Sampling too.
     several = isinstance(draft_sampling, list) or type(draft_sampling) is tuple and isinstance((*draft_sampling, 0)[0], tuple)
     laws = list(draft_sampling) if several else [] if draft_sampling is None else [draft_sampling]
     expect(laws or draft_sampling is None, "draft_sampling", "a Sampling, or one a path", repr(draft_sampling))
@@ -85,7 +88,9 @@ def _shape(draft, depth, paths, tree, draft_sampling, card):
         if not isinstance(values, (list, tuple)) or len(values) < 2:
             continue
         allowed = ", ".join(name for name in OF_SEVERAL_LAWS if name in SCHEMES)
-        expect(card.name in OF_SEVERAL_LAWS, name, f"one for all paths (one a path under {allowed})", f"{len(values)} under {card.name}")
+        got = f"{len(values)} under {card.name!r}"
+        expect(card.name in OF_SEVERAL_LAWS, name, f"one for all paths (one a path under {allowed})", got)
+        expect(len(values) <= MAX_LAWS or not card.uses_draft_logits, name, f"at most {MAX_LAWS}, one a path", got)
         expect(tree is None, "tree", f"None, since {name} has one a path", repr(tree))
         expect(paths in (1, len(values)), name, f"one for all paths, or {paths}", len(values))
         paths = len(values)

@@ -30,7 +30,8 @@ class CachedModel:
         accepted = inspect.signature(getattr(model, "forward", model)).parameters
         self.keep_argument = next((n for n in ("logits_to_keep", "num_logits_to_keep") if n in accepted), None)
         self.cache_name = "cache" if "cache" in accepted else "past_key_values"
-        self.embedded = embedded_ids(model)
+        embedded = embedded_ids(model)
+        self.highest = None if embedded is None else embedded - 1
         self.cache = _new_cache(model)
         self.cached = torch.zeros(batch, dtype=torch.int64)
         self.path = None  # int64 [B, n] on the CPU: place of each kept draft among those read; None = in order
@@ -38,7 +39,7 @@ class CachedModel:
 
     def __call__(self, prefixes, more):
         """Feed what the cache lacks of the prefixes, then `more` int64 [B, N]; ids that the model does not know
-        (−1 included) are fed as 0: they are never accepted, so nothing that is kept attends to them.
+        (−1 included) are fed as others: they are never accepted, so nothing that is kept attends to them.
 
         -> logits [B, N + 1, V]: after each prefix, and after each of `more`
         """
@@ -72,27 +73,26 @@ class CachedModel:
         gap[b] are unused, then drafts."""
         self.width, self.before, self.gap, self.columns = int(cached.max()), cached, gap, columns
         self.slots, self.path = self.width, None
-
-    def _used(self):
-        """Which slots before the drafts hold tokens: bool [B, width + columns], on the CPU"""
-        slot = torch.arange(self.width + self.columns)
-        used = slot >= (self.width - self.before)[:, None]
-        return used & ((slot < self.width) | (slot >= (self.width + self.gap)[:, None]))
+        # Which slots before the drafts hold tokens: bool [B, width + columns] on the CPU; None = all
+        self.used = None
+        if (cached < self.width).any() or gap.any():
+            slot = torch.arange(self.width + columns)
+            used = slot >= (self.width - cached)[:, None]
+            self.used = used & ((slot < self.width) | (slot >= (self.width + gap)[:, None]))
 
     def _mask(self):
         """The attention mask of tokens in order, int64 [B, slots], or None where all slots are used."""
-        used = self._used()
-        if used.all():
+        if self.used is None:
             return None
-        return torch.nn.functional.pad(used, (0, self.slots - used.shape[1]), value=True).to(self.device, torch.int64)
+        more = self.slots - self.used.shape[1]
+        return torch.nn.functional.pad(self.used, (0, more), value=True).to(self.device, torch.int64)
 
     def _forward(self, ids, positions, keep, mask=None):
-        """Feed ids [B, n] with positions [B, n] (CPU). mask: 4-D; None = each attends to all before it. -> logits of the last `keep`"""
+        """Feed ids [B, n] with positions [B, n] (CPU). mask: 4-D; None = each attends to all before it.
+        -> logits of the last `keep`"""
         self.slots += ids.shape[1]
-        if self.embedded is not None:
-            ids = torch.where(ids < self.embedded, ids, 0)
         out = self.model(
-            input_ids=ids.clamp(min=0),
+            input_ids=ids.clamp(min=0, max=self.highest),
             attention_mask=self._mask() if mask is None else mask,
             position_ids=positions.to(self.device),
             use_cache=True,

@@ -130,7 +130,8 @@ def as_drafter(draft):
     if isinstance(draft, (list, tuple)):
         for model in draft:
             if not callable(model) or hasattr(model, "propose"):
-                raise ValueError(f"draft: expected a sequence of causal language models, one a path, got {type(model).__name__} in it")
+                name = type(model).__name__
+                raise ValueError(f"draft: expected a sequence of causal language models, one a path, got {name} in it")
         if not draft:
             raise ValueError("draft: expected a sequence of causal language models, one a path, got none")
         return PathsDrafter(draft) if any(model is not draft[0] for model in draft) else ModelDrafter(draft[0])

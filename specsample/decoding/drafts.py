@@ -27,11 +27,12 @@ class Drafts:
         else:
             self.parents = _parents(proposal.parents, batch, tokens.shape[1])
             chain = self.parents is None or card.trees
-            expect(chain, "Proposal.parents", f"None or −1, 0, 1, … (scheme {card.name!r} takes one child a node)", proposal.parents)
+            expected = f"None or −1, 0, 1, … (scheme {card.name!r} takes one child a node)"
+            expect(chain, "Proposal.parents", expected, proposal.parents)
             depth = [_depths(row) for row in self.parents or [range(-1, tokens.shape[1] - 1)]]
-        self.depth = 1 + max((d for row in depth for d in row), default=-1)
-        within = torch.tensor(depth) < limit[:, None]
-        self.tokens = tokens.long() if within.all() else torch.where(within.to(device), tokens.long(), -1)
+        self.depth, self.tokens = 1 + max((d for row in depth for d in row), default=-1), tokens.long()
+        if limit.min() < self.depth:
+            self.tokens = torch.where((torch.tensor(depth) < limit[:, None]).to(device), self.tokens, -1)
 
     def read(self, target, prefixes):
         """-> the target's logits: after each prefix, then after each node, or in a tree after each distinct prefix"""
@@ -49,7 +50,7 @@ class Drafts:
         return target.read()
 
     def layout(self, logits, card, draft_sampling):
-        """-> logits and the arguments of `verify` that say which row belongs to which node. draft_sampling: one a path, if a tuple"""
+        """-> logits and the arguments of `verify` that say which row a node has. draft_sampling: a tuple is one a path"""
         device, rows, draft_logits = logits.device, self.proposal.draft_rows, self.proposal.draft_logits
         out = {"lists": self.proposal.lists if card.reads_lists else None}
         if self.parents is not None:

@@ -47,9 +47,9 @@ def generate(
                     (`recursive_distinct`), the first arrivals (`race`), the likeliest and one of the rest (`top`), one on each
                     clock list (`lists`). Below, each chain goes on by itself (`lists`: on its list; `race`: equal prefixes go on
                     equally). Equal prefixes are computed once.
-    tree            list of parents (−1 = child of the root): a tree of this shape, children drawn as above at every node; `depth`
-                    is then the tree's. Or an int: that many of the heaviest nodes of at most `depth` levels, the likeliest
-                    paths under the draft (`race` only, since the tokens shape that tree)
+    tree            list of parents (−1 = child of the root): a tree of this shape, children drawn as above at every node;
+                    `depth` is then the tree's. Or an int: that many of the heaviest nodes of at most `depth` levels, the
+                    likeliest paths under the draft (`race` only, since the tokens shape that tree)
     scheme          see `ss.schemes()`. Under "race" the output is that of `draft=None`, token for token
     options         the scheme's own settings
     sampling        of the target; draft_sampling of the draft, None = the target's. Fields may hold one value a request. A list

@@ -12,9 +12,9 @@ round     `RoundInfo`: the streams to draw from, and the tree that was asked for
 tokens    int64 [B, D + 1], what the round emitted for each request, padded with −1. A finished request stays in the
           batch with a prefix that does not grow any more; its rows are −1 throughout.
 
-A drafter may propose any tree (Proposal.parents), asked for one or not, to a scheme that takes trees. Under every scheme but `race`
-its shape must not depend on the tokens drawn below a node, and siblings come from `ss.draft` as the scheme's `kind` says: K of
-them in one call, or independent ones from the streams of their own node numbers.
+A drafter may propose any tree (Proposal.parents), asked for one or not, to a scheme that takes trees. Under every scheme but
+`race` the number of a node's children must not depend on what is drawn below it, and siblings come from `ss.draft` as the
+scheme's `kind` says: K of them in one call, or independent ones from the streams of their own node numbers.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class RoundInfo(NamedTuple):
 
     seed      int64 [B]
     position  int64 [B]: the round's, i.e. the index of the first token it emits; equals the prefix's length
-    sampling  the law of the drafts (generate's draft_sampling, or the target's); a tuple of them, one a path, where that was given
+    sampling  the law of the drafts (generate's draft_sampling, or the target's); a tuple, one a path, where that was given
     scheme    the verification scheme
     kind      the `kind=` of `ss.draft` that the scheme asks for
     active    bool [B], on the CPU: requests that are not finished

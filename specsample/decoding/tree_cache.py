@@ -44,8 +44,8 @@ class _Tree(CachedModel):
         return place
 
     def read(self):
-        """Read the places inserted since the last `read`. -> logits [B, n, V], the j-th row for the j-th of them; the first `read`
-        of a round has the row after the prefix before them: then place p has row p + 1."""
+        """Read the places inserted since the last `read`. -> logits [B, n, V], the j-th row for the j-th of them; the first
+        `read` of a round has the row after the prefix before them: then place p has row p + 1."""
         more = max(map(len, self.fresh))
         logits = self._read(more)
         self.pending, self.fresh = None, [[] for _ in self.fresh]
@@ -82,27 +82,26 @@ class MaskedTree(_Tree):
         keep = more + (self.pending is not None)
         if more == 0:
             return self._forward(ids, positions, keep)
-        batch, width, before = len(ids), self.size + more, self.width + self.columns
-        facts, seen = [], []  # of each fresh place: token, depth; and what it attends to among the places, flat
-        for b, (fresh, routes) in enumerate(zip(self.fresh, self.routes)):
+        batch, columns, before = len(ids), ids.shape[1], self.width + self.columns
+        width = before + self.size + more
+        facts, seen = [], []  # of each fresh place: token and position; and what it attends to among the places, flat
+        for b, (fresh, routes, start) in enumerate(zip(self.fresh, self.routes, self.cached.tolist())):
             for j, (place, token) in enumerate(fresh):
-                facts.append((token, len(routes[place]) - 1))
-                row = (b * more + j) * width
-                seen.extend([row + above for above in routes[place]])
+                route = routes[place]
+                facts.append((token, start + len(route) - 1))
+                row = (b * (columns + more) + columns + j) * width + before
+                seen.extend([row + above for above in route])
             facts.extend([(0, 0)] * (more - len(fresh)))
         facts = torch.tensor(facts).view(batch, more, 2)
-        columns = ids.shape[1]
-        visible = torch.zeros(batch, columns + more, before + width, dtype=torch.bool)
-        visible[:, :, :before] = self._used()[:, None]
-        if columns > 1:
-            visible[:, :columns, before - columns : before] &= torch.ones(columns, columns, dtype=torch.bool).tril()
-        below = torch.zeros(batch * more * width, dtype=torch.bool)
-        below[torch.tensor(seen)] = True
-        visible[:, columns:, before:] = below.view(batch, more, width)
         dtype = self.model.dtype
-        mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
+        mask = torch.full((batch, columns + more, width), torch.finfo(dtype).min, dtype=dtype)
+        mask[:, :, :before] = 0 if self.used is None else mask[:, :1, :before] * ~self.used[:, None]
+        if columns > 1:
+            later = torch.ones(columns, columns, dtype=torch.bool).triu(1)
+            mask[:, :columns, before - columns : before].masked_fill_(later, torch.finfo(dtype).min)
+        mask.view(-1).index_fill_(0, torch.tensor(seen), 0)
         ids = torch.cat([ids, facts[..., 0].to(self.device)], 1)
-        positions = torch.cat([positions, self.cached[:, None] + facts[..., 1]], 1)
+        positions = torch.cat([positions, facts[..., 1]], 1)
         return self._forward(ids, positions, keep, mask[:, None].to(self.device))
 
     def _keep(self, ends):
@@ -121,8 +120,9 @@ class ExpandedTree(_Tree):
         super().start(prefixes)
         self.ends = [[-1] for _ in range(len(prefixes))]  # of each request: the place that each of its rows ends in
 
-    def _used(self):
-        return super()._used().repeat_interleave(self.rows, 0)
+    def _mask(self):
+        mask = super()._mask()
+        return mask if mask is None or self.rows == 1 else mask.repeat_interleave(self.rows, 0)
 
     def _read(self, more):
         batch = len(self.fresh)

@@ -45,7 +45,7 @@ class Tree:
             else:
                 self.lists.append(own)
                 own += 1
-        self.depth_of, self.inner = depth, set(self.parents) - {-1}
+        self.depth_of, self.inner, self._draws = depth, set(self.parents) - {-1}, {}
 
     @classmethod
     def of_paths(cls, paths, depth):
@@ -63,8 +63,11 @@ class Tree:
     def draws(self, level, kind, laws=None, mine=None):
         """The calls of `ss.draft` that draw a level: one, but for kind "top" with unequal numbers of children.
 
-        laws: list [N], which of several samplings each node is drawn from; mine: set of the nodes to draw, None = all
+        laws: tuple [N], which of several samplings each node is drawn from; mine: frozenset of the nodes to draw, None = all
         """
+        known = self._draws.get((level, kind, laws, mine))
+        if known is not None:
+            return known
         rows = {}  # (parent, law) -> children
         for node in self.levels[level]:
             if mine is None or node in mine:
@@ -87,7 +90,8 @@ class Tree:
             call.parents.append(parent), call.laws.append(law)
             # `top` reads the stream of its last child, the one that is drawn.
             call.node.append(children[-1] - (k - 1) if kind == "top" else children[0])
-        return list(calls.values())
+        self._draws[level, kind, laws, mine] = list(calls.values())
+        return self._draws[level, kind, laws, mine]
 
 
 def for_rows(samplings, laws, batch, device):
