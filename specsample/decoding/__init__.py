@@ -1,7 +1,9 @@
 """Speculative decoding of whole sequences: `generate`, what drafts for it, and what it counts."""
 
-from .drafters import ModelDrafter, NgramDrafter, Prefixes, Proposal, RoundInfo
+from .drafters import ModelDrafter, NgramDrafter
 from .loop import generate
+from .proposal import Prefixes, Proposal, RoundInfo
 from .stats import Stats
+from .trees import Tree
 
-__all__ = ["ModelDrafter", "NgramDrafter", "Prefixes", "Proposal", "RoundInfo", "Stats", "generate"]
+__all__ = ["ModelDrafter", "NgramDrafter", "Prefixes", "Proposal", "RoundInfo", "Stats", "Tree", "generate"]

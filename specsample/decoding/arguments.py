@@ -7,19 +7,24 @@ import torch
 from .. import api
 from ..backends import BACKENDS
 from ..errors import expect
+from ..reference.mixture import MAX_LAWS
 from ..sampling import pack
 from ..schemes import SCHEMES
 from .cache import embedded_ids
 from .drafters import NgramDrafter, as_drafter
+from .trees import Tree
 
 _INTS = (torch.int64, torch.int32)
+MAX_PATHS = 64  # live children that a multi-draft rule looks at
+OF_SEVERAL_LAWS = ("weighted", "race")  # schemes whose siblings may come from different laws
 
 
 def check(
     model, draft, input_ids, attention_mask, max_new_tokens, depth, paths, tree, scheme, options, sampling,
     draft_sampling, seed, eos_token_id, streamer, backend,
 ):  # fmt: skip
-    """-> namespace: drafter; mask bool [B, W]; seed int64 [B]; eos int64 [E]; pad int; card. ValueError otherwise."""
+    """-> namespace: drafter; tree (`Tree`, int or None = a chain) and its depth; sampling of the drafts, a tuple where each path
+    has its own; mask bool [B, W]; seed int64 [B]; eos int64 [E]; pad int; card. ValueError otherwise."""
     expect(callable(model), "model", "a causal language model", type(model).__name__)
     expect(not getattr(model, "_is_stateful", False), "model", "a cache that can be rewound", "a recurrent state")
     expect(isinstance(input_ids, torch.Tensor), "input_ids", "a tensor", type(input_ids).__name__)
@@ -40,17 +45,19 @@ def check(
 
     _count(max_new_tokens, "max_new_tokens", 1, None)
     _count(depth, "depth", 1, api.MAX_NODES)
-    expect(paths == 1, "paths", "1 (this version drafts chains only)", repr(paths))
-    expect(tree is None, "tree", "None (this version drafts chains only)", repr(tree))
-    expect(scheme in SCHEMES, "scheme", f"one of {', '.join(SCHEMES)}", repr(scheme))
+    expect(isinstance(scheme, str) and scheme in SCHEMES, "scheme", f"one of {', '.join(SCHEMES)}", repr(scheme))
     card = SCHEMES[scheme]
+    drafter = as_drafter(draft)
+    tree, depth, laws = _shape(draft, depth, paths, tree, draft_sampling, card)
+    chain = tree is None or not isinstance(draft, NgramDrafter)
+    expect(chain, "draft", "a model, or a drafter that proposes trees (paths or tree is given)", "NgramDrafter")
     lawless = isinstance(draft, NgramDrafter) and not card.one_hot
     expect(not lawless, "draft", f"a drafter with a law of its own (scheme {scheme!r} needs it)", "NgramDrafter")
     if options:
         api._check_options(options, card)
     pack(sampling, (batch,), device, "sampling")
-    if draft_sampling is not None:
-        pack(draft_sampling, (batch,), device, "draft_sampling")
+    for law in laws:
+        pack(law, (batch,), device, "draft_sampling")
     number, seeds = api._int_or_tensor(seed, "seed", batch, device)
     seeds = number + torch.arange(batch, device=device) if seeds is None else seeds.contiguous()
     if backend is not None:
@@ -63,9 +70,50 @@ def check(
         expect(batch == 1, "streamer", "None for a batch of requests", f"a streamer and {batch} requests")
     eos, pad = _ends(model, eos_token_id)
     return SimpleNamespace(
-        drafter=as_drafter(draft), mask=mask, seed=seeds, eos=torch.tensor(eos, dtype=torch.int64, device=device),
+        drafter=drafter, tree=tree, depth=depth, mask=mask, seed=seeds,
+        draft_sampling=sampling if not laws else laws[0] if len(laws) == 1 else tuple(laws),
+        eos=torch.tensor(eos, dtype=torch.int64, device=device),
         pad=pad, card=card,
     )  # fmt: skip
+
+
+def _shape(draft, depth, paths, tree, draft_sampling, card):
+    """-> (`Tree`, node budget, or None for a chain; its depth; list of the given draft samplings, one or one a path)"""
+    _count(paths, "paths", 1, api.MAX_NODES)
+    # A plain tuple of four numbers is a Sampling too.
+    several = isinstance(draft_sampling, list) or type(draft_sampling) is tuple and isinstance((*draft_sampling, 0)[0], tuple)
+    laws = list(draft_sampling) if several else [] if draft_sampling is None else [draft_sampling]
+    expect(laws or draft_sampling is None, "draft_sampling", "a Sampling, or one a path", repr(draft_sampling))
+    for name, values in (("draft", draft), ("draft_sampling", laws)):
+        if not isinstance(values, (list, tuple)) or len(values) < 2:
+            continue
+        allowed = ", ".join(name for name in OF_SEVERAL_LAWS if name in SCHEMES)
+        got = f"{len(values)} under {card.name!r}"
+        expect(card.name in OF_SEVERAL_LAWS, name, f"one for all paths (one a path under {allowed})", got)
+        expect(len(values) <= MAX_LAWS or not card.uses_draft_logits, name, f"at most {MAX_LAWS}, one a path", got)
+        expect(tree is None, "tree", f"None, since {name} has one a path", repr(tree))
+        expect(paths in (1, len(values)), name, f"one for all paths, or {paths}", len(values))
+        paths = len(values)
+    if tree is None:
+        expect(paths == 1 or card.trees, "paths", f"1 (scheme {card.name!r} verifies chains)", paths)
+        few = paths <= MAX_PATHS or not card.uses_draft_logits
+        expect(few, "paths", f"at most {MAX_PATHS} under {card.name!r}", paths)
+        expect(paths * depth <= api.MAX_NODES, "paths", f"paths·depth <= {api.MAX_NODES} nodes", f"{paths}·{depth}")
+        return (None if paths == 1 else Tree.of_paths(paths, depth)), depth, laws
+    expect(paths == 1, "paths", "1, since a tree is given", paths)
+    if isinstance(tree, int) and not isinstance(tree, bool):
+        exact = f"a list of parents (a tree that its tokens shape is exact under 'race' only, not {card.name!r})"
+        expect(card.name == "race", "tree", exact, tree)
+        _count(tree, "tree", 1, api.MAX_NODES)
+        return tree, depth, laws
+    given, expected = tree, "None, a number of nodes, or a list of parents: ints from −1 to their own index − 1"
+    tree = tree.tolist() if isinstance(tree, torch.Tensor) else tree
+    good = isinstance(tree, (list, tuple)) and 0 < len(tree) <= api.MAX_NODES
+    good = good and all(type(parent) is int and -1 <= parent < node for node, parent in enumerate(tree))
+    expect(good, "tree", f"{expected}; at most {api.MAX_NODES} nodes", repr(given))
+    tree = Tree(tree)
+    expect(card.trees or tree.is_chain, "tree", f"a chain (scheme {card.name!r} takes one child a node)", repr(given))
+    return (None if tree.is_chain else tree), tree.depth, laws
 
 
 def _count(value, name, low, high):

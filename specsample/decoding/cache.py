@@ -15,11 +15,11 @@ import torch
 
 
 class CachedModel:
-    """A transformers-like model and its cache.
+    """A transformers-like model and its cache, for chains of drafts. (Trees: tree_cache.py.)
 
     model(input_ids=, attention_mask=, position_ids=, past_key_values=, use_cache=True) returns `.logits` and
     `.past_key_values`; or both are called `cache`, as in transformers 5.24. The cache needs `crop(-n)` (forget the last
-    n slots) and, for several requests, `layers` with tensors `keys` and `values` [B, heads, slots, width], as
+    n slots) and, for several requests or trees, `layers` with tensors `keys` and `values` [B, heads, slots, width], as
     transformers' DynamicCache has.
 
     cached  int64 [B] on the CPU: how many tokens of each request the cache holds
@@ -30,29 +30,23 @@ class CachedModel:
         accepted = inspect.signature(getattr(model, "forward", model)).parameters
         self.keep_argument = next((n for n in ("logits_to_keep", "num_logits_to_keep") if n in accepted), None)
         self.cache_name = "cache" if "cache" in accepted else "past_key_values"
-        self.embedded = embedded_ids(model)
+        embedded = embedded_ids(model)
+        self.highest = None if embedded is None else embedded - 1
         self.cache = _new_cache(model)
         self.cached = torch.zeros(batch, dtype=torch.int64)
-        self._place(self.cached, torch.zeros_like(self.cached))
+        self.path = None  # int64 [B, n] on the CPU: place of each kept draft among those read; None = in order
+        self._place(self.cached, torch.zeros_like(self.cached), 0)
 
     def __call__(self, prefixes, more):
         """Feed what the cache lacks of the prefixes, then `more` int64 [B, N]; ids that the model does not know
-        (−1 included) are fed as 0: they are never accepted, so nothing that is kept attends to them.
+        (−1 included) are fed as others: they are never accepted, so nothing that is kept attends to them.
 
         -> logits [B, N + 1, V]: after each prefix, and after each of `more`
         """
-        lengths = prefixes.lengths
-        # The logits after the last token are wanted, so that token is always fed.
-        self._rewind(torch.minimum(self.cached, lengths - 1))
-        missing = lengths - self.cached
-        columns = int(missing.max())
-        self._place(self.cached, columns - missing)
-        index = lengths[:, None] + torch.arange(-columns, 0)
-        ids = prefixes.tokens.gather(1, index.clamp(min=0).to(self.device))
-        self.cached = lengths
-        index = torch.cat([index, lengths[:, None] + torch.arange(more.shape[1])], 1)
-        logits = self._forward(torch.cat([ids, more], 1), index.clamp(min=0), more.shape[1] + 1)
-        self.cached = lengths + more.shape[1]
+        ids, index = self._catch_up(prefixes)
+        index = torch.cat([index, prefixes.lengths[:, None] + torch.arange(more.shape[1])], 1)
+        logits = self._forward(torch.cat([ids, more], 1), index, more.shape[1] + 1)
+        self.cached = prefixes.lengths + more.shape[1]
         return logits
 
     def step(self, tokens):
@@ -61,21 +55,45 @@ class CachedModel:
         self.cached = self.cached + 1
         return logits[:, 0]
 
-    def _place(self, cached, gap):
-        """Note the layout: left-padded `cached` tokens in `width` slots, then `gap` [B] unused slots, then tokens."""
-        self.width, self.before, self.gap = int(cached.max()), cached, gap
-        self.slots = self.width
+    def _catch_up(self, prefixes):
+        """Forget what is not in the prefixes, and make room for what is missing.
+        -> ids of the missing tokens, int64 [B, columns], at the right, and their positions on the CPU"""
+        lengths = prefixes.lengths
+        # The logits after the last token are wanted, so that token is always fed.
+        self._rewind(torch.minimum(self.cached, lengths - 1))
+        missing = lengths - self.cached
+        columns = int(missing.max())
+        self._place(self.cached, columns - missing, columns)
+        index = (lengths[:, None] + torch.arange(-columns, 0)).clamp(min=0)
+        self.cached = lengths
+        return prefixes.tokens.gather(1, index.to(self.device)), index
 
-    def _forward(self, ids, positions, keep):
+    def _place(self, cached, gap, columns):
+        """Note the layout: left-padded `cached` tokens in `width` slots, then `columns` slots of prefixes, of which the first
+        gap[b] are unused, then drafts."""
+        self.width, self.before, self.gap, self.columns = int(cached.max()), cached, gap, columns
+        self.slots, self.path = self.width, None
+        # Which slots before the drafts hold tokens: bool [B, width + columns] on the CPU; None = all
+        self.used = None
+        if (cached < self.width).any() or gap.any():
+            slot = torch.arange(self.width + columns)
+            used = slot >= (self.width - cached)[:, None]
+            self.used = used & ((slot < self.width) | (slot >= (self.width + gap)[:, None]))
+
+    def _mask(self):
+        """The attention mask of tokens in order, int64 [B, slots], or None where all slots are used."""
+        if self.used is None:
+            return None
+        more = self.slots - self.used.shape[1]
+        return torch.nn.functional.pad(self.used, (0, more), value=True).to(self.device, torch.int64)
+
+    def _forward(self, ids, positions, keep, mask=None):
+        """Feed ids [B, n] with positions [B, n] (CPU). mask: 4-D; None = each attends to all before it.
+        -> logits of the last `keep`"""
         self.slots += ids.shape[1]
-        slot = torch.arange(self.slots)
-        used = slot >= (self.width - self.before)[:, None]
-        used &= (slot < self.width) | (slot >= (self.width + self.gap)[:, None])
-        if self.embedded is not None:
-            ids = torch.where(ids < self.embedded, ids, 0)
         out = self.model(
-            input_ids=ids.clamp(min=0),
-            attention_mask=None if used.all() else used.to(self.device, torch.int64),
+            input_ids=ids.clamp(min=0, max=self.highest),
+            attention_mask=self._mask() if mask is None else mask,
             position_ids=positions.to(self.device),
             use_cache=True,
             **{self.cache_name: self.cache},
@@ -86,21 +104,40 @@ class CachedModel:
 
     def _rewind(self, keep):
         """Forget all but the first keep[b] tokens of each request, and restore the left-padded layout."""
-        lost = self.cached - keep
+        held = self.before + self.columns - self.gap  # tokens that lie before the drafts
+        kept = keep - held
+        base = self.width + self.columns
         contiguous = (self.gap == 0) | (self.before == 0)
-        if contiguous.all() and (lost == lost[0]).all():
-            if lost[0]:
-                self.cache.crop(-int(lost[0]))
+        if contiguous.all() and (kept == kept[0]).all():
+            count = int(kept[0])
+            if self.path is not None and count > 0:
+                self._move(self.path[:, :count], base)
+            if self.slots > base + count:
+                self.cache.crop(base + count - self.slots)
         else:
             width = int(keep.max())
             token = torch.arange(width) - (width - keep)[:, None]  # < 0: padding, whatever it holds
             slot = (self.width - self.before)[:, None] + token
             slot = torch.where(token >= self.before[:, None], slot + self.gap[:, None], slot)
+            if self.path is not None and self.path.shape[1]:
+                at = token - held[:, None]
+                placed = base + self.path.gather(1, at.clamp(0, self.path.shape[1] - 1))
+                slot = torch.where(at >= 0, placed, slot)
             slot = slot.clamp(min=0).to(self.device)[:, None, :, None]
             for layer in self.cache.layers:
                 layer.keys = layer.keys.gather(2, slot.expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3]))
                 layer.values = layer.values.gather(2, slot.expand(-1, layer.values.shape[1], -1, layer.values.shape[3]))
         self.cached = keep
+
+    def _move(self, path, base):
+        """Bring the drafts at places `path` [B, n] to the front of the drafts, in place."""
+        count = path.shape[1]
+        if (path == torch.arange(count)).all():
+            return
+        slot = (base + path).to(self.device)[:, None, :, None]
+        for layer in self.cache.layers:
+            for x in (layer.keys, layer.values):
+                x[:, :, base : base + count] = x.gather(2, slot.expand(-1, x.shape[1], -1, x.shape[3]))
 
 
 def embedded_ids(model):

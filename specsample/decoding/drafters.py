@@ -1,94 +1,41 @@
-"""Who proposes the tokens of a round.
-
-A drafter is any object with
-
-    propose(prefixes, shape, round) -> Proposal
-    commit(tokens)
-
-prefixes  `Prefixes`: a sequence of B int64 tensors, the tokens of each request so far (prompt and output, no padding)
-shape     int: how many tokens to draft for each request, at least 1. Fewer are fine, as long as their number does not
-          depend on their values; the loop drops those beyond a request's own limit.
-round     `RoundInfo`: the streams to draw from
-tokens    int64 [B, D + 1], what the round emitted for each request, padded with −1. A finished request stays in the
-          batch with a prefix that does not grow any more; its rows are −1 throughout.
-"""
-
-from collections.abc import Sequence
-from typing import NamedTuple
+"""Who proposes the tokens of a round: a model, several models, look-up in the text so far. The protocol: proposal.py."""
 
 import torch
 
 from ..api import draft
-from ..sampling import Sampling
 from ..schemes import SCHEMES
 from .cache import CachedModel
-
-
-class Prefixes(Sequence):
-    """The tokens of each request so far. prefixes[b]: int64 [length of request b], a view.
-
-    tokens   int64 [B, W], each request from column 0 on; beyond its length anything
-    lengths  int64 [B], on the CPU
-    """
-
-    def __init__(self, tokens, lengths):
-        self.tokens, self.lengths = tokens, lengths
-
-    def __len__(self):
-        return self.tokens.shape[0]
-
-    def __getitem__(self, b):
-        return self.tokens[b, : self.lengths[b]]
-
-
-class RoundInfo(NamedTuple):
-    """What a drafter needs to draw from the right streams; pass it on to `ss.draft(...)`:
-
-        ss.draft(logits, kind=round.kind, sampling=round.sampling, seed=round.seed, position=round.position,
-                 depth=i, node=i, backend=round.backend)          for the i-th token of the round, logits [B, V]
-
-    seed      int64 [B]
-    position  int64 [B]: the round's, i.e. the index of the first token it emits; equals the prefix's length
-    sampling  the law of the drafts (generate's draft_sampling, or the target's)
-    scheme    the verification scheme
-    kind      the `kind=` of `ss.draft` that the scheme asks for
-    active    bool [B], on the CPU: requests that are not finished
-    backend   as given to generate
-    """
-
-    seed: torch.Tensor
-    position: torch.Tensor
-    sampling: Sampling
-    scheme: str
-    kind: str
-    active: torch.Tensor
-    backend: str | None
-
-
-class Proposal(NamedTuple):
-    """The drafts of a round.
-
-    tokens        int64 [B, N]; −1 = no such node (N = 0: nothing to propose)
-    parents       tree parents; None = a chain
-    draft_logits  [B, N, V'], the rows the tokens were drawn from, row i for token i; None = tokens that are a function of
-                  the prefix (or any tokens under `race`)
-    """
-
-    tokens: torch.Tensor
-    parents: object = None
-    draft_logits: torch.Tensor | None = None
+from .proposal import Proposal
+from .tree_cache import tree_model
+from .tree_drafts import draft_heaviest, draft_static
 
 
 class ModelDrafter:
-    """A causal language model that drafts chains, with its own KV cache. One object serves one call of `generate`."""
+    """A causal language model that drafts chains or trees, with its own KV cache. One object serves one call of `generate`.
 
-    def __init__(self, model):
-        self.model, self.cached = model, None
+    paths  set of the paths that are this model's, where each path has a model; None = all
+    """
+
+    def __init__(self, model, paths=None):
+        self.model, self.paths, self.cached, self.grows = model, paths, None, False
 
     def propose(self, prefixes, shape, round):
-        device = prefixes.tokens.device
+        tree, device = round.tree, prefixes.tokens.device
         if self.cached is None:
-            self.cached = CachedModel(self.model, len(prefixes), device)
+            self.cached = (CachedModel if tree is None else tree_model)(self.model, len(prefixes), device)
+        if tree is None:
+            return self._chain(prefixes, shape, round)
+        self.grows = True
+        if isinstance(tree, int):
+            return draft_heaviest(self.cached, prefixes, shape, round)
+        mine = laws = None
+        if self.paths is not None:
+            mine = frozenset(node for node in range(len(tree.parents)) if node % tree.paths in self.paths)
+        if type(round.sampling) is tuple:
+            laws = tuple(node % tree.paths for node in range(len(tree.parents)))
+        return draft_static(self.cached, prefixes, shape, round, mine, laws)
+
+    def _chain(self, prefixes, shape, round):
         # The cache forgets what was rejected and, after full acceptance, catches up on the last draft, by itself:
         # it is told the prefixes, and feeds what it lacks.
         logits = self.cached(prefixes, prefixes.tokens[:, :0])[:, 0]
@@ -106,7 +53,39 @@ class ModelDrafter:
         return Proposal(torch.stack(tokens, 1), None, torch.stack(rows, 1) if needed else None)
 
     def commit(self, tokens):
-        pass
+        if self.grows:  # of a tree, the cache must be told what to keep
+            self.cached.follow(tokens.tolist())
+            self.grows = False
+
+
+class PathsDrafter:
+    """A model for each path. A model that has several paths reads their common prefixes once."""
+
+    def __init__(self, models):
+        paths = {}
+        for path, model in enumerate(models):
+            paths.setdefault(id(model), (model, set()))[1].add(path)
+        self.drafters = [ModelDrafter(model, mine) for model, mine in paths.values()]
+
+    def propose(self, prefixes, shape, round):
+        proposals = [drafter.propose(prefixes, shape, round) for drafter in self.drafters]
+        tokens = torch.stack([proposal.tokens for proposal in proposals]).amax(0)  # each node is −1 for all but one
+        if proposals[0].draft_logits is None:
+            return proposals[0]._replace(tokens=tokens)
+        logits = [proposal.draft_logits for proposal in proposals]
+        width, dtype = max(x.shape[-1] for x in logits), logits[0].dtype
+        for x in logits:
+            dtype = torch.promote_types(dtype, x.dtype)
+        rows, start = torch.zeros_like(tokens), 0
+        for proposal, x in zip(proposals, logits):
+            rows = torch.where(proposal.tokens >= 0, proposal.draft_rows + start, rows)
+            start += x.shape[1]
+        logits = [torch.nn.functional.pad(x.to(dtype), (0, width - x.shape[-1]), value=-torch.inf) for x in logits]
+        return proposals[0]._replace(tokens=tokens, draft_logits=torch.cat(logits, 1), draft_rows=rows)
+
+    def commit(self, tokens):
+        for drafter in self.drafters:
+            drafter.commit(tokens)
 
 
 class NgramDrafter:
@@ -149,10 +128,16 @@ def as_drafter(draft):
     if draft is None or (callable(getattr(draft, "propose", None)) and callable(getattr(draft, "commit", None))):
         return draft
     if isinstance(draft, (list, tuple)):
-        raise ValueError("draft: expected one drafter, got a sequence; this version drafts chains only")
+        for model in draft:
+            if not callable(model) or hasattr(model, "propose"):
+                name = type(model).__name__
+                raise ValueError(f"draft: expected a sequence of causal language models, one a path, got {name} in it")
+        if not draft:
+            raise ValueError("draft: expected a sequence of causal language models, one a path, got none")
+        return PathsDrafter(draft) if any(model is not draft[0] for model in draft) else ModelDrafter(draft[0])
     if not callable(draft):
         raise ValueError(
-            "draft: expected a causal language model, an object with propose and commit, or None, "
+            "draft: expected a causal language model, a sequence of them, an object with propose and commit, or None, "
             f"got {type(draft).__name__}"
         )
     return ModelDrafter(draft)

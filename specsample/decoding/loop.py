@@ -3,12 +3,13 @@
 import torch
 
 from ..api import Verdict, sample, verify
-from ..errors import expect
 from ..sampling import Sampling
 from .arguments import check
 from .cache import CachedModel
-from .drafters import Prefixes, RoundInfo
+from .drafts import Drafts
+from .proposal import Prefixes, RoundInfo
 from .stats import Laps, Stats
+from .tree_cache import tree_model
 
 
 @torch.no_grad()
@@ -35,15 +36,24 @@ def generate(
     """Continue each prompt with tokens that have exactly the target's law, in fewer target calls than tokens.
 
     model           the target, any causal LM of transformers, or anything that is called and answers like one
-    draft           a causal LM with the same tokens (its vocabulary may be narrower or wider), `NgramDrafter()`, any
-                    object with `propose` and `commit` (specsample/decoding/drafters.py), or None: plain sampling
+    draft           a causal LM with the same tokens (its vocabulary may be narrower or wider), a sequence of them, one a path
+                    (schemes `weighted` and `race`), `NgramDrafter()`, any object with `propose` and `commit`
+                    (specsample/decoding/proposal.py), or None: plain sampling
     input_ids       int64 [B, W], padded left or right where attention_mask [B, W] is 0; None = all tokens are real
     max_new_tokens  int >= 1, of each request
     depth           int: tokens drafted a round, fewer when fewer may still be emitted
-    paths, tree     1 and None: this version drafts chains
+    paths           int: chains of `depth` tokens drafted a round, for a scheme that takes trees. Their first tokens are drawn
+                    together, as `ss.draft(logits, paths, kind=…)` draws them for the scheme: independently, without replacement
+                    (`recursive_distinct`), the first arrivals (`race`), the likeliest and one of the rest (`top`), one on each
+                    clock list (`lists`). Below, each chain goes on by itself (`lists`: on its list; `race`: equal prefixes go on
+                    equally). Equal prefixes are computed once.
+    tree            list of parents (−1 = child of the root): a tree of this shape, children drawn as above at every node;
+                    `depth` is then the tree's. Or an int: that many of the heaviest nodes of at most `depth` levels, the
+                    likeliest paths under the draft (`race` only, since the tokens shape that tree)
     scheme          see `ss.schemes()`. Under "race" the output is that of `draft=None`, token for token
     options         the scheme's own settings
-    sampling        of the target; draft_sampling of the draft, None = the target's. Fields may hold one value a request
+    sampling        of the target; draft_sampling of the draft, None = the target's. Fields may hold one value a request. A list
+                    of draft samplings is one a path (`weighted` and `race`)
     seed            int64 [B], or an int s, short for s, s + 1, …, s + B − 1
     eos_token_id    int or list; None = the one of model.generation_config, if any
     streamer        for one request: `put(tokens)` gets the prompt, then each round's tokens, then `end()`. If it has
@@ -55,6 +65,10 @@ def generate(
 
     A request's tokens depend on its own prompt, seed and settings; companions in the batch and padding change them only
     where they change the model's own rounding. Positions count a request's own tokens, without padding.
+
+    Trees are read in one forward, with a 4-D attention mask and positions by depth, by models of transformers that obey such a
+    mask (specsample/decoding/tree_cache.py: `takes_masks`); other models read each path as a row of a larger batch. Then the
+    caches keep the accepted nodes.
 
     Errors: ValueError naming the argument, before the first forward; for a drafter's proposals as they come.
     """
@@ -69,7 +83,9 @@ def generate(
     # Lengths and flags live on the host, where every shape is decided; one copy a round brings them there.
     lengths, remaining = prompt_lengths, torch.full((batch,), max_new_tokens)
     active = torch.ones(batch, dtype=torch.bool)
-    target = CachedModel(model, batch, device)
+    # A drafter that is no model may propose trees unasked.
+    grows = given.tree is not None or given.drafter is not None and given.card.trees and given.drafter is draft
+    target = (tree_model if grows else CachedModel)(model, batch, device)
     if streamer is not None:
         streamer.put(input_ids.cpu())
 
@@ -77,36 +93,36 @@ def generate(
         prefixes, position = Prefixes(tokens, lengths), lengths.to(device)
         # A round emits one token more than it accepts. The limit is the request's own: under `block` the number of
         # drafts enters the decision, and companions must not.
-        limit = torch.where(active, remaining - 1, 0).clamp(max=depth)
-        drafts, draft_logits = tokens[:, :0], None
+        limit = torch.where(active, remaining - 1, 0).clamp(max=given.depth)
+        drafts = None
         if given.drafter is not None and limit.max() > 0:
             info = RoundInfo(
-                given.seed, position, sampling if draft_sampling is None else draft_sampling, scheme,
-                given.card.draft_kind, active, backend,
-            )  # fmt: skip
+                given.seed, position, given.draft_sampling, scheme, given.card.draft_kind, active, backend, given.tree
+            )
             proposal = given.drafter.propose(prefixes, int(limit.max()), info)
-            drafts, draft_logits = _chain(proposal, batch, limit.to(device))
+            drafts = Drafts(proposal, given.tree, batch, limit, device, given.card)
+            drafts = drafts if drafts.tokens.shape[1] else None
         lap("draft")
 
-        logits = target(prefixes, drafts)
+        logits = target(prefixes, tokens[:, :0]) if drafts is None else drafts.read(target, prefixes)
         lap("target" if stats.target_calls else "prefill")
 
-        if drafts.shape[1] == 0:
+        if drafts is None:
             drawn = sample(logits[:, 0], sampling=sampling, seed=given.seed, position=position, backend=backend)
-            verdict = Verdict(drawn[:, None], torch.zeros_like(drawn), drafts, None)
+            verdict = Verdict(drawn[:, None], torch.zeros_like(drawn), drawn[:, None][:, :0], None)
         else:
-            if not given.card.uses_draft_logits:
-                draft_logits = None
-            elif draft_logits is not None and draft_logits.dtype != logits.dtype:
-                # The wider dtype holds both exactly, so the laws stay those that were sampled from.
-                wider = torch.promote_types(draft_logits.dtype, logits.dtype)
-                draft_logits, logits = draft_logits.to(wider), logits.to(wider)
+            logits, layout = drafts.layout(logits, given.card, given.draft_sampling)
             verdict = verify(
-                logits, drafts, draft_logits, scheme=scheme, options=options, sampling=sampling,
-                draft_sampling=draft_sampling, seed=given.seed, position=position, backend=backend,
+                logits, drafts.tokens, **layout, scheme=scheme, options=options, sampling=sampling, seed=given.seed,
+                position=position, backend=backend,
             )  # fmt: skip
-        ended, counts = _cut(verdict, drafts, given.eos)
-        ended, kept, accepted, drafted = torch.stack([ended, *counts]).cpu()
+        ended, kept, accepted = _cut(verdict, given.eos)
+        end = accepted if drafts is None else drafts.end(verdict)
+        facts = torch.cat([torch.stack([ended, kept, accepted, end], 1), verdict.tokens], 1).cpu()
+        ended, kept, accepted, end = facts[:, :4].unbind(1)
+        drafted = end if drafts is None else drafts.count(accepted, end)
+        if drafts is not None and drafts.parents is not None:
+            target.follow(facts[:, 4:].tolist())
         lap("verify")
 
         kept = torch.where(active, kept, 0)
@@ -141,32 +157,15 @@ def _unpad(input_ids, mask, more):
     return torch.nn.functional.pad(input_ids.gather(1, order), (0, more + 1)), lengths
 
 
-def _chain(proposal, batch, limit):
-    """Check a proposal and drop what lies beyond each request's limit. -> tokens [B, N], draft_logits"""
-    tokens, parents, draft_logits = proposal
-    good = isinstance(tokens, torch.Tensor) and tokens.dim() == 2 and tokens.shape[0] == batch
-    shape = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
-    expect(good, "Proposal.tokens", f"an int64 tensor of shape [{batch}, N]", shape)
-    expect(tokens.dtype in (torch.int64, torch.int32), "Proposal.tokens", "int64", tokens.dtype)
-    expect(tokens.device == limit.device, "Proposal.tokens", f"a tensor on {limit.device}", tokens.device)
-    node = torch.arange(tokens.shape[1], device=tokens.device)
-    if parents is not None:
-        chain = torch.as_tensor(parents, device=tokens.device)
-        good = chain.shape[-1:] == node.shape and bool((chain == node - 1).all())
-        expect(good, "Proposal.parents", "None or −1, 0, 1, … (this version drafts chains only)", parents)
-    return torch.where(node < limit[:, None], tokens.long(), -1), draft_logits
-
-
-def _cut(verdict, drafts, eos):
-    """-> (int64 [B]: 1 where the request is over, by eos or a row without a finite logit;
-    [kept, accepted, drafted] int64 [B]: tokens up to the first eos; drafts accepted; drafts proposed)"""
+def _cut(verdict, eos):
+    """-> int64 [B] each: 1 where the request is over, by eos or a row without a finite logit; tokens up to the first eos;
+    accepted drafts"""
     emitted, accepted = verdict.tokens, verdict.num_accepted.long()
     column = torch.arange(emitted.shape[1], device=emitted.device)
     count = (emitted >= 0).sum(1)
     first = torch.where(torch.isin(emitted, eos), column, emitted.shape[1]).amin(1)
     ended = (first < emitted.shape[1]) | (count <= accepted)
-    drafted = (drafts >= 0).long().cumprod(1).sum(1)
-    return ended.long(), [torch.minimum(count, first + 1), accepted, drafted]
+    return ended.long(), torch.minimum(count, first + 1), accepted
 
 
 def _stream(streamer, tokens, accepted):

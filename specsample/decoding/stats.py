@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass, field
 
+import torch
+
 PHASES = ("prefill", "draft", "target", "verify", "other")
 
 
@@ -46,13 +48,13 @@ class Stats:
         self.target_calls += 1
         self.rounds += int(active.sum())
         self.emitted += int(kept.sum())
-        for i in range(int(drafted.max())):
-            if i == len(self.reached):
-                self.reached.append(0)
-                self.accepted.append(0)
-            here = active & (kept > i) & (drafted > i)
-            self.reached[i] += int((here & (accepted >= i)).sum())
-            self.accepted[i] += int((here & (accepted > i)).sum())
+        taken = torch.where(active, torch.minimum(kept, accepted).minimum(drafted), 0)
+        offered = torch.where(active, torch.minimum(kept, accepted + 1).minimum(drafted), 0)
+        for total, depths in ((self.reached, offered), (self.accepted, taken)):
+            # How many requests came deeper than i, for each i.
+            deeper = torch.bincount(depths).flip(0).cumsum(0).flip(0)[1:].tolist()
+            total.extend([0] * (int(drafted.max()) - len(total)))
+            total[: len(deeper)] = [t + n for t, n in zip(total, deeper)]
 
     def add(self, other):
         """Add the counts and times of another call."""

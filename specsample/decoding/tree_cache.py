@@ -1,0 +1,235 @@
+"""A causal language model with its KV cache, for trees of drafts: one forward reads any number of nodes of a tree.
+
+Equal prefixes are read once: a *place* is a distinct sequence of tokens below the prefix, however many nodes carry it.
+`MaskedTree` tells the model by a 4-D attention mask what each place attends to. `ExpandedTree` serves models that do not
+take such masks: each path from the root to a leaf is a row of a larger batch, with its own copy of the cache.
+"""
+
+import weakref
+
+import torch
+
+from .cache import CachedModel, embedded_ids
+
+ATTENTION = ("sdpa", "eager")  # of transformers' implementations, those that add a 4-D mask to the scores as it is
+
+
+def tree_model(model, batch, device):
+    """The model with a cache that reads trees: by masks where the model obeys them, else by an expanded batch."""
+    return (MaskedTree if takes_masks(model) else ExpandedTree)(model, batch, device)
+
+
+class _Tree(CachedModel):
+    """A round: `start`, then `insert` nodes and `read` them, as often as it takes (a target reads all at once, a drafter
+    level by level), then `follow` what was emitted.
+
+    Places are numbered per request in the order of insertion, with gaps where other requests inserted more; −1 is the root.
+    """
+
+    def start(self, prefixes):
+        """Forget the last round's rejected nodes. The next `read` also reads what the cache lacks of the prefixes."""
+        self.pending = self._catch_up(prefixes)
+        self.known = [{} for _ in range(len(prefixes))]  # (place above, token) -> place
+        self.routes = [{-1: ()} for _ in range(len(prefixes))]  # place -> places from the root to it, it included
+        self.fresh = [[] for _ in range(len(prefixes))]  # (place, token) not yet read
+        self.size = 0  # places read
+
+    def insert(self, b, above, token):
+        """-> place of `token` below the place `above`, in request b; a new one unless it is known"""
+        place = self.known[b].get((above, token))
+        if place is None:
+            place = self.known[b][above, token] = self.size + len(self.fresh[b])
+            self.routes[b][place] = self.routes[b][above] + (place,)
+            self.fresh[b].append((place, token))
+        return place
+
+    def read(self):
+        """Read the places inserted since the last `read`. -> logits [B, n, V], the j-th row for the j-th of them; the first
+        `read` of a round has the row after the prefix before them: then place p has row p + 1."""
+        more = max(map(len, self.fresh))
+        logits = self._read(more)
+        self.pending, self.fresh = None, [[] for _ in self.fresh]
+        self.size += more
+        return logits
+
+    def follow(self, tokens):
+        """Of the places read, keep those along `tokens`: lists of each request's emitted tokens, padded with −1."""
+        ends = []
+        for known, row in zip(self.known, tokens):
+            place = -1
+            for token in row:
+                below = known.get((place, token))
+                if below is None:
+                    break
+                place = below
+            ends.append(place)
+        self._keep(ends)
+
+    def _prefix(self):
+        """(ids int64 [B, columns], positions [B, columns]) of what the prefixes lack; no columns once that was read"""
+        if self.pending is not None:
+            return self.pending
+        none = torch.zeros(len(self.fresh), 0, dtype=torch.int64)
+        return none.to(self.device), none
+
+
+class MaskedTree(_Tree):
+    """By a 4-D attention mask, added to the scores: 0 where a token attends, the dtype's least number elsewhere. Positions
+    are those along the path, so siblings share theirs."""
+
+    def _read(self, more):
+        ids, positions = self._prefix()
+        keep = more + (self.pending is not None)
+        if more == 0:
+            return self._forward(ids, positions, keep)
+        batch, columns, before = len(ids), ids.shape[1], self.width + self.columns
+        width = before + self.size + more
+        facts, seen = [], []  # of each fresh place: token and position; and what it attends to among the places, flat
+        for b, (fresh, routes, start) in enumerate(zip(self.fresh, self.routes, self.cached.tolist())):
+            for j, (place, token) in enumerate(fresh):
+                route = routes[place]
+                facts.append((token, start + len(route) - 1))
+                row = (b * (columns + more) + columns + j) * width + before
+                seen.extend([row + above for above in route])
+            facts.extend([(0, 0)] * (more - len(fresh)))
+        facts = torch.tensor(facts).view(batch, more, 2)
+        dtype = self.model.dtype
+        mask = torch.full((batch, columns + more, width), torch.finfo(dtype).min, dtype=dtype)
+        mask[:, :, :before] = 0 if self.used is None else mask[:, :1, :before] * ~self.used[:, None]
+        if columns > 1:
+            later = torch.ones(columns, columns, dtype=torch.bool).triu(1)
+            mask[:, :columns, before - columns : before].masked_fill_(later, torch.finfo(dtype).min)
+        mask.view(-1).index_fill_(0, torch.tensor(seen), 0)
+        ids = torch.cat([ids, facts[..., 0].to(self.device)], 1)
+        positions = torch.cat([positions, facts[..., 1]], 1)
+        return self._forward(ids, positions, keep, mask[:, None].to(self.device))
+
+    def _keep(self, ends):
+        paths = [routes[end] for routes, end in zip(self.routes, ends)]
+        longest = max(map(len, paths))
+        self.path = torch.tensor([path + (0,) * (longest - len(path)) for path in paths]).view(len(paths), longest)
+        self.cached = self.cached + torch.tensor([len(path) for path in paths])
+
+
+class ExpandedTree(_Tree):
+    """By a batch of paths: each leaf is a row. A `read` takes a whole tree, or one level below the last `read`."""
+
+    rows = 1  # of the cache, a request
+
+    def start(self, prefixes):
+        super().start(prefixes)
+        self.ends = [[-1] for _ in range(len(prefixes))]  # of each request: the place that each of its rows ends in
+
+    def _mask(self):
+        mask = super()._mask()
+        return mask if mask is None or self.rows == 1 else mask.repeat_interleave(self.rows, 0)
+
+    def _read(self, more):
+        batch = len(self.fresh)
+        leaves = []
+        for fresh, routes in zip(self.fresh, self.routes):
+            inner = {routes[place][-2] for place, _ in fresh if len(routes[place]) > 1}
+            leaves.append([place for place, _ in fresh if place not in inner])
+        ids, positions = self._prefix()
+        rows = max(1, *map(len, leaves))
+        root = []
+        if rows > 1 and ids.shape[1] > 1:  # a prompt: not once a path
+            root = [self._forward(ids, positions, 1)]
+            ids, positions = ids[:, :0], positions[:, :0]
+        elif self.pending is not None and more == 0:
+            return self._forward(ids, positions, 1)
+
+        tails = [[tuple(p for p in routes[end] if p >= self.size) for end in row] for routes, row in zip(self.routes, leaves)]
+        length = max(len(tail) for row in tails for tail in row)
+        source, facts, where = [], [], []
+        for b, row in enumerate(tails):
+            tokens, routes, at = dict(self.fresh[b]), self.routes[b], {}
+            for r, tail in enumerate(row):
+                above = (-1, *routes[tail[0]])[-2]
+                source.append(b * len(self.ends[0]) + self.ends[b].index(above))
+                depth = len(routes[tail[0]]) - 1
+                facts.extend((tokens[place], depth + i) for i, place in enumerate(tail))
+                facts.extend([(0, 0)] * (length - len(tail)))
+                at.update({place: (b * rows + r, i) for i, place in enumerate(tail)})
+            source.extend([b * len(self.ends[0])] * (rows - len(row)))
+            facts.extend([(0, 0)] * (length * (rows - len(row))))
+            where.extend(at[place] for place, _ in self.fresh[b])
+            where.extend([(b * rows, 0)] * (more - len(self.fresh[b])))
+        self._select(source)
+        facts = torch.tensor(facts).view(batch, rows, length, 2)
+        first = ids.shape[1] > 0
+        ids = torch.cat([ids[:, None].expand(-1, rows, -1), facts[..., 0].to(self.device)], 2).flatten(0, 1)
+        positions = positions[:, None].expand(-1, rows, -1)
+        positions = torch.cat([positions, self.cached[:, None, None] + facts[..., 1]], 2).flatten(0, 1)
+        self.rows = rows
+        logits = self._forward(ids, positions, length + first)
+        self.ends = [row + [None] * (rows - len(row)) for row in leaves]
+        row, column = torch.tensor(where).view(batch, more, 2).to(self.device).unbind(-1)
+        read = logits[row, column + first]
+        if first:
+            root = [logits.view(batch, rows, *logits.shape[1:])[:, 0, :1]]
+        return torch.cat([*root, read], 1) if root else read
+
+    def _keep(self, ends):
+        """Of each request, the row that shares most of the path to its end."""
+        source, counts = [], []
+        for b, (routes, rows, end) in enumerate(zip(self.routes, self.ends, ends)):
+            shared = [_shared(routes[place], routes[end]) if place is not None else -1 for place in rows]
+            counts.append(max(shared))
+            source.append(b * len(rows) + shared.index(counts[-1]))
+        self._select(source)
+        self.rows = 1
+        self.cached = self.cached + torch.tensor(counts)
+
+    def _select(self, source):
+        """Make the cache's rows those of the list `source`."""
+        if self.slots and source != list(range(len(self.ends) * len(self.ends[0]))):
+            index = torch.tensor(source, device=self.device)
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[index], layer.values[index]
+
+
+def _shared(one, other):
+    """How many places two routes have in common."""
+    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+
+
+_obeys = weakref.WeakKeyDictionary()  # model -> what `_obeys_masks` found
+
+
+def takes_masks(model):
+    """Whether trees go through a 4-D mask: a model of transformers whose attention is one of ATTENTION, without sliding windows
+    or layers of other kinds, that gives a fork the logits of its two chains when it is tried on three tokens, once a model."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config"):
+        return False
+    config = config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windows = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    if getattr(config, "_attn_implementation", None) not in ATTENTION or kinds != {"full_attention"} or windows:
+        return False
+    if model not in _obeys:
+        _obeys[model] = _obeys_masks(model)
+    return _obeys[model]
+
+
+@torch.no_grad()
+def _obeys_masks(model):
+    """Read a, b, c where b and c both follow a. The row of c must be that of the chain a, c, up to a tenth of what it would be
+    off if the mask were ignored."""
+    device, dtype = model.device, model.dtype
+    fork = torch.tensor([[0, 1, 2]], device=device) % embedded_ids(model)
+    positions = torch.tensor([[0, 1, 1]], device=device)
+    visible = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], device=device, dtype=torch.bool)
+    mask = torch.zeros(1, 1, 3, 3, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
+
+    def last(ids, **given):
+        return model(input_ids=ids, use_cache=False, **given).logits[0, -1].float()
+
+    chain = last(fork[:, [0, 2]], position_ids=positions[:, :2])
+    ignored = last(fork, position_ids=positions, attention_mask=torch.ones_like(fork))
+    try:
+        masked = last(fork, position_ids=positions, attention_mask=mask)
+    except Exception:  # whatever a model says about a shape that it does not expect
+        return False
+    return bool((masked - chain).abs().max() <= 0.1 * (ignored - chain).abs().max())

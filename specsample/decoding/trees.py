@@ -1,0 +1,107 @@
+"""Which tree a round drafts, fixed before anything is drawn: several paths, or a list of parents."""
+
+from typing import NamedTuple
+
+import torch
+
+from ..sampling import Sampling
+
+
+class Draw(NamedTuple):
+    """One call of `ss.draft`: rows, one for each node that is expanded (and each law it is expanded by)."""
+
+    k: int  # children that a row draws
+    parents: list  # node of each row, −1 = the root
+    laws: list  # which of the samplings each row draws from
+    node: list  # `node` of each row
+    columns: list  # of the drawn [rows·k], those that are used …
+    nodes: list  # … and the node that each becomes
+
+
+class Tree:
+    """A static tree of N nodes in the order given, a parent before its children.
+
+    parents  list [N], −1 = child of the root
+    levels   list of lists: the nodes of each level
+    lists    list [N], clock lists under the scheme `lists`: a node's first child inherits its list, the others have their own
+    inner    set of the nodes that have children
+    paths    K when it is K chains numbered level by level, node i on chain i mod K; None otherwise
+    """
+
+    def __init__(self, parents, paths=None):
+        self.parents, self.paths = list(parents), paths
+        self.levels, self.lists, depth, heirs = [], [], [], set()
+        own = sum(parent < 0 for parent in self.parents)  # the next list that no node has
+        for node, parent in enumerate(self.parents):
+            depth.append(depth[parent] + 1 if parent >= 0 else 0)
+            if depth[node] == len(self.levels):
+                self.levels.append([])
+            self.levels[depth[node]].append(node)
+            if parent < 0:
+                self.lists.append(len(self.levels[0]) - 1)
+            elif parent not in heirs:
+                heirs.add(parent)
+                self.lists.append(self.lists[parent])
+            else:
+                self.lists.append(own)
+                own += 1
+        self.depth_of, self.inner, self._draws = depth, set(self.parents) - {-1}, {}
+
+    @classmethod
+    def of_paths(cls, paths, depth):
+        """K chains of `depth` nodes. Numbered level by level, so that a shorter round has the same numbers."""
+        return cls([max(-1, node - paths) for node in range(paths * depth)], paths)
+
+    @property
+    def depth(self):
+        return len(self.levels)
+
+    @property
+    def is_chain(self):
+        return self.parents == list(range(-1, len(self.parents) - 1))
+
+    def draws(self, level, kind, laws=None, mine=None):
+        """The calls of `ss.draft` that draw a level: one, but for kind "top" with unequal numbers of children.
+
+        laws: tuple [N], which of several samplings each node is drawn from; mine: frozenset of the nodes to draw, None = all
+        """
+        known = self._draws.get((level, kind, laws, mine))
+        if known is not None:
+            return known
+        rows = {}  # (parent, law) -> children
+        for node in self.levels[level]:
+            if mine is None or node in mine:
+                rows.setdefault((self.parents[node], laws[node] if laws else 0), []).append(node)
+        if kind == "iid":  # each child has a stream of its own; one row a parent where their numbers allow
+            regular = len({len(children) for children in rows.values()}) == 1
+            if not regular or any(children[-1] - children[0] >= len(children) for children in rows.values()):
+                rows = {(*row, child): [child] for row, children in rows.items() for child in children}
+        widest = max(map(len, rows.values()), default=0)
+        if kind == "lists":
+            widest = 1 + max((self.lists[child] for children in rows.values() for child in children), default=0)
+        calls = {}
+        for (parent, law, *_), children in rows.items():
+            # In drawing without replacement and in a race, the first children do not depend on how many follow.
+            k = len(children) if kind in ("iid", "top") else widest
+            call = calls.setdefault(k, Draw(k, [], [], [], [], []))
+            start = len(call.parents) * k
+            call.columns.extend(start + (self.lists[child] if kind == "lists" else j) for j, child in enumerate(children))
+            call.nodes.extend(children)
+            call.parents.append(parent), call.laws.append(law)
+            # `top` reads the stream of its last child, the one that is drawn.
+            call.node.append(children[-1] - (k - 1) if kind == "top" else children[0])
+        self._draws[level, kind, laws, mine] = list(calls.values())
+        return self._draws[level, kind, laws, mine]
+
+
+def for_rows(samplings, laws, batch, device):
+    """The sampling of rows [B·P], P rows a request: row j follows samplings[laws[j]]."""
+    used = sorted(set(laws))
+    fields = []
+    for values in zip(*(samplings[law] for law in used)):
+        if len(used) == 1 and not (isinstance(values[0], torch.Tensor) and values[0].dim()):
+            fields.append(values[0])
+            continue
+        each = [torch.as_tensor(v, dtype=torch.float64, device=device).expand(batch) for v in values]
+        fields.append(torch.stack([each[used.index(law)] for law in laws], 1).flatten())
+    return Sampling(*fields)
