@@ -155,7 +155,11 @@ class Call:
             row = spread(args["draft_rows"], nodes)[:, i] if "draft_rows" in args else row
             logits = draft[torch.arange(batch), row.clamp(0, draft.shape[1] - 1).long()]
             token = ss.draft(logits, sampling=law, seed=args["seed"], position=args["position"], node=i, backend="cpu")[:, 0]
-            tokens[:, i] = torch.where(token >= 0, token, 0).to(tokens.dtype)
+            token = torch.where(token >= 0, token, 0).to(tokens.dtype)
+            if args["scheme"] == "recursive_distinct":  # no token twice: all of the target may be used up, and rounding is left
+                twice = (parents[:, :i] == parents[:, i : i + 1]) & (tokens[:, :i] == token[:, None])
+                token = torch.where(twice.any(1), -1, token)
+            tokens[:, i] = token
 
     def pack(self, args, batch, nodes):
         """The same requests in the packed layout, one with fewer rows, one without."""
