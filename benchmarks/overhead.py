@@ -8,6 +8,7 @@ benchmarks/results/overhead.json and prints a table.
 """
 
 import argparse
+import functools
 import statistics
 import sys
 import time
@@ -45,6 +46,7 @@ class Clock:
         self.seconds = 0.0
 
     def timed(self, function):
+        @functools.wraps(function)  # the loop reads the signature of a model's forward
         def call(*args, **more):
             start = time.perf_counter()
             try:
@@ -69,7 +71,7 @@ def measure(repeats, new_tokens):
     forwards, kernels = Clock(), Clock()
     target, draft = tiny(0, 2), tiny(1, 1)
     for model in (target, draft):
-        model.forward = _like(model.forward, forwards.timed(model.forward))
+        model.forward = forwards.timed(model.forward)
     compiled = BACKENDS["cpu"]
     names = ("sample", "draft", "row_stats", "verify")
     BACKENDS["cpu"] = compiled._replace(
@@ -91,13 +93,6 @@ def measure(repeats, new_tokens):
         rows.append({"case": name, "us": {part: statistics.median(f[part] for f in figures) for part in figures[0]}, "n": repeats})
     BACKENDS["cpu"] = compiled
     return rows
-
-
-def _like(original, wrapped):
-    """`wrapped` with the signature that the loop reads of a model's forward."""
-    import functools
-
-    return functools.wraps(original)(wrapped)
 
 
 def main(arguments=None):

@@ -234,7 +234,8 @@ def verify(
         rows = _per_node(rows, "rows", batch, nodes, packed, device, extra=1)
         draft_rows = _per_node(draft_rows, "draft_rows", batch, nodes, packed, device)
         lists = _per_node(lists, "lists", batch, nodes, packed, device)
-        if parents is not None and device.type == "cpu" and not packed and not torch.compiler.is_compiling():
+        readable = parents is not None and device.type == "cpu" and not packed and not torch.compiler.is_compiling()
+        if readable and (max_depth is None or not card.trees):
             limit = _check_parents(parents, card)
     if max_depth is None:
         max_depth = limit

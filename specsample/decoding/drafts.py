@@ -3,7 +3,7 @@
 import torch
 
 from ..errors import expect
-from .trees import Tree, for_rows
+from .trees import Tree, depths, for_rows
 
 
 class Drafts:
@@ -29,7 +29,7 @@ class Drafts:
             chain = self.parents is None or card.trees
             expected = f"None or −1, 0, 1, … (scheme {card.name!r} takes one child a node)"
             expect(chain, "Proposal.parents", expected, proposal.parents)
-            depth = [_depths(row) for row in self.parents or [range(-1, tokens.shape[1] - 1)]]
+            depth = [depths(row) for row in self.parents or [range(-1, tokens.shape[1] - 1)]]
         self.depth, self.tokens = 1 + max((d for row in depth for d in row), default=-1), tokens.long()
         if limit.min() < self.depth:
             self.tokens = torch.where((torch.tensor(depth) < limit[:, None]).to(device), self.tokens, -1)
@@ -100,11 +100,3 @@ def _parents(parents, batch, nodes):
     for row in rows:
         expect(all(-1 <= parent < node for node, parent in enumerate(row)), "Proposal.parents", expected, row)
     return None if all(row == list(range(-1, nodes - 1)) for row in rows) else rows
-
-
-def _depths(parents):
-    """How far below the root's children each node is."""
-    depths = []
-    for parent in parents:
-        depths.append(depths[parent] + 1 if parent >= 0 else 0)
-    return depths

@@ -24,19 +24,19 @@ class Tree:
     parents  list [N], −1 = child of the root
     levels   list of lists: the nodes of each level
     lists    list [N], clock lists under the scheme `lists`: a node's first child inherits its list, the others have their own
+    depth_of list [N], 0 for the root's children
     inner    set of the nodes that have children
     paths    K when it is K chains numbered level by level, node i on chain i mod K; None otherwise
     """
 
     def __init__(self, parents, paths=None):
         self.parents, self.paths = list(parents), paths
-        self.levels, self.lists, depth, heirs = [], [], [], set()
+        self.levels, self.lists, self.depth_of, heirs = [], [], depths(self.parents), set()
         own = sum(parent < 0 for parent in self.parents)  # the next list that no node has
         for node, parent in enumerate(self.parents):
-            depth.append(depth[parent] + 1 if parent >= 0 else 0)
-            if depth[node] == len(self.levels):
+            if self.depth_of[node] == len(self.levels):
                 self.levels.append([])
-            self.levels[depth[node]].append(node)
+            self.levels[self.depth_of[node]].append(node)
             if parent < 0:
                 self.lists.append(len(self.levels[0]) - 1)
             elif parent not in heirs:
@@ -45,7 +45,7 @@ class Tree:
             else:
                 self.lists.append(own)
                 own += 1
-        self.depth_of, self.inner, self._draws = depth, set(self.parents) - {-1}, {}
+        self.inner, self._draws = set(self.parents) - {-1}, {}
 
     @classmethod
     def of_paths(cls, paths, depth):
@@ -92,6 +92,14 @@ class Tree:
             call.node.append(children[-1] - (k - 1) if kind == "top" else children[0])
         self._draws[level, kind, laws, mine] = list(calls.values())
         return self._draws[level, kind, laws, mine]
+
+
+def depths(parents):
+    """How far below the root's children each node is."""
+    out = []
+    for parent in parents:
+        out.append(out[parent] + 1 if parent >= 0 else 0)
+    return out
 
 
 def for_rows(samplings, laws, batch, device):
