@@ -14,7 +14,7 @@ namespace specsample {
 
 enum Dtype { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 constexpr int kGroup = 64;     // tokens handled at once: 16 Philox counters
-constexpr int kAhead = 2048;  // tokens that sums prefetch ahead: a tile
+constexpr int kAhead = 2048;  // tokens of a tile; sums prefetch two tiles ahead
 
 // log2 of a weight is (z - max) (high + low): the scale in two floats, since one would cost the tail 1e-6.
 struct Affine {
