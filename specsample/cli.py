@@ -42,10 +42,11 @@ def parser():
     demo.add_argument("--prompt", action="append", help="instead of the built-in prompts; may be repeated")
     demo.add_argument("--tokens", type=_positive, default=64, help="new tokens a prompt (64)")
     demo.add_argument("--temperature", type=_temperature, help="1 and greedy; this one instead (0 = greedy)")
-    demo.add_argument("--depth", type=_positive, default=1, help="tokens drafted a round (1)")
+    demo.add_argument("--depth", type=_positive, help="tokens drafted a round (student 1, ngram 3)")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--scheme", choices=list(schemes()), help="only this scheme")
     demo.add_argument("--drafter", choices=["student", "ngram"], help="only this drafter")
+    demo.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the measured models; else the quicker one here")
     demo.add_argument("--color", action="store_true", help="colours even when the output is not a terminal")
     demo.add_argument("--no-color", action="store_true")
     text = "acceptance of every scheme on a text, from both models' laws at each position"

@@ -33,12 +33,16 @@ def survival(scheme, target, draft, tokens, depth):
     """The chances above for a draft with a law at every position.
 
     target [n, V], draft [n, V']: probabilities, float64; tokens int64 [n] -> float64 [n, depth]
+
+    A token that the target gives no chance came out all the same (a model's rounding differs between shapes of a forward,
+    and at temperature 0 a tie goes the other way): it counts as certain.
     """
     draft = torch.nn.functional.pad(draft, (0, max(0, target.shape[1] - draft.shape[1])))[:, : target.shape[1]]
     t, d = (law.gather(1, tokens[:, None])[:, 0] for law in (target, draft))
     ratio = d / t
     if scheme == "race":
         ratio = torch.stack([_race(*row) for row in zip(target, draft, t, d)])
+    ratio = torch.where(t > 0, ratio, d)
     return _running(scheme, ratio, depth)
 
 

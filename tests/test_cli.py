@@ -55,6 +55,25 @@ def test_bench_runs_the_script_with_its_options(monkeypatch, tmp_path, capsys):
     assert sys.argv == before
 
 
+def test_the_demos_dtype_is_the_quicker_one(monkeypatch):
+    """A target whose forwards take as long as its dtype says, on a clock of its own."""
+
+    class Target:
+        now = 0.0
+
+        def to(self, dtype):
+            self.dtype = dtype
+
+        def __call__(self, ids, use_cache):
+            assert ids.shape == (1, 1) and not use_cache
+            Target.now += cost[self.dtype]
+
+    monkeypatch.setattr(demo_module.time, "perf_counter", lambda: Target.now)
+    for dtype in (torch.float32, torch.bfloat16):
+        cost = {torch.float32: 2.0, torch.bfloat16: 2.0, dtype: 1.0}
+        assert demo_module.quickest_dtype(SimpleNamespace(target=Target()), torch.zeros(1, 5, dtype=torch.long)) == dtype
+
+
 def test_settings_of_the_demo():
     options = cli.parser().parse_args(["demo"])
     everything = demo_module.choose(options, True)
@@ -115,6 +134,13 @@ def test_expected_calls_of_guesses():
     chances = expected.survival_of_guesses(guesses, tokens)
     assert chances.tolist() == [[1, 1], [1, 0], [0, 0], [1, 0]]
     assert expected.calls(chances) == 2  # tokens 1, 2 and then 3 as the target's own; then 4
+
+
+@pytest.mark.parametrize("scheme", ["token", "block", "race"])
+def test_expected_calls_of_a_token_without_chance(scheme):
+    """Rounding of a model can break a tie at temperature 0 otherwise than another forward did."""
+    target, draft = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double(), torch.tensor([[1.0, 0.0], [0.25, 0.75]]).double()
+    assert expected.survival(scheme, target, draft, torch.tensor([0, 1]), 2).tolist() == [[1, 0.75], [0.75, 0]]
 
 
 def test_expected_calls_of_the_schemes_formulas():
