@@ -12,7 +12,7 @@ from .errors import expect
 
 
 class Pair(NamedTuple):
-    """Models in float32, on the CPU."""
+    """Models on the CPU."""
 
     target: Any
     draft: Any
@@ -21,23 +21,23 @@ class Pair(NamedTuple):
     encode: Callable  # a question -> its prompt, int64 [1, W]
 
 
-def load_pair(target=None, draft=None):
+def load_pair(target=None, draft=None, dtype=torch.float32):
     """-> Pair
 
     target, draft: names on a hub or paths of causal LMs of transformers that share their tokens; both None is the demo's
-    pair, SmolLM2-135M-Instruct and the student in the source tree. ValueError where only one is given or the two do not cut
-    a text into the same tokens, ImportError naming the package that is missing.
+    pair, SmolLM2-135M-Instruct and the student in the source tree. dtype: of both models. ValueError where only one is given
+    or the two do not cut a text into the same tokens, ImportError naming the package that is missing.
     """
     expect((target is None) == (draft is None), "target and draft", "both or neither", "one of them")
     if target is None:
-        return _demo_pair()
+        return _demo_pair(dtype)
     need("transformers", "tqdm")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer, other = (AutoTokenizer.from_pretrained(name) for name in (target, draft))
     same = "The quick brown fox, 1234 + 5678 = ?\n\tna\u00efve \u4e2d\u6587"
     expect(tokenizer(same).input_ids == other(same).input_ids, "draft", f"a model with the tokens of {target}", draft)
-    models = [AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval() for name in (target, draft)]
+    models = [AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval() for name in (target, draft)]
 
     def encode(question):
         if getattr(tokenizer, "chat_template", None):
@@ -50,7 +50,7 @@ def load_pair(target=None, draft=None):
     return Pair(*models, tokenizer, f"{target} and {draft}", encode)
 
 
-def _demo_pair():
+def _demo_pair(dtype):
     from . import demo
 
     missing = [name for name in demo.NEEDED if importlib.util.find_spec(name) is None]
@@ -61,7 +61,8 @@ def _demo_pair():
     parts = demo.load(tqdm)
     expect(parts.student is not None, "draft", "a model", f"none: {parts.why_no_student}")
     name = "SmolLM2-135M-Instruct and its 3-layer student"
-    return Pair(parts.target, parts.student, parts.tokenizer, name, lambda text: demo.encode(parts.tokenizer, text))
+    models = parts.target.to(dtype), parts.student.to(dtype)
+    return Pair(*models, parts.tokenizer, name, lambda text: demo.encode(parts.tokenizer, text))
 
 
 def need(*packages):

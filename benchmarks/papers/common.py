@@ -39,6 +39,8 @@ def parser(description, name, tokens=48):
     out.add_argument("--prompts", type=int, default=8, help="how many of them (8)")
     out.add_argument("--tokens", type=int, default=tokens, help=f"new tokens a prompt ({tokens})")
     out.add_argument("--positions", type=int, default=320, help="of the text, for teacher-forced acceptance (320)")
+    out.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
+                     help="of the models (float32); bfloat16 is the quicker one where the processor multiplies it")  # fmt: skip
     out.add_argument("--seed", type=int, default=0)
     out.add_argument("--batch", type=int, default=4, help="prompts decoded together (4)")
     out.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS",
@@ -84,7 +86,7 @@ class Bench:
     def __init__(self, options):
         self.options, self.begin = options, time.perf_counter()
         torch.manual_seed(0)
-        self.pair = load_pair(options.target, options.draft)
+        self.pair = load_pair(options.target, options.draft, getattr(torch, options.dtype))
         self.prompts = [self.pair.encode(text) for text in questions(options)]
         self.warm, self.known = False, {}
 
@@ -160,7 +162,7 @@ class Bench:
 
     def head(self):
         """What the figures belong to."""
-        facts = {key: getattr(self.options, key) for key in ("data", "tokens", "seed", "batch")}
+        facts = {key: getattr(self.options, key) for key in ("data", "tokens", "seed", "batch", "dtype")}
         return {"machine": machine(), "pair": self.pair.name, "prompts": len(self.prompts), **facts}
 
 
@@ -234,8 +236,8 @@ def write(result, tables, path):
     facts = result["machine"]
     source = (
         f"{result['pair']}; {result['prompts']} prompts, {result['tokens']} new tokens each, batches of {result['batch']}, "
-        f"seed {result['seed']}. {facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}, transformers "
-        f"{facts['transformers']}, {facts['date'][:10]}, revision {facts['revision']}. ± is half a 95 % interval."
+        f"seed {result['seed']}, {result['dtype']}. {facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}, "
+        f"transformers {facts['transformers']}, {facts['date'][:10]}, revision {facts['revision']}. ± is half a 95 % interval."
     )
     missing = dict.fromkeys(f"{row['scheme']}: {row['missing']}" for row in result["rows"] if "missing" in row)
     notes = [f"Not run: {reason}." for reason in missing]
