@@ -1,8 +1,9 @@
 """The others' implementations on the same inputs, and the check that each of them emits the right law.
 
-Each takes (target_logits [B, L + 1, V], draft_tokens int64 [B, L], draft_logits [B, L, V], temperature) and returns
-(tokens int64 [B, L + 1] padded with −1, num_accepted int64 [B]). What a user has to do before a call (dividing by the
-temperature, converting to float32) is part of it, since verification from raw logits spares it.
+Each takes (target_logits [B, L + 1, V], draft_tokens int64 [B, L], draft_logits [B, L, V], law) and returns (tokens int64
+[B, L + 1] padded with −1, num_accepted int64 [B]); `law` is the temperature, or an ss.Sampling of numbers. What a user has to
+do before a call (dividing by the temperature, filtering, converting to float32) is part of it, since verification from raw
+logits spares it; the part after it, from probabilities, stands apart for who wants to time it alone.
 """
 
 import torch
@@ -16,15 +17,40 @@ except ImportError:
     _speculative_sampling = None
 
 
-def _probabilities(logits, temperature):
-    return (logits.float() / temperature).softmax(-1)
+def scaled(logits, law):
+    """float32 logits over the temperature, filtered as transformers' warpers do: top-k, top-p, min-p"""
+    if not isinstance(law, ss.Sampling):
+        return logits.float() / law
+    x = logits.float() / law.temperature
+    if law.top_k:
+        x = x.masked_fill(x < x.topk(law.top_k).values[..., -1:], -torch.inf)
+    if law.top_p < 1:
+        ascending, order = x.sort(-1)
+        beyond = ascending.softmax(-1).cumsum(-1) <= 1 - law.top_p
+        beyond[..., -1] = False  # the likeliest one stays
+        x = x.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+    if law.min_p:
+        p = x.softmax(-1)
+        x = x.masked_fill(p < law.min_p * p.amax(-1, keepdim=True), -torch.inf)
+    return x
+
+
+def probabilities(logits, law):
+    return scaled(logits, law).softmax(-1)
+
+
+def draw(weights):
+    """One index a row, int64 [B, 1]. On a GPU the race inside of torch.multinomial, whose check of its argument waits for it."""
+    if weights.is_cuda:
+        return (weights / torch.empty_like(weights).exponential_()).argmax(-1, keepdim=True)
+    return torch.multinomial(weights, 1)
 
 
 def _emit(draft_tokens, count, weights):
     """The first `count` [B] drafts and one token drawn from `weights` [B, V]."""
     place = torch.arange(draft_tokens.shape[1] + 1, device=draft_tokens.device)
     tokens = torch.where(place < count[:, None], torch.nn.functional.pad(draft_tokens, (0, 1), value=-1), -1)
-    return tokens.scatter(1, count[:, None], torch.multinomial(weights, 1)), count
+    return tokens.scatter(1, count[:, None], draw(weights)), count
 
 
 def _rest(target, draft, count, weight):
@@ -39,16 +65,14 @@ def _rest(target, draft, count, weight):
     return torch.where(keep[:, None], stop, rest)
 
 
-def token_torch(target_logits, draft_tokens, draft_logits, temperature):
-    target, draft = _probabilities(target_logits, temperature), _probabilities(draft_logits, temperature)
+def token_of_laws(target, draft_tokens, draft):
     t = target[:, :-1].gather(-1, draft_tokens[:, :, None])[:, :, 0]
     d = draft.gather(-1, draft_tokens[:, :, None])[:, :, 0]
     count = (torch.rand_like(t) * d < t).long().cumprod(-1).sum(-1)
     return _emit(draft_tokens, count, _rest(target, draft, count, torch.ones_like(t[:, 0])))
 
 
-def block_torch(target_logits, draft_tokens, draft_logits, temperature):
-    target, draft = _probabilities(target_logits, temperature), _probabilities(draft_logits, temperature)
+def block_of_laws(target, draft_tokens, draft):
     t = target[:, :-1].gather(-1, draft_tokens[:, :, None])[:, :, 0]
     d = draft.gather(-1, draft_tokens[:, :, None])[:, :, 0]
     weight = [torch.ones_like(t[:, 0])]  # P_i = min(1, P_{i−1} t_i / d_i)
@@ -65,24 +89,39 @@ def block_torch(target_logits, draft_tokens, draft_logits, temperature):
     return _emit(draft_tokens, count, _rest(target, draft, count, kept))
 
 
-def race_torch(target_logits, draft_tokens, draft_logits, temperature):
+def race_of_laws(target, draft_tokens, draft=None):
     """Noise of the size of the logits, drawn once and shared by every row's race (coupled drafts would reuse it)."""
-    clocks = torch.empty(target_logits.shape, dtype=torch.float32, device=target_logits.device).exponential_()
-    winner = (_probabilities(target_logits, temperature) / clocks).argmax(-1)
+    winner = (target / torch.empty_like(target).exponential_()).argmax(-1)
     count = (winner[:, :-1] == draft_tokens).long().cumprod(-1).sum(-1)
     place = torch.arange(winner.shape[1], device=winner.device)
     return torch.where(place <= count[:, None], winner, -1), count
 
 
-def token_transformers(target_logits, draft_tokens, draft_logits, temperature):
+def token_torch(target_logits, draft_tokens, draft_logits, law):
+    return token_of_laws(probabilities(target_logits, law), draft_tokens, probabilities(draft_logits, law))
+
+
+def block_torch(target_logits, draft_tokens, draft_logits, law):
+    return block_of_laws(probabilities(target_logits, law), draft_tokens, probabilities(draft_logits, law))
+
+
+def race_torch(target_logits, draft_tokens, draft_logits, law):
+    return race_of_laws(probabilities(target_logits, law), draft_tokens)
+
+
+def token_transformers(target_logits, draft_tokens, draft_logits, law):
     """transformers' own, one request at a time as it has it."""
-    draft, target = draft_logits.float() / temperature, target_logits.float() / temperature
+    return transformers_of_scaled(scaled(target_logits, law), draft_tokens, scaled(draft_logits, law))
+
+
+def transformers_of_scaled(target, draft_tokens, draft):
+    """The same from scaled logits: its softmax is inside."""
     tokens, count = _speculative_sampling(draft_tokens, draft, draft_tokens.shape[1], target)
     return torch.nn.functional.pad(tokens, (0, target.shape[1] - tokens.shape[1]), value=-1), count[None]
 
 
-def sample_torch(logits, temperature):
-    return torch.multinomial(_probabilities(logits, temperature), 1)[:, 0]
+def sample_torch(logits, law):
+    return draw(probabilities(logits, law))[:, 0]
 
 
 def row_stats_torch(logits, temperature):
@@ -102,9 +141,13 @@ def package_reference(scheme):
     return verify
 
 
-def compiled(function, example):
-    """(function compiled for fixed shapes, how): one graph if it can be, else with breaks, and `how` says which."""
-    torch._dynamo.reset()
+def compiled(function, example, reset=True):
+    """(function compiled for fixed shapes, how): one graph if it can be, else with breaks, and `how` says which.
+
+    reset: forget what was compiled before
+    """
+    if reset:
+        torch._dynamo.reset()
     for full in (True, False):
         call = torch.compile(function, fullgraph=full, dynamic=False)
         try:
@@ -117,6 +160,7 @@ def compiled(function, example):
 
 
 VERIFY_TORCH = {"token": token_torch, "block": block_torch, "race": race_torch}
+OF_LAWS = {"token": token_of_laws, "block": block_of_laws, "race": race_of_laws}
 HAS_TRANSFORMERS = _speculative_sampling is not None
 
 

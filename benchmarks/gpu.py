@@ -1,192 +1,38 @@
-"""make gpu, make gpu-quick: build the CUDA kernels for the GPU of this machine, run the test suite on it, and time them.
+"""make gpu, gpu-quick, gpu-bench: build the CUDA kernels for the GPU of this machine, run the tests on it, and time them.
 
-It takes the interpreter as it is (torch, ninja and pytest installed, nvcc on the path), installs nothing, and builds in place.
-`--quick` leaves the timings out. Results: benchmarks/results/<gpu>.json.
+It takes the interpreter as it is (torch, triton, ninja and pytest installed, nvcc on the path), installs nothing, and builds in
+place.
+
+    python benchmarks/gpu.py            build, tests, compute-sanitizer, a dozen shapes
+    python benchmarks/gpu.py --quick    build, what only a GPU can show and equality of tokens, memcheck; no timings
+    python benchmarks/gpu.py --grid     build, and every case that is not measured yet: may be interrupted and goes on
+
+Results: benchmarks/results/<gpu>.json and the same as tables, <gpu>.md.
 """
 
 import argparse
-import json
+import importlib.util
 import os
-import platform
+import re
 import shutil
-import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# name: (scheme, B, N, V, sampling as (temperature, top_k, top_p, min_p), and for trees the number of paths of equal length)
-PLAIN = (0.8, 0, 1.0, 0.0)
-SHAPES = {
-    "token-b1-v128256": ("token", 1, 4, 128_256, PLAIN),
-    "token-b16-v32000": ("token", 16, 5, 32_000, PLAIN),
-    "token-b32-v128256": ("token", 32, 8, 128_256, PLAIN),
-    "token-b256-v128256": ("token", 256, 4, 128_256, PLAIN),
-    "token-b32-v128256-top-k": ("token", 32, 8, 128_256, (0.8, 50, 1.0, 0.0)),
-    "token-b32-v128256-top-p": ("token", 32, 8, 128_256, (0.8, 0, 0.95, 0.0)),
-    "token-b32-v128257": ("token", 32, 8, 128_257, PLAIN),  # rows that are not aligned to 16 bytes
-    "block-b1-v128256": ("block", 1, 4, 128_256, PLAIN),
-    "block-b32-v128256": ("block", 32, 8, 128_256, PLAIN),
-    "race-b1-v128256": ("race", 1, 4, 128_256, PLAIN),
-    "race-b32-v128256": ("race", 32, 8, 128_256, PLAIN),
-    "optimal-b1-k4-v128256": ("optimal", 1, 4, 128_256, PLAIN, 4),
-    "optimal-b64-k4-v128256": ("optimal", 64, 4, 128_256, PLAIN, 4),
-    "token-b64-n1-v128256": ("token", 64, 1, 128_256, PLAIN),  # the same rows, for comparison
-    "optimal_block-b32-k4-v128256": ("optimal_block", 32, 16, 128_256, PLAIN, 4),
-    "sample-b1-v151936": ("sample", 1, 0, 151_936, PLAIN),
-    "sample-b256-v128256": ("sample", 256, 0, 128_256, PLAIN),
-}
+# Files whose cases run on a backend by its name; those that only a GPU can run first.
+QUICK_TESTS = ("test_on_gpu", "test_same_integers")
+TESTS = (
+    *QUICK_TESTS, "test_chi_square", "test_multi_draft", "test_bad_input", "test_layout", "test_independence", "test_peer_bugs",
+    "test_fuzz",
+)  # fmt: skip
+BACKENDS = ("cuda", "triton")
+NAMED_SECONDS = 210  # after which no named shape begins: build, tests and timings have eight minutes together
+ENGINES = ("vllm", "sglang", "sgl_kernel", "flashinfer")
 
-
-def say(message):
-    print(f"[gpu] {message}", flush=True)
-
-
-def run(command, **environment):
-    say(" ".join(str(c) for c in command if "\n" not in str(c)))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run([str(c) for c in command], cwd=ROOT, env=env).returncode
-
-
-def gpu_or_exit():
-    try:
-        import torch
-    except ImportError:
-        sys.exit(f"[gpu] {sys.executable} has no torch; name another interpreter: make gpu PYTHON=...")
-    if torch.version.cuda is None:
-        sys.exit(f"[gpu] torch {torch.__version__} was built without CUDA")
-    if not torch.cuda.is_available():
-        sys.exit("[gpu] no NVIDIA GPU here (torch.cuda.is_available() is False)")
-    missing = [tool for tool in ("nvcc", "c++") if shutil.which(tool) is None]
-    if missing:
-        sys.exit(f"[gpu] not on the path: {', '.join(missing)}")
-    return torch
-
-
-def seconds(torch, call, repetitions=30):
-    """Median over repetitions, by CUDA events; the cache is overwritten before each."""
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    for _ in range(3):
-        call()
-    taken = []
-    for _ in range(repetitions):
-        flush.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        taken.append(start.elapsed_time(end) * 1e-3)
-    return statistics.median(taken)
-
-
-def graph_of(torch, call):
-    """The call as a CUDA graph: its launches without the time of Python."""
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def arguments(torch, ss, scheme, B, N, V, sampling, paths=1, device="cuda"):
-    """Arguments of `verify` for `paths` chains whose laws depend on the depth alone: a target and a draft row a depth."""
-    torch.manual_seed(0)
-    depth, stream = N // paths, {"seed": 1, "position": 100, "sampling": ss.Sampling(*sampling)}
-    logits = 3 * torch.randn(B, depth + 1, V, device=device)
-    draft = (logits[:, :depth] + 1.5 * torch.randn(B, depth, V, device=device)).bfloat16()
-    kind, level = ss.schemes()[scheme].draft_kind, [i % depth for i in range(N)]
-    tokens = [ss.draft(draft[:, d], kind=kind, depth=d, node=i, **stream) for i, d in enumerate(level)]
-    args = {"target_logits": logits.bfloat16(), "draft_tokens": torch.cat(tokens, 1), "draft_logits": draft, "scheme": scheme}
-    if paths > 1:
-        ints = lambda values: torch.tensor(values, device=device)  # noqa: E731
-        args |= {"parents": ints([i - 1 if d else -1 for i, d in enumerate(level)]), "max_depth": depth}
-        args |= {"rows": ints([0] + [d + 1 for d in level]), "draft_rows": ints(level)}
-    return args | stream
-
-
-def timings(torch):
-    import specsample as ss
-
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    copy = 2 * source.numel() / seconds(torch, lambda: target.copy_(source))
-    del source, target
-    say(f"device-to-device copy {copy * 1e-9:.0f} GB/s, both directions counted")
-    results = {"copy_bytes_per_second": copy, "shapes": {}}
-    for name, (scheme, B, N, V, sampling, *paths) in SHAPES.items():
-        if scheme == "sample":
-            torch.manual_seed(0)
-            logits = (3 * torch.randn(B, 1, V, device="cuda")).bfloat16()
-            stream = {"seed": 1, "position": 100, "sampling": ss.Sampling(*sampling)}
-            call = lambda: ss.sample(logits[:, 0], **stream)  # noqa: B023, E731
-            check = torch.equal(call().cpu(), ss.sample(logits[:, 0].cpu(), **stream, backend="cpu"))
-            rows, accepted = B, None
-        else:
-            args = arguments(torch, ss, scheme, B, N, V, sampling, *paths)
-            call = lambda: ss.verify(**args)  # noqa: B023, E731
-            verdict, depth = call(), N // (paths or [1])[0]
-            there = {n: x.cpu() if isinstance(x, torch.Tensor) else x for n, x in args.items()}
-            expected = ss.verify(**there, backend="cpu")
-            check = torch.equal(verdict.tokens.cpu(), expected.tokens)
-            accepted = float(verdict.num_accepted.float().mean())
-            # Rows that had to be read, once each: the target's as far as it went, and the draft's of the tested nodes.
-            per_request = verdict.num_accepted.double() + 1
-            rows = float(per_request.sum()) + (0 if scheme == "race" else float(per_request.clamp(max=depth).sum()))
-            if scheme in ("block", "optimal_block"):
-                rows = B * (2 * depth + 1)
-        eager, replayed = seconds(torch, call), seconds(torch, graph_of(torch, call))
-        floor = rows * V * 2
-        results["shapes"][name] = {
-            "scheme": scheme, "B": B, "N": N, "V": V, "dtype": "bfloat16", "sampling": sampling, "equal_to_cpu": check,
-            "paths": (paths or [1])[0], "seconds": eager, "graph_seconds": replayed,
-            "accepted": accepted, "bytes_of_rows_once": floor, "fraction_of_copy": floor / replayed / copy,
-        }  # fmt: skip
-        say(f"{name:26} {eager * 1e6:8.1f} us, as a graph {replayed * 1e6:8.1f} us, rows read once at "
-            f"{100 * floor / replayed / copy:5.1f} % of the copy, tokens {'equal' if check else 'DIFFER'}")  # fmt: skip
-    return results
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="no timings")
-    parser.add_argument("--no-build", action="store_true", help="use the extension that is there")
-    quick, no_build = (vars(parser.parse_args())[k] for k in ("quick", "no_build"))
-    torch = gpu_or_exit()
-    name, capability = torch.cuda.get_device_name(), ".".join(map(str, torch.cuda.get_device_capability()))
-    say(f"{name}, compute capability {capability}, torch {torch.__version__}")
-    failed = []
-    if not no_build:
-        settings = {"SPECSAMPLE_CUDA": "1", "SPECSAMPLE_CUDA_ARCHS": capability, "SPECSAMPLE_REQUIRE_EXTENSION": "1"}
-        if run([sys.executable, "setup.py", "build_ext", "--inplace"], **settings):
-            sys.exit("[gpu] the build failed")
-    if run([sys.executable, "-m", "pytest", "tests/test_on_gpu.py"]):
-        failed.append("tests/test_on_gpu.py")
-    # The cases of the other files on the backend `cuda`; files whose packages are missing here are left out, and said.
-    chosen = ["test_same_integers", "test_bad_input", "test_layout", "test_independence", "test_peer_bugs", "test_chi_square"]
-    chosen += ["test_multi_draft", "test_fuzz"]
-    if run([sys.executable, "-m", "pytest", *(f"tests/{c}.py" for c in chosen), "-k", "cuda- or cuda]"]):
-        failed.append("the test suite on cuda")
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer:
-        for tool in ("memcheck", "racecheck", "synccheck"):
-            command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SANITIZED]
-            if run(command):
-                failed.append(f"compute-sanitizer {tool}")
-    else:
-        say("compute-sanitizer is not on the path: left out")
-    if not quick:
-        sys.path.insert(0, str(ROOT))
-        results = {"gpu": name, "capability": capability, "torch": torch.__version__, "cuda": torch.version.cuda}
-        results |= {"python": platform.python_version(), "failed": failed, **timings(torch)}
-        failed += [f"{n}: other tokens than cpu" for n, r in results["shapes"].items() if not r["equal_to_cpu"]]
-        path = ROOT / "benchmarks/results" / f"{name.lower().replace(' ', '-')}.json"
-        path.write_text(json.dumps(results, indent=1) + "\n")
-        say(f"written: {path}")
-    sys.exit("[gpu] failed: " + "; ".join(failed) if failed else 0)
-
-
+# What compute-sanitizer runs: every scheme and kind, with and without filters, rows that are aligned and not.
 SANITIZED = """
 import torch, specsample as ss
 for dtype in (torch.float32, torch.bfloat16):
@@ -197,11 +43,162 @@ for dtype in (torch.float32, torch.bfloat16):
                 if "cuda" in ss.schemes()[scheme].backends:
                     tree = {} if not ss.schemes()[scheme].trees else {"parents": [-1, -1]}
                     ss.verify(x, torch.zeros(2, 2, dtype=torch.int64, device="cuda"), x[:, :2], scheme=scheme, sampling=s,
-                              seed=1, position=2, logprobs="raw", **tree)
-            for kind in ("arrivals", "distinct", "lists", "top"):
-                ss.draft(x[:, 0], 3, kind=kind, sampling=s, seed=1, position=2)
+                              seed=1, position=2, logprobs="raw", backend="cuda", **tree)
+            for kind in ("iid", "arrivals", "distinct", "lists", "top", "topk"):
+                ss.draft(x[:, 0], 3, kind=kind, sampling=s, seed=1, position=2, backend="cuda")
+            ss.row_stats(x[:, 0], sampling=s, backend="cuda")
 torch.cuda.synchronize()
 """
 
+
+def say(message):
+    print(f"[gpu] {message}", flush=True)
+
+
+def gpu_or_exit(torch=None, which=shutil.which):
+    """torch, where there is all that is needed; otherwise the process ends and says what is missing"""
+    if torch is None:
+        try:
+            import torch
+        except ImportError:
+            sys.exit(f"[gpu] {sys.executable} has no torch; name another interpreter: make gpu PYTHON=...")
+    if torch.version.cuda is None:
+        sys.exit(f"[gpu] no CUDA device: torch {torch.__version__} was built without CUDA")
+    if not torch.cuda.is_available():
+        sys.exit("[gpu] no CUDA device: torch.cuda.is_available() is False")
+    missing = [tool for tool in ("nvcc", "c++") if which(tool) is None]
+    if missing:
+        sys.exit(f"[gpu] not on the path: {', '.join(missing)}")
+    return torch
+
+
+def execute(commands):
+    """Runs commands {name: (arguments, environment)} at the same time, shows what they say. -> names of those that failed"""
+    running = {}
+    for name, (arguments, environment) in commands.items():
+        say(f"{name}: " + " ".join(a for a in arguments if "\n" not in a))
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        out = tempfile.TemporaryFile("w+") if len(commands) > 1 else None
+        process = subprocess.Popen(arguments, cwd=ROOT, env=env, stdout=out, stderr=out and subprocess.STDOUT)
+        running[name] = process, out
+    failed = []
+    for name, (process, out) in running.items():
+        status = process.wait()
+        if out:
+            out.seek(0)
+            print(f"--- {name}\n{out.read()}", flush=True)
+        if status:
+            failed.append(name)
+    return failed
+
+
+def build(capability):
+    settings = {"SPECSAMPLE_CUDA": "1", "SPECSAMPLE_CUDA_ARCHS": capability, "SPECSAMPLE_REQUIRE_EXTENSION": "1"}
+    return {"the build": ([sys.executable, "setup.py", "build_ext", "--inplace"], settings)}
+
+
+def tests(quick):
+    """The test suite once a backend. Files whose packages are missing skip, and say so."""
+    files = [f"tests/{name}.py" for name in (QUICK_TESTS if quick else TESTS)]
+    pytest = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", *files]
+    if importlib.util.find_spec("xdist"):
+        pytest += ["-n", str(max(2, min(8, (os.cpu_count() or 2) // 2)))]
+    return {f"the tests on {b}": ([*pytest, "-k", f"{b}- or {b}]"], {"OMP_NUM_THREADS": "2"}) for b in BACKENDS}
+
+
+def sanitizers(tool, quick):
+    """memcheck for addresses, racecheck for shared memory, synccheck for barriers"""
+    tools = ("memcheck",) if quick else ("memcheck", "racecheck", "synccheck")
+    program = [sys.executable, "-c", SANITIZED]
+    return {f"compute-sanitizer {t}": ([tool, "--tool", t, "--error-exitcode", "9", *program], {}) for t in tools}
+
+
+def machine_of(torch):
+    """The GPU, and every version that a figure depends on"""
+    import harness
+
+    properties = torch.cuda.get_device_properties(0)
+    found = harness.machine()
+    versions = {name: _version(name) for name in ("triton", *ENGINES)}
+    return found | versions | {
+        "gpu": torch.cuda.get_device_name(), "capability": capability_of(torch), "cpu_capability": found["capability"],
+        "driver": harness.output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "unknown",
+        "cuda": torch.version.cuda, "multiprocessors": properties.multi_processor_count,
+        "engines": [name for name in ENGINES if versions[name]],
+    }  # fmt: skip
+
+
+def _version(package):
+    from importlib import metadata
+
+    try:
+        return metadata.version(package.replace("_", "-"))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def capability_of(torch):
+    return ".".join(map(str, torch.cuda.get_device_capability()))
+
+
+def bench(torch, options, gpu=None, backends=BACKENDS, cases=None, which=None):
+    """Timings: of the named shapes anew, or of the grid's that are not there. -> [what went wrong]"""
+    for path in (ROOT, ROOT / "benchmarks"):
+        if str(path) not in sys.path:
+            sys.path.insert(0, str(path))
+    import gpu_bench
+    import gpu_cases
+    import gpu_clock
+
+    import specsample as ss
+
+    machine = machine_of(torch)
+    there = [name for name in backends if name in ss.build_info()["backends"]]
+    name = re.sub(r"[^a-z0-9]+", "-", machine["gpu"].lower()).strip("-")
+    path = options.out or ROOT / "benchmarks/results" / f"{name}.json"
+    chosen = [c for c in cases or (gpu_cases.grid() if options.grid else gpu_cases.NAMED) if options.filter in c.name]
+    limit = options.limit or (None if options.grid else NAMED_SECONDS)
+    failed = gpu_bench.run(
+        chosen, gpu or gpu_clock.Gpu(), path, machine, there, say, again=not options.grid, limit=limit, which=which
+    )  # fmt: skip
+    say(f"written: {path}, {path.with_suffix('.md').name}")
+    return failed
+
+
+def main(arguments=None, torch=None, execute=execute, bench=bench, which=shutil.which):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="no timings")
+    parser.add_argument("--grid", action="store_true", help="every case instead of the named ones, and no tests")
+    parser.add_argument("--no-build", action="store_true", help="use the extension that is there")
+    parser.add_argument("--no-tests", action="store_true", help="timings only")
+    parser.add_argument("--filter", default="", metavar="SUBSTRING", help="cases whose name has it")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="begin no case later than this")
+    parser.add_argument("--out", type=Path, help="where to write the JSON")
+    options = parser.parse_args(arguments)
+    torch, began, failed = gpu_or_exit(torch, which), time.perf_counter(), []
+    say(f"{torch.cuda.get_device_name()}, compute capability {capability_of(torch)}, torch {torch.__version__}")
+
+    def step(commands):
+        start = time.perf_counter()
+        failed.extend(execute(commands))
+        say(f"{' and '.join(commands)}: {time.perf_counter() - start:.0f} s")
+
+    if not options.no_build:
+        step(build(capability_of(torch)))
+        if failed:
+            sys.exit("[gpu] failed: the build")
+    if not (options.grid or options.no_tests):
+        step(tests(options.quick))
+        sanitizer = which("compute-sanitizer")
+        if sanitizer:
+            step(sanitizers(sanitizer, options.quick))
+        else:
+            say("compute-sanitizer is not on the path: left out")
+    if not options.quick:
+        failed += bench(torch, options)
+    say(f"{time.perf_counter() - began:.0f} s in all")
+    return "[gpu] failed: " + "; ".join(failed) if failed else 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -147,7 +147,7 @@ def check_law(name, tokens, law):
 # -- the machine and the output ----------------------------------------------------------------------------------------
 
 
-def _output_of(*command):
+def output_of(*command):
     try:
         here = Path(__file__).parent
         done = subprocess.run(command, capture_output=True, text=True, cwd=here, timeout=10, check=True)
@@ -164,6 +164,10 @@ def _cpu_model():
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def now():
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def machine():
@@ -184,8 +188,8 @@ def machine():
         "torch": torch.__version__,
         "transformers": peer,
         "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "revision": _output_of("git", "describe", "--always", "--dirty"),
+        "date": now(),
+        "revision": output_of("git", "describe", "--always", "--dirty"),
     }
 
 

@@ -48,7 +48,7 @@ def _at_end(result):
 def _table(rows):
     others = list(dict.fromkeys(name for row in rows for name in row["ratio"]))
     head = ["case", "accepted", "µs", "GB/s", "% read", *(f"{NAMES.get(n, n)} ×" for n in others)]
-    lines = ["| " + " | ".join(head) + " |", "|:--|" + "--:|" * (len(head) - 1)]
+    body = []
     for row in rows:
         cells = [
             row["case"],
@@ -58,9 +58,15 @@ def _table(rows):
             f"{row['percent_of_read']:.0f}" if "percent_of_read" in row else "",
             *(f"{row['ratio'][n]:.1f}" if n in row["ratio"] else "" for n in others),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        body.append(cells)
     notes = dict.fromkeys(f"{name}: {note}" for row in rows for name, note in row.get("notes", {}).items())
-    return lines + ([""] + [f"- {note}" for note in notes] if notes else [])
+    return table(head, body) + ([""] + [f"- {note}" for note in notes] if notes else [])
+
+
+def table(head, rows):
+    """Lines of a Markdown table: the first column to the left, the others to the right"""
+    lines = ["| " + " | ".join(head) + " |", "|:--|" + "--:|" * (len(head) - 1)]
+    return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]
 
 
 def _scratch(scratch):

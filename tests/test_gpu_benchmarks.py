@@ -1,0 +1,342 @@
+"""`make gpu` without a GPU: its commands, and all of the timings on the CPU with the clock and the engines of fake_gpu.py."""
+
+import functools
+import json
+import sys
+from types import SimpleNamespace
+
+import fake_gpu
+import pytest
+import torch
+from test_benchmarks import BENCHMARKS, needs_cpu
+
+MODULES = ("gpu_clock", "gpu_cases", "gpu_competitors", "gpu_engines", "gpu_aims", "gpu_report", "gpu_bench", "gpu")
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The benchmark's modules, by name"""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import importlib
+
+    names = (*MODULES, "competitors", "harness", "registry")
+    return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+
+
+@pytest.fixture
+def device(bench, monkeypatch):
+    monkeypatch.setattr(bench.gpu_clock, "LARGE", 1 << 20)
+    cuda = fake_gpu.Cuda()
+    return bench.gpu_clock.Gpu(cuda, "cpu", cuda.clock, profile=lambda call: 2, repetitions=3)
+
+
+# -- the clock ---------------------------------------------------------------------------------------------------------
+
+
+def test_device_time_is_of_graphs_and_eager_time_of_calls(device):
+    """A call of 3 µs on the device, cold, and 1 µs warm, that Python makes in 8."""
+    cuda, last = device.cuda, []
+
+    def call(i):
+        cold = len(last) == 0 or last[-1] != i
+        last.append(i)
+        cuda.take(4096)
+        cuda.spend(3e-6 if cold else 1e-6)
+        if cuda.graph_in_capture is None:
+            cuda.spend(5e-6)
+
+    times = device.times([functools.partial(call, i) for i in range(10)])
+    assert times.cold == pytest.approx((9 * 3e-6 + 1e-6) / 10, rel=0.01)  # the first one was warmed before the capture
+    assert times.warm == pytest.approx(1e-6, rel=0.1)
+    assert times.eager == pytest.approx(8e-6, rel=0.1)
+    assert (times.launches, times.scratch, times.graph) == (2, 4096, None)
+
+
+def test_a_call_that_cannot_be_captured_is_timed_by_events_and_says_so(device):
+    times = device.times([lambda: device.cuda.spend(7e-6, waits=True)] * 4)
+    assert times.graph == "RuntimeError: CUDA error: operation not permitted when stream is capturing"
+    assert times.cold == pytest.approx(7e-6, rel=0.1) and device.cuda.graph_in_capture is None
+
+
+def test_copies_of_the_inputs_exceed_the_cache(device):
+    cache = device.cache
+    assert device.copies_for(4 * cache, 1) == 1  # reading the rest evicts the beginning
+    assert device.copies_for(cache // 8, 1) == 16
+    assert device.copies_for(4, 1) == 1024  # and no more
+    assert device.copies_for(1, device.free // 10) == 3  # nor more than memory holds
+
+
+def test_small_reads_are_held_against_a_copy_of_their_size(device):
+    device.copy(1 << 20)
+    before = device.cuda.captured
+    assert device.copy(1 << 20) == device.copy((1 << 20) + 5000) and device.cuda.captured == before  # measured once
+    device.copy(1 << 12)
+    assert device.cuda.captured == before + 1
+
+
+# -- cases -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_holds_what_was_asked_for(bench):
+    grid, named = bench.gpu_cases.grid(), bench.gpu_cases.NAMED
+    assert len(set(case.name for case in grid)) == len(grid) and set(named) <= set(grid)
+    assert 12 <= len(named) <= 20
+    for scheme in ("token", "block", "race"):
+        found = {case[1:] for case in grid if case.scheme == scheme}
+        for B in (1, 8, 64, 256):
+            for L in (1, 4, 8):
+                for V in (32_000, 128_256, 151_936):
+                    for t in (1.0, 0.7):
+                        for f in ("plain", "top-k", "top-p", "min-p", "all"):
+                            assert (B, L, V, t, f, 1) in found
+    several = {(c.scheme, c.B) for c in named if c.K == 4}
+    assert several == {(s, b) for s in ("optimal", "optimal_block", "recursive") for b in (1, 64)}
+
+
+def test_bytes_of_the_rows_that_must_be_read(bench):
+    Case, needed = bench.gpu_cases.Case, bench.gpu_cases.bytes_needed
+    accepted = torch.tensor([0, 4])  # two rows; all nine
+    assert needed(Case("token", 2, 4, 100), accepted) == 2 * 100 * 2 * (2 + 9) / 2
+    assert needed(Case("race", 2, 4, 100), accepted) == 2 * 100 * 2 * (1 + 5) / 2
+    assert needed(Case("block", 2, 4, 100), accepted) == 2 * 100 * 2 * (8 + 9) / 2
+    assert needed(Case("sample", 3, 0, 100), None) == 3 * 100 * 2
+    assert needed(Case("optimal", 1, 1, 100, K=4), torch.tensor([1])) == 100 * 2 * 3
+
+
+# -- competitors -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme, names", [
+    ("token", {"torch", "transformers", "vLLM V1", "vLLM V2", "SGLang Triton", "sgl-kernel", "FlashInfer"}),
+    ("block", {"torch", "vLLM V2", "SGLang Triton"}),
+    ("race", {"torch"}),
+])  # fmt: skip
+def test_engines_get_what_they_expect(bench, monkeypatch, scheme, names):
+    """Shapes and dtypes of every engine's call, its results read back with the right law, and filtered laws that agree."""
+    fake_gpu.engines(monkeypatch, bench.competitors)
+    peers, missing = bench.gpu_competitors.loaded(scheme)
+    missing.pop("transformers", None)  # where the package is not installed
+    assert not missing and names - {"transformers"} <= set(peers) <= names
+    for name, peer in peers.items():
+        if scheme != "race":
+            bench.gpu_competitors.check(name, peer, "cpu", one=name == "transformers", trials=4000)
+        for settings in ((1.0,), (0.7,), (0.7, 5, 0.9, 0.02)):
+            sampling, B = bench.gpu_cases.ss.Sampling(*settings), 1 if name == "transformers" else 3
+            target = torch.randn(B, 3, 40, generator=torch.Generator().manual_seed(1)).bfloat16()
+            given = target, torch.zeros(B, 2, dtype=torch.int64), target[:, :2] * 0.5, sampling
+            prepared = peer.prepare(*given)
+            tokens, count = peer.read(peer.verify(prepared), prepared)
+            assert tokens.shape == (B, 3) and torch.equal((tokens >= 0).sum(-1), count.long() + 1)
+            law = bench.competitors.probabilities(target, sampling)
+            kept = law.expand(B, 3, 40).gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
+            assert (kept > 0)[tokens >= 0].all()  # nothing that the filters cut
+
+
+def test_renormalised_laws_are_the_filtered_ones(bench, monkeypatch):
+    fake_gpu.engines(monkeypatch, bench.competitors)
+    sampling, logits = bench.gpu_cases.ss.Sampling(0.7, 9, 0.9, 0.05), torch.randn(2, 3, 50)
+    expected = bench.competitors.probabilities(logits, sampling)
+    ours = bench.gpu_cases.ss.log_probs(logits.flatten(0, 1), sampling=sampling, backend="reference")
+    ours = ours.exp().view(logits.shape).float()
+    torch.testing.assert_close(expected, ours, rtol=1e-4, atol=1e-6)
+    for module in ("flashinfer.sampling", "sgl_kernel"):
+        got = bench.gpu_engines.renormalised(logits, sampling, sys.modules[module])
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_compiled_competitors(bench, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: compiled.append(settings) or function)
+    target = torch.randn(2, 3, 40)
+    given = target, torch.zeros(2, 2, dtype=torch.int64), target[:, :2] * 0.5, bench.gpu_cases.ss.Sampling(0.7)
+    peer = bench.gpu_competitors.torch_compiled("token", given)
+    assert peer.note == "one graph" and peer.call(*given)[0].shape == peer.verify(peer.prepare(*given))[0].shape == (2, 3)
+    peer = bench.gpu_competitors.sampling_by_torch(given)
+    assert peer.call(*given).shape == (2,) and len(compiled) == 3
+    assert all(settings == {"fullgraph": True, "dynamic": False} for settings in compiled)
+
+
+# -- the whole of it ---------------------------------------------------------------------------------------------------
+
+
+def small(bench):
+    Case = bench.gpu_cases.Case
+    return [
+        Case("token", 1, 2, 300), Case("token", 3, 2, 300, 0.7, "all"), Case("block", 2, 2, 300), Case("race", 2, 2, 300),
+        Case("sample", 3, 0, 300), Case("optimal", 2, 1, 300, K=4), Case("optimal_block", 1, 2, 300, K=4),
+    ]  # fmt: skip
+
+
+def broken(scheme):
+    raise OSError("libfast.so: cannot open shared object file")
+
+
+def run(bench, device, path, arguments=(), cases=None, which=None, ran=None):
+    """main() of gpu.py with a fake torch, commands that are noted instead of run, and the device."""
+    timings = functools.partial(bench.gpu.bench, gpu=device, backends=("cpu",), cases=cases or small(bench), which=which)
+    ran = [] if ran is None else ran
+    torch, arguments = fake_gpu.fake_torch(), ["--out", str(path), *arguments]
+    said = bench.gpu.main(arguments, torch, lambda commands: ran.append(commands) or [], timings, lambda tool: tool)
+    return said, json.loads(path.read_text()) if path.exists() else None
+
+
+@needs_cpu
+def test_the_whole_run(bench, device, tmp_path, monkeypatch):
+    fake_gpu.engines(monkeypatch, bench.competitors, wrong=("vllm v2",))
+    which = bench.gpu_competitors.PEERS | {"Broken": (broken, ("token",))}
+    path, ran = tmp_path / "gpu.json", []
+    said, result = run(bench, device, path, which=which, ran=ran)
+    assert said == 0
+    assert [list(commands) for commands in ran] == [["the build"], ["the tests on cuda", "the tests on triton"], [
+        f"compute-sanitizer {tool}" for tool in ("memcheck", "racecheck", "synccheck")
+    ]]  # fmt: skip
+    assert [row["case"] for row in result["rows"]] == [case.name for case in small(bench)]
+    assert result["machine"]["gpu"] == "Fake GPU 1" and result["agreement"]["differing"] == 0 < result["agreement"]["tokens"]
+    left_out = result["left_out"]
+    assert left_out["Broken"] == "OSError: libfast.so: cannot open shared object file"
+    assert "wrong law" in left_out["vLLM V2, token"] and "wrong law" in left_out["vLLM V2, block"]  # the control of the law check
+    for row in result["rows"]:
+        it = row["ours"]["cpu"]
+        assert min(it["us_cold"], it["us_warm"], it["us_eager"], it["gbps"], it["percent_of_copy"], row["copy_gbps"]) > 0
+        assert it["launches"] == 2 and row["copies"] > 1 and row["bytes_needed"] > 0 and row["checked"]["differing"] == 0
+        assert ("accepted" in row) == (row["scheme"] != "sample") and ("beside" in row) == (row["K"] == 4)
+        for other in row["others"].values():
+            assert other["ratio"] > 0 and {"whole", "verify"} <= set(other)
+    others = {row["case"]: set(row["others"]) for row in result["rows"]}
+    first, filtered, *_ = small(bench)
+    assert {"torch", "FlashInfer", "vLLM V1", "SGLang Triton", "sgl-kernel"} <= others[first.name]
+    assert others[first.name] - others[filtered.name] <= {"transformers"}  # which takes one request
+    assert [row["beside"]["scheme"] for row in result["rows"] if row["K"] == 4] == ["token", "block"]
+    text = path.with_suffix(".md").read_text()
+    assert all(case.name in text for case in small(bench))
+    assert "Fake GPU 1" in text and "libfast.so" in text and "| FlashInfer × |" in text and result["machine"]["torch"] in text
+
+
+@needs_cpu
+def test_an_interrupted_run_goes_on(bench, device, tmp_path, monkeypatch):
+    path, cases = tmp_path / "gpu.json", small(bench)[:4]
+    only = {"torch": bench.gpu_competitors.PEERS["torch"]}
+    measured, real = [], bench.gpu_bench.run_case
+
+    def run_case(case, *rest):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(case.name)
+        return real(case, *rest)
+
+    monkeypatch.setattr(bench.gpu_bench, "run_case", run_case)
+    grid = ["--grid", "--no-build"]
+    with pytest.raises(KeyboardInterrupt):
+        run(bench, device, path, grid, cases, only)
+    assert [row["case"] for row in json.loads(path.read_text())["rows"]] == measured == [case.name for case in cases[:2]]
+    monkeypatch.setattr(bench.gpu_bench, "run_case", lambda case, *rest: measured.append(case.name) or real(case, *rest))
+
+    # The next process ended inside of a competitor: the one after leaves it out, and says so.
+    left = json.loads(path.read_text())
+    path.write_text(json.dumps({**left, "running": [cases[2].name, "torch"]}))
+    said, result = run(bench, device, path, grid, cases, only)
+    assert said == 0 and measured == [case.name for case in cases]
+    rows = {row["case"]: row for row in result["rows"]}
+    assert "ended in it" in rows[cases[2].name]["others"]["torch"]["failed"] and "ratio" in rows[cases[3].name]["others"]["torch"]
+    assert "ended in it" in path.with_suffix(".md").read_text()
+
+    # Everything is there: nothing is measured. The named shapes are measured anew; another driver begins a new file.
+    run(bench, device, path, grid, cases, only)
+    assert len(measured) == 4
+    run(bench, device, path, ["--no-build", "--no-tests"], cases[:1], only)
+    assert measured[4:] == [cases[0].name] and len(json.loads(path.read_text())["rows"]) == 4
+    monkeypatch.setattr(bench.harness, "output_of", lambda *command: "999.9")
+    _, result = run(bench, device, path, grid, cases[:1], only)
+    assert len(result["rows"]) == 1 and result["machine"]["driver"] == "999.9"
+
+
+@needs_cpu
+def test_failures_are_told(bench, device, tmp_path, monkeypatch):
+    """A case that fails leaves the others; tokens that differ fail the run."""
+    path, cases, only = tmp_path / "gpu.json", small(bench)[:2], {"torch": bench.gpu_competitors.PEERS["torch"]}
+    real = bench.gpu_bench.calls_of
+    monkeypatch.setattr(bench.gpu_bench, "calls_of", lambda case, *rest: 1 / 0 if case == cases[0] else real(case, *rest))
+    said, result = run(bench, device, path, ["--no-build", "--no-tests"], cases, only)
+    assert f"{cases[0].name}: ZeroDivisionError" in said and [("failed" in row) for row in result["rows"]] == [True, False]
+
+    def shifted(case, *rest):
+        calls = real(case, *rest)
+        return [lambda call=call: (lambda v: v._replace(tokens=v.tokens + 1))(call()) for call in calls]
+
+    monkeypatch.setattr(bench.gpu_bench, "calls_of", shifted)
+    said, result = run(bench, device, path, ["--no-build", "--no-tests"], [cases[0]._replace(B=8)], only)
+    assert "the tokens of 2 requests differ from the reference's" in said and result["rows"][-1]["checked"]["differing"] > 0
+
+
+def test_commands_of_make_gpu(bench, tmp_path):
+    """What is run, and that its files, options and names exist."""
+    ran = []
+    said, _ = run(bench, None, tmp_path / "none.json", ["--quick"], ran=ran)
+    assert said == 0 and [list(commands) for commands in ran] == [
+        ["the build"], ["the tests on cuda", "the tests on triton"], ["compute-sanitizer memcheck"]
+    ]  # fmt: skip
+    arguments, environment = ran[0]["the build"]
+    assert environment == {"SPECSAMPLE_CUDA": "1", "SPECSAMPLE_CUDA_ARCHS": "9.0", "SPECSAMPLE_REQUIRE_EXTENSION": "1"}
+    assert all((bench.gpu.ROOT / a).exists() for a in arguments if a.endswith(".py") and a != sys.executable)
+    for backend in ("cuda", "triton"):
+        arguments, _ = ran[1][f"the tests on {backend}"]
+        assert arguments[-2:] == ["-k", f"{backend}- or {backend}]"]
+        files = [a for a in arguments if a.startswith("tests/")]
+        assert files and all((bench.gpu.ROOT / a).exists() for a in files)
+    compile(ran[2]["compute-sanitizer memcheck"][0][-1], "sanitized", "exec")
+    whole = bench.gpu.tests(quick=False)
+    assert list(whole) == ["the tests on cuda", "the tests on triton"] and "tests/test_chi_square.py" in whole["the tests on cuda"][0]
+    assert all((bench.gpu.ROOT / f"tests/{name}.py").exists() for name in bench.gpu.TESTS)
+    failing = lambda commands: list(commands)  # noqa: E731
+    with pytest.raises(SystemExit, match="the build"):
+        bench.gpu.main([], fake_gpu.fake_torch(), failing, None, lambda tool: tool)
+    assert bench.gpu.main(["--no-build", "--quick"], fake_gpu.fake_torch(), failing, None, lambda tool: tool) == (
+        "[gpu] failed: the tests on cuda; the tests on triton; compute-sanitizer memcheck"
+    )
+
+
+def test_commands_run_side_by_side(bench, capfd):
+    code = "import sys; print('here'); sys.exit({})"
+    commands = {f"status {n}": ([sys.executable, "-c", code.format(n)], {}) for n in (0, 3)}
+    assert bench.gpu.execute(commands) == ["status 3"]
+    assert capfd.readouterr().out.count("here\n") == 2
+
+
+def test_without_a_gpu_it_says_so(bench, monkeypatch):
+    torch = fake_gpu.fake_torch()
+    with pytest.raises(SystemExit, match="not on the path: nvcc"):
+        bench.gpu.gpu_or_exit(torch, lambda tool: None if tool == "nvcc" else tool)
+    torch.cuda.is_available = lambda: False
+    with pytest.raises(SystemExit, match="no CUDA device: torch.cuda.is_available"):
+        bench.gpu.gpu_or_exit(torch)
+    torch.version.cuda = None
+    with pytest.raises(SystemExit, match="no CUDA device: torch 0.0 was built without CUDA"):
+        bench.gpu.gpu_or_exit(torch)
+
+
+def test_aims_are_held_against_their_worst_case(bench):
+    row = {"scheme": "token", "B": 1, "L": 4, "V": 128_256, "K": 1, "temperature": 1.0, "filters": "plain", "bytes_needed": 1e6}
+    us = lambda cold, launches=2: {"us_cold": cold, "launches": launches, "percent_of_copy": 50.0}  # noqa: E731
+    rows = [
+        {**row, "case": "a-T1-plain", "ours": {"cuda": us(14.0)}, "others": {"torch": {"ratio": 30.0}}},
+        {**row, "case": "a-T0.7-plain", "temperature": 0.7, "ours": {"cuda": us(16.8)}, "others": {"torch": {"ratio": 19.0}}},
+        {**row, "case": "a-T1-min-p", "filters": "min-p", "ours": {"cuda": us(15.0)}, "others": {"FlashInfer": {"failed": "x"}}},
+        {**row, "case": "b", "B": 64, "bytes_needed": 1e9, "ours": {"cuda": us(9.0), "triton": us(12.0)}, "others": {}},
+    ]
+    found = {line[0]: line[1:] for line in bench.gpu_aims.lines(rows)}
+    assert found["`token`, B = 1, L = 4, V = 128 256: µs"] == ["≤ 15", "16.8", "1 of 2", "a-T0.7-plain"]
+    assert found["eager torch: ×"] == ["≥ 20", "19", "1 of 2", "a-T0.7-plain"]
+    assert found["temperature 0.7 over 1: ×"] == ["≤ 1.1", "1.2", "0 of 1", "a-T0.7-plain"]
+    assert found["min-p over none: ×"] == ["≤ 1.1", "1.07", "1 of 1", "a-T1-min-p"]
+    assert found["Triton over CUDA, B of 64 and more: ×"] == ["≤ 1.5", "1.33", "1 of 1", "b"]
+    assert found["`token`, 512 MiB or more read: % of the copy"] == ["≥ 85", "50", "0 of 1", "b"]
+    assert found["softmax and FlashInfer's chain kernel: ×"][2] == "not measured"
+    assert found["the same: launches"] == ["≤ 2", "2", "2 of 2", "a-T1-plain"]
+
+
+def test_predictions_stand_beside(bench, tmp_path):
+    path = tmp_path / "predicted.md"
+    path.write_text("# P\n\n| pass | issue | predicted, B = 1 |\n|---|--:|--:|\n| x | 3 | 4 |\n\n"
+                    "| case | bytes | predicted, µs |\n|:--|--:|--:|\n| `token-B1` | 7 | 12.5 |\n| other | 1 | – |\n")  # fmt: skip
+    assert bench.gpu_report.predictions(path) == {"token-B1": 12.5}
+    assert bench.gpu_report.predictions(tmp_path / "none.md") == {}
