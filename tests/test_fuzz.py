@@ -2,10 +2,11 @@
 
 import cuda_on_cpu
 import fuzz
+import on_gpu
 import pytest
 from conftest import require
 
-BACKENDS = ("cpu", "cuda", cuda_on_cpu.NAME)
+BACKENDS = ("cpu", *on_gpu.NAMES, cuda_on_cpu.NAME)
 
 
 @pytest.mark.parametrize("part", range(4))

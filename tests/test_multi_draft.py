@@ -17,6 +17,7 @@ from trees import STAR, drafted_tree, paths
 
 import cuda_on_cpu
 import native
+import on_gpu
 import specsample as ss
 from specsample.reference.coupling import Coupling
 from specsample.reference.walk import Round
@@ -27,7 +28,7 @@ SELECTING = ("optimal", "optimal_block")
 COMPARING = ("importance",)  # select by comparing two draws at a time
 IID = tuple(name for name in MULTI if CARDS[name].draft_kind == "iid")
 BINS = 256  # of the schemes with bins, where a test does not say otherwise
-COMPILED = ("cpu", "cuda", cuda_on_cpu.NAME)
+COMPILED = ("cpu", *on_gpu.NAMES, cuda_on_cpu.NAME)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

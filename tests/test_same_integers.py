@@ -5,6 +5,7 @@ here none is needed, so the comparison is exact.
 """
 
 import cuda_on_cpu
+import on_gpu
 import pytest
 import torch
 from conftest import ALL_SCHEMES, SCHEMES, case, identical, numbers, require
@@ -12,7 +13,7 @@ from conftest import ALL_SCHEMES, SCHEMES, case, identical, numbers, require
 import specsample as ss
 from specsample import backends
 
-COMPILED = ("cpu", "cuda", cuda_on_cpu.NAME)
+COMPILED = ("cpu", *on_gpu.NAMES, cuda_on_cpu.NAME)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 B_MIXED = 5
 SAMPLINGS = {
