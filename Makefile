@@ -6,9 +6,11 @@
 # make bench   benchmarks on this machine -> benchmarks/results/
 # make bench-trees   several drafts a node: time beside one draft, acceptance beside the optimum
 # make papers  the papers' experiments on the demo's models (or ARGS="--target M --draft M") -> benchmarks/results/papers/
-# make check-cuda   the CUDA kernels through nvcc for every architecture: spills, local memory, 16-byte loads (needs nvcc)
+# make check-cuda   the CUDA kernels through nvcc for every architecture: spills, local memory, 16-byte loads; one extension of them
+# make check-cuda12 the same gate for the kernels by the compiler of CUDA 12.9 as the package index has it
 # make gpu-quick    on a machine with an NVIDIA GPU: build for it with the system's python3, run the tests on it
-# make gpu          the same, with timings -> benchmarks/results/<gpu>.json
+# make gpu          the same, with timings of a dozen shapes -> benchmarks/results/<gpu>.{json,md}
+# make gpu-bench    build, and time every shape that was not: hours; goes on where it was interrupted (ARGS="--filter token-B1-")
 # make wheel   dist/specsample-*.whl (abi3)
 #
 # Each makes its own virtual environment in .venv and installs what it needs there; nothing else is touched. (The gpu targets
@@ -28,7 +30,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
-.PHONY: demo test fuzz check-triton check-cuda gpu gpu-quick build bench bench-trees papers wheel clean
+.PHONY: demo test fuzz check-triton check-cuda check-cuda12 gpu gpu-quick gpu-bench build bench bench-trees papers wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
@@ -44,13 +46,20 @@ check-triton: $(VENV)/with-test $(VENV)/triton build
 	SPECSAMPLE_TRITON_TARGETS="$(TRITON_TARGETS)" $(BIN)/python -m pytest tests/test_triton.py tests/test_triton_compile.py
 
 check-cuda: $(VENV)/with-test build
-	SPECSAMPLE_CHECK_CUDA=1 $(BIN)/python -m pytest tests/test_cuda_compile.py tests/test_cuda_on_cpu.py
+	SPECSAMPLE_CHECK_CUDA=1 $(BIN)/python -m pytest tests/test_cuda_compile.py tests/test_cuda_on_cpu.py tests/test_build.py
+
+check-cuda12: $(VENV)/with-test build
+	$(PIP) --no-deps --target build/cuda12 nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-nvcc-cu12==12.9.86 nvidia-cuda-cccl-cu12==12.9.27
+	SPECSAMPLE_NVRTC=build/cuda12/nvidia SPECSAMPLE_CHECK_CUDA=1 $(BIN)/python -m pytest tests/test_cuda_compile.py
 
 gpu-quick:
-	$(PYTHON) benchmarks/gpu.py --quick
+	$(PYTHON) benchmarks/gpu.py --quick $(ARGS)
 
 gpu:
-	$(PYTHON) benchmarks/gpu.py
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
+
+gpu-bench:
+	$(PYTHON) benchmarks/gpu.py --grid $(ARGS)
 
 demo: $(VENV)/with-demo build
 	$(BIN)/python -m specsample demo $(ARGS)

@@ -1,5 +1,7 @@
 """The build: a stable-ABI extension in an abi3 wheel, or a pure Python wheel that says what is missing."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import zipfile
 
 import pytest
 from native import ROOT
+from nvidia_tools import ALL, nvcc, nvidia_tool
 
 import specsample as ss
 
@@ -25,8 +28,6 @@ def copy(tmp_path_factory):
 
 
 def wheel(copy, tmp_path, start, **environment):
-    import os
-
     command = [sys.executable, *start, "bdist_wheel", "--dist-dir", str(tmp_path), "--bdist-dir", str(tmp_path / "build")]
     env = {**os.environ, **environment}
     return subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
@@ -63,8 +64,6 @@ def test_without_the_extension_the_package_runs_on_the_reference():
         "\ntry: ss.sample(torch.zeros(1, 5), seed=0, position=0, backend='cpu')"
         "\nexcept ValueError as e: assert 'not available' in str(e); print('said')"
     )
-    import os
-
     env = {**os.environ, "SPECSAMPLE_NO_EXTENSION": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "said" in done.stdout, done.stderr
@@ -79,9 +78,43 @@ def test_the_extension_needs_only_stable_symbols_of_torch():
         pytest.skip("no nm")
     from specsample import _C
 
-    assert _C.__file__.endswith(".abi3.so")
-    listing = subprocess.run(["nm", "-D", "-C", "--undefined-only", _C.__file__], capture_output=True, text=True).stdout
+    only_stable_symbols(_C.__file__)
+
+
+def only_stable_symbols(path):
+    assert str(path).endswith(".abi3.so")
+    listing = subprocess.run(["nm", "-D", "-C", "--undefined-only", str(path)], capture_output=True, text=True).stdout
     names = [line.split(maxsplit=1)[-1].removeprefix("U ") for line in listing.splitlines()]
     unstable = [n for n in names if n.startswith(("c10::", "at::", "torch::", "caffe2::"))]
     assert names and not unstable
     assert any(n.startswith(("aoti_torch_", "torch_")) for n in names)
+    # The CUDA run time is linked in, and what only a CUDA build of torch has is looked up when it is needed.
+    assert not [n for n in names if n.startswith(("cuda", "cu", "__cuda")) or "current_cuda_stream" in n]
+
+
+@pytest.mark.skipif(not ALL, reason="some minutes of compilation: make check-cuda, or SPECSAMPLE_CHECK_CUDA=1")
+def test_one_extension_for_every_architecture(copy):
+    """Built with a torch that may itself be without CUDA: one abi3 extension, machine code of every architecture and PTX of the
+    last for each of its CUDA sources, which loads, and whose CPU ops run."""
+    if (tool := nvidia_tool("cuobjdump")) is None or nvcc() is None:
+        pytest.skip("not on the path: nvcc, or cuobjdump")
+    shipped = re.search(r'^CUDA_ARCHS = "([\d. ]+)"', (ROOT / "setup.py").read_text(), re.M).group(1).split()
+    assert shipped == ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
+    env = {**os.environ, "SPECSAMPLE_CUDA": "1", "SPECSAMPLE_REQUIRE_EXTENSION": "1", "MAX_JOBS": os.environ.get("MAX_JOBS", "2")}
+    done = subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=copy, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    (built,) = (copy / "specsample").glob("*.so")
+    only_stable_symbols(built)
+    sources = len(list((ROOT / "csrc/cuda").glob("*.cu")))
+    codes = sorted(sources * [arch.replace(".", "") for arch in shipped])
+    listed = lambda what: subprocess.run([tool, what, str(built)], capture_output=True, text=True, check=True).stdout  # noqa: E731
+    assert sorted(re.findall(r"\.sm_(\d+)\.cubin", listed("--list-elf"))) == codes
+    assert re.findall(r"\.sm_(\d+)\.ptx", listed("--list-ptx")) == sources * [shipped[-1].replace(".", "")]
+    code = (
+        "import torch, specsample as ss; i = ss.build_info(); print(i);"
+        f"assert i['architectures'] == {shipped} and i['cuda'] and 'cpu' in i['backends'];"
+        "assert ss.sample(torch.zeros(2, 5), seed=1, position=0, backend='cpu').shape == (2,)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(copy)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

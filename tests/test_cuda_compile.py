@@ -1,42 +1,42 @@
-"""The CUDA kernels through nvcc: no spills and no local memory, and 16-byte loads, on every architecture that is shipped.
+"""The CUDA kernels through NVIDIA's compiler: no spills and no local memory, and 16-byte loads, on every architecture that is shipped.
 
-The default run takes one architecture; `make check-cuda` (SPECSAMPLE_CHECK_CUDA=1) takes all of them, some minutes.
+The default run takes one architecture; `make check-cuda` (SPECSAMPLE_CHECK_CUDA=1) takes all of them, some minutes. The compiler is
+nvcc, of CUDA_HOME or on the path, or CUDA 12's from the package index (`make check-cuda12`; nvidia_tools.py).
 """
 
-import os
 import re
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from nvidia_tools import ALL, PACKAGES, nvcc, nvidia_tool, nvrtc
 
 import native
 
-ALL = os.environ.get("SPECSAMPLE_CHECK_CUDA", "0") not in ("", "0")
 # One kernel for sample, draft and row_stats, one for verify under every scheme.
 SOURCES = {"row_kernel": '#include "csrc/cuda/row_kernels.h"\n', "verify_kernel": '#include "csrc/cuda/verify_kernel.h"\n'}
 SPILLING = "__global__ void kernel(int* x) { int a[64]; for (int i = 0; i < 64; ++i) a[x[i] & 63] = i; x[0] = a[x[64] & 63]; }"
 
 
 def archs():
-    """Those of setup.py that this nvcc knows: 80, 86, …"""
+    """Those of setup.py that the compiler knows (CUDA 12's: from 12.8 on all of them): 80, 86, …"""
     text = (native.ROOT / "setup.py").read_text()
     shipped = re.search(r'^CUDA_ARCHS = "([\d. ]+)"', text, re.M).group(1).replace(".", "").split()
-    if shutil.which("nvcc") is None:
+    if PACKAGES or nvcc() is None:
         return shipped if ALL else ["90"]
-    listed = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True).stdout
+    listed = subprocess.run([nvcc(), "--list-gpu-code"], capture_output=True, text=True).stdout
     return [a for a in shipped if f"sm_{a}" in listed and (ALL or a == "90")]
 
 
-def compiled(source, folder, arch, *flags):
-    """-> (output file, what ptxas said)"""
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc on the path: the CUDA kernels were compiled for the CPU only")
+def compiled(source, folder, arch):
+    """-> (cubin, what ptxas said); PTX beside it"""
+    if PACKAGES:
+        return nvrtc(source, folder, arch, native.ROOT, GATE)
+    if nvcc() is None:
+        pytest.skip("no nvcc in CUDA_HOME or on the path: the CUDA kernels were compiled for the CPU only")
     path, out = folder / "kernels.cu", folder / "kernels.out"
     path.write_text(source)
-    command = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{arch}", f"-I{native.ROOT}", *flags, str(path), "-o", str(out)]
+    command = [nvcc(), "-std=c++17", "-O3", f"-arch=sm_{arch}", f"-I{native.ROOT}", "-cubin", "-Xptxas", ",".join(GATE)]
+    command += ["--keep", "--keep-dir", str(folder), str(path), "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out, done.stderr
@@ -51,13 +51,13 @@ def ptxas_report(text):
     return {name: tuple(map(int, rest)) for name, *rest in re.findall(pattern, text)}
 
 
-GATE = ("-cubin", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage")
+GATE = ("-v", "-warn-spills", "-warn-lmem-usage")  # of ptxas
 
 
 @pytest.mark.parametrize("kernel", SOURCES)
 @pytest.mark.parametrize("arch", archs())
 def test_no_spills_and_16_byte_loads(tmp_path, arch, kernel):
-    cubin, said = compiled(SOURCES[kernel], tmp_path, arch, *GATE, "--keep", "--keep-dir", str(tmp_path))
+    cubin, said = compiled(SOURCES[kernel], tmp_path, arch)
     ((name, (stack, stores, loads, _)),) = ptxas_report(said).items()
     assert kernel in name
     assert (stack, stores, loads) == (0, 0, 0), f"sm_{arch}: {stack} bytes of stack, {stores} + {loads} spilled"
@@ -71,17 +71,14 @@ def test_no_spills_and_16_byte_loads(tmp_path, arch, kernel):
 
 
 def test_control_the_gate_sees_local_memory(tmp_path):
-    _, said = compiled(SPILLING, tmp_path, "90", *GATE)
+    _, said = compiled(SPILLING, tmp_path, "90")
     ((stack, *_),) = ptxas_report(said).values()
     assert stack > 0 and "warning" in said
 
 
 def disassembled(cubin):
     """{kernel: SASS}; {} where no disassembler is found (CUDA's, or the one in Triton's package)"""
-    places = [os.environ.get("PATH", "")]
-    places += [str(p) for site in sys.path for p in Path(site or ".").glob("triton/backends/nvidia/bin")]
-    tool = shutil.which("nvdisasm", path=os.pathsep.join(places))
-    if tool is None:
+    if (tool := nvidia_tool("nvdisasm")) is None:
         return {}
     text = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
     parts = re.split(r"^\s*\.section\s+\.text\.(\w+),", text, flags=re.M)
