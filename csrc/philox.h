@@ -20,15 +20,27 @@ struct Words {
   uint32_t v[4];
 };
 
-SPS_HD Words philox(Words c, uint32_t k0, uint32_t k1) {
+// The keys of the ten rounds: of each, one for either half.
+struct PhiloxKeys {
+  uint32_t low[10], high[10];
+
+  SPS_HD PhiloxKeys(uint32_t k0, uint32_t k1) {
+    for (int round = 0; round < 10; ++round) low[round] = k0 + round * kPhiloxW0, high[round] = k1 + round * kPhiloxW1;
+  }
+};
+
+SPS_HD Words philox(Words c, const PhiloxKeys& keys) {
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = static_cast<uint64_t>(kPhiloxM0) * c.v[0], b = static_cast<uint64_t>(kPhiloxM1) * c.v[2];
-    c = Words{{static_cast<uint32_t>(b >> 32) ^ c.v[1] ^ k0, static_cast<uint32_t>(b),
-               static_cast<uint32_t>(a >> 32) ^ c.v[3] ^ k1, static_cast<uint32_t>(a)}};
-    k0 += kPhiloxW0, k1 += kPhiloxW1;
+    c = Words{{static_cast<uint32_t>(b >> 32) ^ c.v[1] ^ keys.low[round], static_cast<uint32_t>(b),
+               static_cast<uint32_t>(a >> 32) ^ c.v[3] ^ keys.high[round], static_cast<uint32_t>(a)}};
   }
   return c;
 }
+SPS_HD Words philox(Words c, uint32_t k0, uint32_t k1) { return philox(c, PhiloxKeys(k0, k1)); }
 
 // One stream of the map: a word for each token id.
 struct Stream {
@@ -41,9 +53,13 @@ struct Stream {
         position_high(static_cast<uint32_t>(static_cast<uint64_t>(position) >> 32)),
         purpose_slot((static_cast<uint32_t>(purpose) << 24) | (static_cast<uint32_t>(slot) & 0xFFFFFFu)) {}
 
+  // Of the tokens 4 block .. 4 block + 3.
+  SPS_HD Words words(uint32_t block, const PhiloxKeys& keys) const {
+    return philox(Words{{block, position_low, position_high, purpose_slot}}, keys);
+  }
+  SPS_HD Words words(uint32_t block) const { return words(block, PhiloxKeys(key0, key1)); }
   SPS_HD uint32_t word(int64_t token, uint32_t refine = 0) const {
-    const Words w = philox(
-        Words{{static_cast<uint32_t>(token >> 2) | refine, position_low, position_high, purpose_slot}}, key0, key1);
+    const Words w = words(static_cast<uint32_t>(token >> 2) | refine);
     const uint32_t even = token & 2 ? w.v[2] : w.v[0], odd = token & 2 ? w.v[3] : w.v[1];  // no indexing: stays in registers
     return token & 1 ? odd : even;
   }

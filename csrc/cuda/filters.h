@@ -62,13 +62,14 @@ SPS_DEVICE float select(Scratch& s, const Law& law, int dtype, float bound, doub
     const int width = shift ? 11 : 10, bins = 1 << width;
     for (int i = thread_id(); i < bins; i += thread_count()) s.histogram[i] = 0;
     SPS_CREW_BARRIER();
-    each_unit(law.row, dtype, law.vocab, [&](int64_t, const Unit& unit) {
+    each_unit(law.row, dtype, law.vocab, [&](int, float most, int) { return most >= bound; }, [&](int first) {
+      const Unit unit = read_unit(law.row, dtype, first, law.vocab);
 #pragma unroll
       for (int j = 0; j < kUnit; ++j) {
         const float z = clamp_logit(unit.z[j]);
         if (!(z >= bound)) continue;
         const uint32_t key = order_key(z);
-        if ((key & mask) == prefix) atomicAdd(&s.histogram[key >> shift & (bins - 1)], weigh(z));
+        if ((key & mask) == prefix) add_wide(&s.histogram[key >> shift & (bins - 1)], weigh(z));
       }
     });
     SPS_CREW_BARRIER();
@@ -89,12 +90,7 @@ SPS_DEVICE float select(Scratch& s, const Law& law, int dtype, float bound, doub
 // A bound that at least k logits reach: the k-th largest of the threads' own maxima. -FLT_MAX for k above their number.
 SPS_DEVICE float kth_bound(Scratch& s, const Law& law, int dtype, double k) {
   if (k > thread_count()) return -FLT_MAX;
-  float top = -FLT_MAX;
-  each_unit(law.row, dtype, law.vocab, [&](int64_t, const Unit& unit) {
-#pragma unroll
-    for (int j = 0; j < kUnit; ++j) top = unit.z[j] > top ? unit.z[j] : top;
-  });
-  top = clamp_logit(top);
+  const float top = clamp_logit(fmaxf(thread_top(law.row, dtype, law.vocab), -FLT_MAX));
   float* maxima = reinterpret_cast<float*>(s.histogram);
   maxima[thread_id()] = top;
   SPS_CREW_BARRIER();

@@ -1,7 +1,7 @@
 // The exponential race over a row, argmax of log w - log E, with logarithms for the few tokens that can win.
 //
-// 1. A token's score is at most log2 w - log2 u, since E >= u. One exponential and one comparison a token tell whether that
-//    can reach `goal`, what the best token is already known to reach.
+// 1. A token's score is at most log2 w - log2 u, since E >= u. The largest of eight weights and the least of their eight words
+//    tell whether that can reach `goal`, what the best token is already known to reach; then each token is asked.
 // 2. Tokens that pass get a score in float, with a bound on its error; the best of them raise `goal`, and those that it does
 //    not exclude are listed as candidates.
 // 3. The candidates that the final `goal` leaves are scored exactly, in double.
@@ -48,7 +48,9 @@ SPS_DEVICE float log2_clock(uint32_t r) {
 // Room for the float rounding of a score (and of the approximate logarithms), which grows with its size.
 SPS_DEVICE float slack(float score) { return 2e-3f + 1e-6f * fabsf(score); }
 
-// The draft's share of a token that may win, to a relative 1e-6.
+constexpr float kPairError = 1.2e-5f;  // relative, of a probability in float (Affine::fast, Pair)
+
+// The draft's share of a token that may win, to a relative kPairError.
 SPS_DEVICE float draft_share(const Race& race, const Pair& pair, int64_t token, float t, int dtype) {
   const Law& draft = race.draft;
   if (draft.only >= 0) return token == draft.only;
@@ -58,81 +60,109 @@ SPS_DEVICE float draft_share(const Race& race, const Pair& pair, int64_t token, 
   return d * static_cast<float>(race.ratios.of_bin[bin_of(t, d, race.ratios.binning)]);
 }
 
+// Whether u can be so small that its log2 is `bound`; for a few more words than that, never for fewer.
+SPS_DEVICE bool reaches(uint32_t word, float bound) { return word <= saturated(exp2_fast(bound + 32.001f)); }
+
+// What the score of a token is at least and at most, in log2.
+struct Range {
+  float least, most;
+};
+
 // Winner of the race in s.race; `infinite` when a +inf logit took part: the row's law is uniform over those, and the race is
 // to be run again on it.
 SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
   const Race& race = *s.race;
   const Law& law = race.target;
+  const void* const row = law.row;
+  const int vocab = static_cast<int>(law.vocab);
+  const float cutoff = law.cutoff;
   const Pair pair = Pair::of(law, race.draft, race.norms);
   const Affine& t = pair.t;
   const float base = race.residual ? law.max : race.level;
   const float scale = static_cast<float>(race.scale), floor = static_cast<float>(race.floor);
   const float offset =
       race.residual ? static_cast<float>(once(s, [&] { return log(race.scale * race.norms.t) * kLog2e; })) : 0.f;
-  constexpr float kLeast = -67.f;  // below log2 of the smallest uniform, 2^-65
-  if (thread_id() == 0) s.goal = ordered(-3e38f), s.candidates = 0, s.infinite = 0;
+  constexpr float kLeast = -67.f, kNone = -3e38f;  // below log2 of the smallest uniform, 2^-65; a goal that everything reaches
+  if (thread_id() == 0) s.goal = ordered(kNone), s.candidates = 0, s.infinite = 0;
   SPS_CREW_BARRIER();
 
-  each_unit(law.row, dtype, law.vocab, [&](int64_t first, const Unit& raw) {
-    const float bias = offset - from_ordered(current(s.goal));
-    float y[kUnit];  // log2 of a bound on u
-    bool possible = false;
+  const Stream stream = race.stream;
+  PhiloxKeys keys(stream.key0, stream.key1);
 #pragma unroll
-    for (int j = 0; j < kUnit; ++j) {
-      const float z = clamp_logit(raw.z[j]);
-      y[j] = fmaf(z - base, t.high, bias);
-      if (!(z >= law.cutoff)) y[j] = -HUGE_VALF;
-      possible |= y[j] >= kLeast;
-    }
-    if (!possible) return;
-    const Stream& st = race.stream;
-    const uint32_t block = static_cast<uint32_t>(first >> 2);
-    const Words low = philox(Words{{block, st.position_low, st.position_high, st.purpose_slot}}, st.key0, st.key1);
-    const Words high = philox(Words{{block + 1, st.position_low, st.position_high, st.purpose_slot}}, st.key0, st.key1);
-    const uint32_t r[kUnit] = {low.v[0], low.v[1], low.v[2], low.v[3], high.v[0], high.v[1], high.v[2], high.v[3]};
-    bool passes = false;
+  for (int i = 0; i < 10; ++i) keys.low[i] = of_warp(keys.low[i]), keys.high[i] = of_warp(keys.high[i]);
+  const auto words = [&](int first, uint32_t (&r)[kUnit]) {
 #pragma unroll
-    for (int j = 0; j < kUnit; ++j) {
-      const bool pass = y[j] >= kLeast && static_cast<float>(r[j]) <= exp2f(y[j] + 32.001f);
-      y[j] = pass ? 0.f : -HUGE_VALF;
-      passes |= pass;
+    for (int i = 0; i < 2; ++i) {
+      const Words w = stream.words(static_cast<uint32_t>(first >> 2) + i, keys);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) r[4 * i + j] = w.v[j];
     }
-    if (!passes) return;
+  };
+  const auto range = [&](int token, float z, uint32_t r) {
+    const Range nothing{kNone, -HUGE_VALF};
+    if (z >= kLargest && law.scale != 0) atomicMax(&s.infinite, 1u);
+    if (race.skip.has(token)) return nothing;
+    if (r < kRefineBelow) return Range{kNone, HUGE_VALF};  // its clock needs the second word
+    const float clock = log2_clock(r);
+    float least, most;
+    if (race.residual) {
+      const float wt = pair.target(z), wd = draft_share(race, pair, token, wt, dtype);
+      const float w = fmaxf(scale * wt - wd, floor * wt), error = kPairError * (scale * wt + wd) + 1e-37f;
+      if (!(w + error > 0)) return nothing;
+      most = __log2f(w + error) - clock;
+      least = w - error > 0 ? __log2f(w - error) - clock : kNone;
+    } else {
+      most = least = fminf(fmaf(z - base, t.high, offset) - clock, 3e38f);
+    }
+    return Range{least - slack(least), most + slack(most)};
+  };
 
-    float reached = -3e38f, above[kUnit];
-#pragma unroll
-    for (int j = 0; j < kUnit; ++j) {
-      above[j] = -HUGE_VALF;
-      if (y[j] < 0) continue;
-      const float z = clamp_logit(raw.z[j]);
-      if (z >= kLargest && law.scale != 0) atomicMax(&s.infinite, 1u);
-      if (race.skip.has(first + j)) continue;
-      if (r[j] < kRefineBelow) {  // its clock needs the second word
-        above[j] = HUGE_VALF;
-        continue;
-      }
-      const float clock = log2_clock(r[j]);
-      float most, least;
-      if (race.residual) {
-        const float wt = pair.target(z), wd = draft_share(race, pair, first + j, wt, dtype);
-        const float w = fmaxf(scale * wt - wd, floor * wt), error = 1e-6f * (scale * wt + wd) + 1e-37f;
-        if (!(w + error > 0)) continue;
-        most = __log2f(w + error) - clock;
-        least = w - error > 0 ? __log2f(w - error) - clock : -3e38f;
-      } else {
-        most = least = fminf(fmaf(z - base, t.high, offset) - clock, 3e38f);
-      }
-      above[j] = most + slack(most);
-      least -= slack(least);
-      reached = least > reached ? least : reached;
+  {  // A goal to begin with: a token a thread.
+    float least = kNone;
+    if (thread_id() < vocab) {
+      const float z = logit(row, dtype, thread_id());
+      if (z >= cutoff) least = range(thread_id(), z, stream.word(thread_id())).least;
     }
-    if (ordered(reached) > current(s.goal)) atomicMax(&s.goal, ordered(reached));
-    const float goal = from_ordered(current(s.goal));
+    least = warp_max_fast(least);
+    if (lane_id() == 0) atomicMax(&s.goal, ordered(least));
+    SPS_CREW_BARRIER();
+  }
+  const auto known_now = [&] { return offset - from_ordered(current(s.goal)); };
+  float known = 0;  // a while ago will do
+  const auto bound_of = [&](float z) { return fmaf(z - base, t.high, known); };  // log2 of what u may be at most
+  const auto may_win = [&](int u, float most, int first) {
+    if (u == 0) known = known_now();
+    most = clamp_logit(most);
+    const float bound = bound_of(most);
+    if (!(most >= cutoff && bound >= kLeast)) return false;
+    uint32_t r[kUnit];
+    words(first, r);
+#pragma unroll
+    for (int j = 1; j < kUnit; ++j) r[0] = r[j] < r[0] ? r[j] : r[0];
+    return reaches(r[0], bound);
+  };
+  each_unit(row, dtype, vocab, may_win, [&](int first) {
+    Unit unit = read_unit(row, dtype, first, vocab);
+    uint32_t r[kUnit], passed = 0;
+    words(first, r);
+    known = known_now();
 #pragma unroll
     for (int j = 0; j < kUnit; ++j) {
-      if (!(above[j] >= goal)) continue;
+      const float z = unit.z[j] = clamp_logit(unit.z[j]), bound = bound_of(z);
+      passed |= z >= cutoff && bound >= kLeast && reaches(r[j], bound) ? 1u << j : 0u;
+    }
+    for (; passed; passed &= passed - 1) {
+      const int at = __ffs(static_cast<int>(passed)) - 1;
+      float z = unit.z[0];
+      uint32_t word = r[0];
+#pragma unroll
+      for (int j = 1; j < kUnit; ++j)
+        if (j == at) z = unit.z[j], word = r[j];
+      const Range score = range(first + at, z, word);
+      if (ordered(score.least) > current(s.goal)) atomicMax(&s.goal, ordered(score.least));
+      if (!(score.most >= from_ordered(current(s.goal)))) continue;
       const uint32_t place = atomicAdd(&s.candidates, 1u);
-      if (place < kCandidates) s.candidate[place] = Candidate{above[j], static_cast<int32_t>(first + j)};
+      if (place < kCandidates) s.candidate[place] = Candidate{score.most, first + at};
     }
   });
   SPS_CREW_BARRIER();
@@ -154,7 +184,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
     if (!(z >= law.cutoff)) continue;
     if (all) {
       const float bound = fmaf(z - base, t.high, offset - goal);
-      if (!(static_cast<float>(race.stream.word(token)) <= exp2f(bound + 32.001f)) || race.skip.has(token)) continue;
+      if (!reaches(race.stream.word(token), bound) || race.skip.has(token)) continue;
     }
     best.offer(exact_score(race, token, z, dtype), token);
   }

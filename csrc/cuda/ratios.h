@@ -13,44 +13,76 @@ struct Pair {
   static SPS_DEVICE Pair of(const Law& target, const Law& draft, const Norms& norms) {
     return {Affine::of(target), Affine::of(draft), static_cast<float>(norms.t), static_cast<float>(norms.d)};
   }
-  SPS_DEVICE float target(float z) const { return __fmul_rn(t.weight(clamp_logit(z)), norm_t); }
-  SPS_DEVICE float draft(float z) const { return __fmul_rn(d.weight(clamp_logit(z)), norm_d); }
+  // Whether weights are those of Affine::fast, but for NaN.
+  SPS_DEVICE bool plain() const {
+    return t.cutoff <= -FLT_MAX && d.cutoff <= -FLT_MAX && t.max < kLargest && d.max < kLargest;
+  }
+  // Of logits that went through clamp_logit.
+  SPS_DEVICE float target(float z) const { return __fmul_rn(t.kept(z), norm_t); }
+  SPS_DEVICE float draft(float z) const { return __fmul_rn(d.kept(z), norm_d); }
 };
 
 // A token's bin; -1 for the tail.
 SPS_DEVICE int ratio_bin(float t, float d, const Binning& binning) {
   if (!(t >= binning.tail) && !(d >= binning.tail)) return -1;
-  return static_cast<int>(fminf(fmaf(__fdiv_rn(t, d), binning.per_unit, 0.5f), static_cast<float>(binning.count - 1)));
+  const float ratio = __fmul_rn(t, reciprocal_fast(d));
+  return static_cast<int>(fminf(fmaf(ratio, binning.per_unit, 0.5f), static_cast<float>(binning.count - 1)));
 }
 SPS_DEVICE int bin_of(float t, float d, const Binning& binning) {
   const int bin = ratio_bin(t, d, binning);
   return bin < 0 ? binning.tail_bin : bin;
 }
 
-// f(t, d, of one token) over a unit of the target's row.
-template <class F>
-SPS_DEVICE void each_pair(const Pair& pair, const Order& o, const Unit& unit, int64_t first, const F& f) {
-  const int64_t common = o.draft.vocab < o.law.vocab ? o.draft.vocab : o.law.vocab;
-  Unit other[1];
-  load_units<1>(o.draft.row, o.dtype, first, 0, common, other);
+constexpr int kPairUnits = 2;  // of each row, that a lane takes at once
+
+// Sums over the tokens of both rows; ids that the draft lacks have weight 0 there. f(target's unit, draft's unit, sums).
+template <int kSums, class F>
+SPS_DEVICE void sum_pairs(Scratch& s, const Order& o, const F& f) {
+  const bool infinite = o.law.max >= kLargest || o.draft.max >= kLargest;
+  const int vocab = static_cast<int>(o.law.vocab), common = o.draft.vocab < vocab ? static_cast<int>(o.draft.vocab) : vocab;
+  sum_tiles<kSums, kPairUnits, 2>(s, {o.law.row, o.draft.row}, {vocab, common}, o.dtype,
+                                  [&](Unit (&unit)[2][kPairUnits], int, float (&part)[kSums]) {
 #pragma unroll
-  for (int j = 0; j < kUnit; ++j) f(pair.target(unit.z[j]), pair.draft(other[0].z[j]));
+    for (int u = 0; u < kPairUnits; ++u) {
+      if (infinite) clamp(unit[0][u]), clamp(unit[1][u]);
+      f(unit[0][u], unit[1][u], part);
+    }
+  });
 }
 
-// Sum of (scale t - b)+; both laws have rows, and ids that the draft lacks have weight 0 there.
+// Sum of (scale t - b)+; both laws have rows.
 SPS_DEVICE double residual_sum(Scratch& s, const Order& o) {
   const Pair pair = Pair::of(o.law, o.draft, o.norms);
   const BinRatios ratios = o.ratios;
-  const float scale = static_cast<float>(o.scale);
-  return sum_over(s, o.law.row, o.dtype, o.law.vocab, [&](const Unit& unit, int64_t first) {
-    float part = 0;
-    each_pair(pair, o, unit, first, [&](float t, float d) {
-      if (ratios.of_bin) d *= static_cast<float>(ratios.of_bin[bin_of(t, d, ratios.binning)]);
-      const float rest = fmaf(scale, t, -d);
-      part += rest > 0 ? rest : 0;
-    });
-    return part;
+  const float scale = static_cast<float>(o.scale), norm = static_cast<float>(o.scale * o.norms.t);
+  const bool plain = pair.plain();
+  sum_pairs<1>(s, o, [&](const Unit& target, const Unit& draft, float (&part)[1]) {
+    float chain[2] = {};
+    if (plain && !ratios.of_bin) {
+#pragma unroll
+      for (int j = 0; j < kUnit; ++j)
+        chain[j & 1] += positive(fmaf(norm, pair.t.fast(target.z[j]), -__fmul_rn(pair.d.fast(draft.z[j]), pair.norm_d)));
+      if (chain[0] + chain[1] < HUGE_VALF) {
+        part[0] += chain[0] + chain[1];
+        return;
+      }
+      chain[0] = chain[1] = 0;  // NaN among them
+    }
+    if (ratios.of_bin) {
+#pragma unroll
+      for (int j = 0; j < kUnit; ++j) {
+        const float t = pair.target(target.z[j]), d = pair.draft(draft.z[j]);
+        const float ratio = static_cast<float>(ratios.of_bin[bin_of(t, d, ratios.binning)]);
+        chain[j & 1] += fmaxf(fmaf(scale, t, -(d * ratio)), 0.f);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kUnit; ++j)
+        chain[j & 1] += fmaxf(fmaf(norm, pair.t.kept(target.z[j]), -pair.draft(draft.z[j])), 0.f);
+    }
+    part[0] += chain[0] + chain[1];
   });
+  return sum_of_tiles(s, o.law.vocab);
 }
 
 // Probability of the tokens that take part, relative to the largest of them: 1 - the others' would lose its digits.
@@ -62,62 +94,93 @@ SPS_DEVICE double rest_mass(Scratch& s, const Order& o) {
   return once(s, [&] { return mass * exp((static_cast<double>(rest.max) - o.law.max) * rest.scale) / o.law.mass; });
 }
 
-constexpr float kFixed = 0x1p60f;  // of a histogram: sums of a law fit 64 bits, and no sum depends on an order
+constexpr double kFixed = 0x1p60;  // of a histogram: sums of a law fit 64 bits, and no sum depends on an order
 
-// Tokens of one bin, added up by a thread while they follow each other, and by a warp when all its lanes have the same.
+// x kFixed for 0 <= x < 16, towards zero: the significand moved to its place.
+SPS_DEVICE unsigned long long in_fixed(float x) {
+  const uint32_t bits = __float_as_uint(x), right = 130 - (bits >> 23);
+  const unsigned long long top = static_cast<unsigned long long>(bits << 8 | 0x80000000u) << 32;
+  return right < 64 ? top >> right : 0;
+}
+
+// Tokens of one bin, added up by a lane while they follow each other, and by a warp when all its lanes have the same.
 struct Run {
   int bin = -1;
-  unsigned long long t = 0, d = 0;
+  float t = 0, d = 0;
 
-  SPS_DEVICE void flush(unsigned long long* histogram) {
+  SPS_DEVICE void flush(unsigned long long* histogram) const {
     if (bin < 0) return;
-    if (t) atomicAdd(&histogram[2 * bin], t);
-    if (d) atomicAdd(&histogram[2 * bin + 1], d);
-    t = d = 0;
+    add_wide(&histogram[2 * bin], in_fixed(t));
+    add_wide(&histogram[2 * bin + 1], in_fixed(d));
   }
   SPS_DEVICE void add(unsigned long long* histogram, int at, float t_, float d_) {
-    if (at != bin) flush(histogram), bin = at;
-    t += static_cast<unsigned long long>(t_ * kFixed), d += static_cast<unsigned long long>(d_ * kFixed);
-  }
-  SPS_DEVICE void flush_warp(unsigned long long* histogram) {
-    const int first = __shfl_sync(kFullWarp, bin, 0);
-    if (__ballot_sync(kFullWarp, bin == first) == kFullWarp) {
-      t = warp_sum(t), d = warp_sum(d);
-      if (lane_id() == 0) flush(histogram);
-      t = d = 0;
-    } else {
+    if (at != bin) {
       flush(histogram);
+      bin = at, t = t_, d = d_;
+    } else {
+      t += t_, d += d_;
+    }
+  }
+  SPS_DEVICE void flush_warp(unsigned long long* histogram) const {
+    const int first = __shfl_sync(kFullWarp, bin, 0);
+    if (__ballot_sync(kFullWarp, bin != first)) {
+      flush(histogram);
+    } else if (first >= 0) {
+      const unsigned long long sum_t = warp_sum(in_fixed(t)), sum_d = warp_sum(in_fixed(d));
+      if (lane_id() == 0) add_wide(&histogram[2 * bin], sum_t), add_wide(&histogram[2 * bin + 1], sum_d);
     }
   }
 };
 
-// Adds the tokens to a histogram [count][2], but for the tail, whose sums are left in s.tile_sum and s.other_sum.
+// The least weight whose product with `norm`, as it is rounded, reaches the tail's bound: weights are compared with it instead.
+SPS_DEVICE float heavy_from(float tail, float norm) {
+  float least = __fdiv_rn(tail, norm);
+  for (int i = 0; i < 3; ++i) least = __fmul_rn(least, norm) < tail ? nextafterf(least, FLT_MAX) : least;
+  for (int i = 0; i < 3; ++i) {
+    const float below = nextafterf(least, 0.f);
+    least = __fmul_rn(below, norm) < tail ? least : below;
+  }
+  return least;
+}
+
+// Adds the tokens to a histogram [count][2], but for the tail, whose sums are left in s.tile_sum and s.other_sum, not yet
+// multiplied by the norms.
 SPS_DEVICE void scatter(Scratch& s, const Order& o, unsigned long long* histogram) {
   const Pair pair = Pair::of(o.law, o.draft, o.norms);
   const Binning binning = o.coupling.binning;
-  each_tile(o.law.vocab, [&](int tile, int64_t begin, int64_t end) {
-    double tail_t = 0, tail_d = 0;
-    for (int64_t piece = begin; piece < end; piece += kPiece) {
-      float part_t = 0, part_d = 0;
-      Run run;
-#pragma unroll 1
-      for (int u = 0; u < kLaneUnits; ++u) {  // not unrolled: the text of a token is long
-        const int64_t first = lane_first(piece) + u * 32 * kUnit;
-        Unit unit[1];
-        load_units<1>(o.law.row, o.dtype, first, 0, end, unit);
-        each_pair(pair, o, unit[0], first, [&](float t, float d) {
-          const int bin = ratio_bin(t, d, binning);
-          if (bin < 0) {
-            part_t += t, part_d += d;
-          } else {
-            run.add(histogram, bin, t, d);
-          }
-        });
-      }
-      run.flush_warp(histogram);
-      tail_t += warp_sum(static_cast<double>(part_t)), tail_d += warp_sum(static_cast<double>(part_d));
+  const bool plain = pair.plain();
+  const float least_t = heavy_from(binning.tail, pair.norm_t), least_d = heavy_from(binning.tail, pair.norm_d);
+  sum_pairs<2>(s, o, [&](const Unit& target, const Unit& draft, float (&part)[2]) {
+    float t[kUnit], d[kUnit];
+    if (plain) {
+#pragma unroll
+      for (int j = 0; j < kUnit; ++j) t[j] = pair.t.fast(target.z[j]), d[j] = pair.d.fast(draft.z[j]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kUnit; ++j) t[j] = pair.t.kept(target.z[j]), d[j] = pair.d.kept(draft.z[j]);
     }
-    if (lane_id() == 0) s.tile_sum[tile] = tail_t, s.other_sum[tile] = tail_d;
+    bool all = true;  // in the tail
+#pragma unroll
+    for (int j = 0; j < kUnit; ++j) {
+      const bool light = t[j] < least_t && d[j] < least_d;
+      if (light) part[0] += t[j], part[1] += d[j];
+      all &= light;
+    }
+    if (!__ballot_sync(kFullWarp, !all)) return;
+    Run run;
+#pragma unroll
+    for (int j = 0; j < kUnit; ++j) {
+      if (t[j] < least_t && d[j] < least_d) continue;
+      t[j] = fmaxf(t[j], 0.f), d[j] = fmaxf(d[j], 0.f);  // NaN becomes 0
+      const float a = __fmul_rn(t[j], pair.norm_t), b = __fmul_rn(d[j], pair.norm_d);
+      const int bin = ratio_bin(a, b, binning);
+      if (bin >= 0) {
+        run.add(histogram, bin, a, b);
+      } else {
+        part[0] += t[j], part[1] += d[j];
+      }
+    }
+    run.flush_warp(histogram);
   });
 }
 
@@ -137,7 +200,8 @@ SPS_DEVICE int histogram(Scratch& s, const Order& o) {
       scatter(s, o, reinterpret_cast<unsigned long long*>(coupling.sums));
     }
     SPS_CREW_BARRIER();
-    tail_t = total(s.tile_sum, tile_count(o.law.vocab)), tail_d = total(s.other_sum, tile_count(o.law.vocab));
+    const int tiles = tile_count(o.law.vocab);
+    tail_t = total(s.tile_sum, tiles) * o.norms.t, tail_d = total(s.other_sum, tiles) * o.norms.d;
   }
   for (int i = thread_id(); i < 2 * count; i += thread_count())  // what the target lacks has ratio 0
     coupling.sums[i] = static_cast<double>(fixed[i]) * (1.0 / kFixed) + (i == 1 ? o.beyond : 0);

@@ -1,25 +1,17 @@
 // Reading rows of logits: eight tokens at a time, by 16-byte loads where a row is aligned, whatever the dtype.
 //
-// The dtype is a value, not a template parameter: one test of it serves eight tokens, and each kernel is compiled once.
+// The dtype is a value, not a template parameter: one test of it serves many tokens, and each kernel is compiled once. Loops ask
+// for what they need next before they work on what they have, so that loads are always on their way.
 #pragma once
-#include "block.h"
+#include "fast.h"
 
 namespace specsample {
 
-constexpr int kUnit = 8;  // tokens read by a thread at once: two Philox counters
+constexpr int kUnit = 8;  // tokens read by a thread at once: two Philox counters. A vocabulary is below 2^24 (arguments.h).
 
 struct Unit {
   float z[kUnit];
 };
-
-SPS_DEVICE float from_bfloat16(uint32_t bits) { return __uint_as_float(bits << 16); }
-SPS_DEVICE float from_float16(uint32_t bits) {
-  // Exponent and mantissa moved up; a multiplication rescales them, subnormals included. Infinities and NaN keep theirs.
-  const uint32_t magnitude = (bits & 0x7FFFu) << 13, sign = (bits & 0x8000u) << 16;
-  const uint32_t value =
-      magnitude >= 0x0F800000u ? magnitude | 0x7F800000u : __float_as_uint(__uint_as_float(magnitude) * 0x1p112f);
-  return __uint_as_float(value | sign);
-}
 
 SPS_DEVICE float logit(const void* row, int dtype, int64_t token) {
   if (dtype == kFloat32) return clamp_logit(__ldg(static_cast<const float*>(row) + token));
@@ -29,70 +21,164 @@ SPS_DEVICE float logit(const void* row, int dtype, int64_t token) {
 
 SPS_DEVICE uint4 load16(const void* p) { return __ldg(static_cast<const uint4*>(p)); }
 
-SPS_DEVICE void widen(uint4 raw, int dtype, Unit& out) {
-  const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    out.z[2 * j] = dtype == kBfloat16 ? from_bfloat16(word[j]) : from_float16(word[j] & 0xFFFFu);
-    out.z[2 * j + 1] = dtype == kBfloat16 ? __uint_as_float(word[j] & 0xFFFF0000u) : from_float16(word[j] >> 16);
-  }
-}
-
-// Tokens first .. first + 7 as they stand (+inf and NaN included); -inf from `end` on.
+// Units as they stand in memory (+inf and NaN included): of 16-bit types in the first kUnits words, of float32 in two words each.
 template <int kUnits>
-SPS_DEVICE void load_units(const void* row, int dtype, int64_t first, int64_t step, int64_t end, Unit (&out)[kUnits]) {
-  const char* p = static_cast<const char*>(row);
-  const bool aligned = (reinterpret_cast<uintptr_t>(row) & 15) == 0;
-  if (aligned && first + (kUnits - 1) * step + kUnit <= end) {  // all loads are on their way before the first is used
-    if (dtype == kFloat32) {
-      uint4 raw[2 * kUnits];
+struct Batch {
+  uint4 word[2 * kUnits];
+
+  // Tokens first .. first + 7 of each unit, `step` apart; -inf from `end` on, where nothing is read.
+  SPS_DEVICE void load(const void* row, int dtype, int first, int step, int end) {
+    const bool aligned = (reinterpret_cast<uintptr_t>(row) & 15) == 0;
+    if (aligned && first + (kUnits - 1) * step + kUnit <= end) {
+      if (dtype == kFloat32) {
+        const float* p = static_cast<const float*>(row) + first;
 #pragma unroll
-      for (int u = 0; u < 2 * kUnits; ++u) raw[u] = load16(p + (first + (u >> 1) * step) * 4 + (u & 1) * 16);
+        for (int u = 0; u < 2 * kUnits; ++u) word[u] = load16(p + (u >> 1) * step + (u & 1) * 4);
+      } else {
+        const uint16_t* p = static_cast<const uint16_t*>(row) + first;
 #pragma unroll
-      for (int u = 0; u < kUnits; ++u) {
-        const uint4 a = raw[2 * u], b = raw[2 * u + 1];
-        out[u] = Unit{{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w),
-                       __uint_as_float(b.x), __uint_as_float(b.y), __uint_as_float(b.z), __uint_as_float(b.w)}};
+        for (int u = 0; u < kUnits; ++u) word[u] = load16(p + u * step);
       }
       return;
     }
-    uint4 raw[kUnits];
+    if (dtype == kFloat32) {
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u) raw[u] = load16(p + (first + u * step) * 2);
+      for (int u = 0; u < 2 * kUnits; ++u) {
+        uint32_t z[4];
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u) widen(raw[u], dtype, out[u]);
-    return;
-  }
-#pragma unroll
-  for (int u = 0; u < kUnits; ++u) {
-#pragma unroll
-    for (int j = 0; j < kUnit; ++j) {
-      const int64_t i = first + u * step + j;
-      float z = -HUGE_VALF;
-      if (i < end) {
-        if (dtype == kFloat32) {
-          z = __ldg(static_cast<const float*>(row) + i);
-        } else {
-          const uint32_t bits = __ldg(static_cast<const uint16_t*>(row) + i);
-          z = dtype == kBfloat16 ? from_bfloat16(bits) : from_float16(bits);
+        for (int j = 0; j < 4; ++j) {
+          const int i = first + (u >> 1) * step + (u & 1) * 4 + j;
+          z[j] = i < end ? __ldg(static_cast<const uint32_t*>(row) + i) : 0xFF800000u;
         }
+        word[u] = uint4{z[0], z[1], z[2], z[3]};
       }
-      out[u].z[j] = z;
+      return;
     }
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      uint32_t z[kUnit];
+#pragma unroll
+      for (int j = 0; j < kUnit; ++j) {
+        const int i = first + u * step + j;
+        z[j] = i < end ? __ldg(static_cast<const uint16_t*>(row) + i) : dtype == kBfloat16 ? 0xFF80u : 0xFC00u;
+      }
+      word[u] = uint4{z[0] | z[1] << 16, z[2] | z[3] << 16, z[4] | z[5] << 16, z[6] | z[7] << 16};
+    }
+  }
+
+  SPS_DEVICE void widen(int dtype, Unit (&out)[kUnits]) const {
+    if (dtype == kBfloat16) {
+      widen_pairs<true>(out);
+    } else if (dtype == kFloat16) {
+      widen_pairs<false>(out);
+    } else {
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        const uint4 a = word[2 * u], b = word[2 * u + 1];
+        out[u] = Unit{{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w),
+                       __uint_as_float(b.x), __uint_as_float(b.y), __uint_as_float(b.z), __uint_as_float(b.w)}};
+      }
+    }
+  }
+
+  // The largest logit of each unit, and of all; NaN never is, and where there is nothing else it is -inf.
+  SPS_DEVICE void tops(int dtype, float (&top)[kUnits]) const {
+    if (dtype == kBfloat16) {
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) top[u] = top_of_pair<true>(max_word<true>(word[u]));
+    } else if (dtype == kFloat16) {
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) top[u] = top_of_pair<false>(max_word<false>(word[u]));
+    } else {
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        const uint4 a = word[2 * u], b = word[2 * u + 1];
+        const uint32_t bits[kUnit] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+        top[u] = -HUGE_VALF;
+#pragma unroll
+        for (int j = 0; j < kUnit; ++j) top[u] = fmaxf(top[u], __uint_as_float(bits[j]));
+      }
+    }
+  }
+  SPS_DEVICE float top(int dtype) const {
+    if (dtype == kBfloat16) return top_of_pairs<true>();
+    if (dtype == kFloat16) return top_of_pairs<false>();
+    float each[kUnits];
+    tops(kFloat32, each);
+#pragma unroll
+    for (int u = 1; u < kUnits; ++u) each[0] = fmaxf(each[0], each[u]);
+    return each[0];
+  }
+
+ private:
+  template <bool kBrain>
+  static SPS_DEVICE float low(uint32_t pair) { return kBrain ? from_bfloat16(pair) : from_float16(pair & 0xFFFFu); }
+  template <bool kBrain>
+  static SPS_DEVICE float high(uint32_t pair) {
+    return kBrain ? __uint_as_float(pair & 0xFFFF0000u) : from_float16(pair >> 16);
+  }
+  template <bool kBrain>
+  SPS_DEVICE void widen_pairs(Unit (&out)[kUnits]) const {
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const uint32_t pair[kUnit / 2] = {word[u].x, word[u].y, word[u].z, word[u].w};
+#pragma unroll
+      for (int j = 0; j < kUnit; ++j) out[u].z[j] = j & 1 ? high<kBrain>(pair[j / 2]) : low<kBrain>(pair[j / 2]);
+    }
+  }
+  template <bool kBrain>
+  static SPS_DEVICE uint32_t max_word(const uint4& w) {
+    return max_pairs<kBrain>(max_pairs<kBrain>(w.x, w.y), max_pairs<kBrain>(w.z, w.w));
+  }
+  template <bool kBrain>
+  static SPS_DEVICE float top_of_pair(uint32_t pair) {
+    return fmaxf(fmaxf(low<kBrain>(pair), -HUGE_VALF), high<kBrain>(pair));
+  }
+  template <bool kBrain>
+  SPS_DEVICE float top_of_pairs() const {
+    uint32_t pair = max_word<kBrain>(word[0]);
+#pragma unroll
+    for (int u = 1; u < kUnits; ++u) pair = max_pairs<kBrain>(pair, max_word<kBrain>(word[u]));
+    return top_of_pair<kBrain>(pair);
+  }
+};
+
+SPS_DEVICE Unit read_unit(const void* row, int dtype, int first, int end) {
+  Batch<1> batch;
+  Unit unit[1];
+  batch.load(row, dtype, first, 0, end);
+  batch.widen(dtype, unit);
+  return unit[0];
+}
+
+// test(u, largest of eight logits, first of them) over the whole row, by all threads of the block, and work(first token) where
+// the test says so: that reads the logits again (read_unit), which few units are worth. Some tests, numbered by u from 0 on, come
+// before their work. No barrier inside.
+template <class Test, class Work>
+SPS_DEVICE void each_unit(const void* row, int dtype, int vocab, const Test& test, const Work& work) {
+  constexpr int kAtOnce = 4;
+  const int step = thread_count() * kUnit, start = thread_id() * kUnit;
+  Batch<kAtOnce> batch = {};
+  for (int first = start - kAtOnce * step; first < vocab;) {  // the first turn only loads
+    float top[kAtOnce];
+    batch.tops(dtype, top);
+    const int here = first;
+    first += kAtOnce * step;
+    if (first < vocab) batch.load(row, dtype, first, step, vocab);
+    if (here < start) continue;
+    uint32_t wanted = 0;
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) wanted |= test(u, top[u], here + u * step) ? 1u << u : 0u;
+    for (; wanted; wanted &= wanted - 1) work(here + (__ffs(static_cast<int>(wanted)) - 1) * step);
   }
 }
 
-// f(first token, eight logits) over the whole row, by all threads of the block. No barrier inside.
-template <class F>
-SPS_DEVICE void each_unit(const void* row, int dtype, int64_t vocab, const F& f) {
-  constexpr int kAtOnce = 2;
-  const int64_t step = static_cast<int64_t>(thread_count()) * kUnit;
-  for (int64_t first = static_cast<int64_t>(thread_id()) * kUnit; first < vocab; first += kAtOnce * step) {
-    Unit unit[kAtOnce];
-    load_units<kAtOnce>(row, dtype, first, step, vocab, unit);
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) f(first + u * step, unit[u]);
-  }
+// Largest logit of this thread's units; -inf where there is none.
+SPS_DEVICE float thread_top(const void* row, int dtype, int vocab) {
+  float top = -HUGE_VALF;
+  const auto none = [&](int, float most, int) { return top = fmaxf(top, most), false; };
+  each_unit(row, dtype, vocab, none, [](int) {});
+  return top;
 }
 
 }  // namespace specsample

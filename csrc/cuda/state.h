@@ -61,6 +61,7 @@ struct Skip {
   int64_t one = -1;    // one more, or -1
   int64_t before = 0;  // and all ids below this
 
+  SPS_DEVICE bool any() const { return one >= 0 || before > 0 || count > 0; }
   SPS_DEVICE bool has(int64_t id) const {
     if (id == one || id < before) return true;
     for (int64_t i = 0; i < count; ++i)

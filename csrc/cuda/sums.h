@@ -5,7 +5,7 @@
 
 namespace specsample {
 
-constexpr int kLaneUnits = 4, kPiece = 32 * kLaneUnits * kUnit;  // a warp's 1024 tokens, held in registers
+constexpr int kPiece = 1024;  // a warp's tokens: 32 a lane
 
 // log2 of a weight is (z - max) (high + low): the scale in two floats, since one would cost the tail 1e-6.
 struct Affine {
@@ -33,33 +33,43 @@ struct Affine {
     const float w = __uint_as_float(__float_as_uint(p) + (__float_as_uint(sum) << 23));
     return z >= cutoff && minus_k <= 126.f ? w : 0.f;
   }
+
+  // The same, of a kept logit, by the special-function unit. Relative error: at most 2^-22 from its result, and from its
+  // argument 2^-24 ln 2 |log2 w| for each time that it is rounded (here, and in `gap` if the logits are float32). At worst 1e-6
+  // for a weight of 2^-18, twice that in float32, 1.1e-5 at the lower end of 2^-126; a sum of 2^18 weights is off by 8e-7
+  // (float32: 1.4e-6) if all its roundings go one way, commonly by a tenth of it.
+  SPS_DEVICE float fast(float z) const {
+    const float gap = z - max;
+    return exp2_fast(fmaf(gap, high, __fmul_rn(gap, low)));
+  }
+  SPS_DEVICE float kept(float z) const { return z >= cutoff ? fast(z) : 0.f; }
 };
 
-SPS_DEVICE int64_t tile_length(int64_t vocab) {
-  const int64_t each = (vocab + kMaxTiles - 1) / kMaxTiles;
+SPS_DEVICE int tile_length(int vocab) {
+  const int each = (vocab + kMaxTiles - 1) / kMaxTiles;
   return (each + kPiece - 1) / kPiece * kPiece;
 }
-SPS_DEVICE int tile_count(int64_t vocab) {
-  const int64_t length = tile_length(vocab);
-  return static_cast<int>((vocab + length - 1) / length);
-}
+SPS_DEVICE int tile_count(int vocab) { return (vocab + tile_length(vocab) - 1) / tile_length(vocab); }
 
-// f(tile, begin, end) by a warp for each of its tiles.
-template <class F>
-SPS_DEVICE void each_tile(int64_t vocab, const F& f) {
-  const int64_t length = tile_length(vocab);
-  const int count = tile_count(vocab);
-  for (int tile = warp_id(); tile < count; tile += warp_count()) {
-    const int64_t begin = tile * length, end = begin + length < vocab ? begin + length : vocab;
-    f(tile, begin, end);
+// A warp's way through its tiles, `kStep` tokens at a time; it begins before the first.
+template <int kStep>
+struct Way {
+  const int vocab, length = tile_length(vocab), count = tile_count(vocab);
+  int tile = warp_id() - warp_count(), at = 0, end = 0;
+
+  SPS_DEVICE explicit Way(int vocab) : vocab(vocab) {}
+  SPS_DEVICE bool begun() const { return tile >= 0; }
+  SPS_DEVICE bool more() const { return tile < count; }
+  SPS_DEVICE int lane_first() const { return at + lane_id() * kUnit; }  // this lane's first token; the others are 256 apart
+  // -> whether a tile is done
+  SPS_DEVICE bool next() {
+    at += kStep;
+    if (at < end) return false;
+    tile += warp_count(), at = tile * length;
+    end = at + length < vocab ? at + length : vocab;
+    return true;
   }
-}
-
-// This lane's first token of a piece; the others follow 256 tokens apart.
-SPS_DEVICE int64_t lane_first(int64_t piece) { return piece + lane_id() * kUnit; }
-SPS_DEVICE void load_piece(const void* row, int dtype, int64_t piece, int64_t end, Unit (&unit)[kLaneUnits]) {
-  load_units<kLaneUnits>(row, dtype, lane_first(piece), 32 * kUnit, end, unit);
-}
+};
 
 // Sum of the tiles' sums, which are in shared memory: every warp adds them alike.
 SPS_DEVICE double total(const double* tile_sum, int count) {
@@ -68,29 +78,68 @@ SPS_DEVICE double total(const double* tile_sum, int count) {
   return warp_sum(sum);
 }
 
-// Sum of f(unit of the row, first token of it) over the row; f returns one weight a token, added here in order.
-template <class F>
-SPS_DEVICE double sum_over(Scratch& s, const void* row, int dtype, int64_t vocab, const F& f) {
-  each_tile(vocab, [&](int tile, int64_t begin, int64_t end) {
-    double sum = 0;
-    for (int64_t piece = begin; piece < end; piece += kPiece) {
-      Unit unit[kLaneUnits];
-      load_piece(row, dtype, piece, end, unit);
-      float part = 0;
+// Sums over rows: f(units of each row, first token, sums to add to in float) for a lane's kUnits units of each row. Where a row
+// ends (lengths), -inf follows. The tiles' sums go to s.tile_sum, and s.other_sum where there are two.
+template <int kSums, int kUnits, int kRows, class F>
+SPS_DEVICE void sum_tiles(Scratch& s, const void* const (&row)[kRows], const int (&lengths)[kRows], int dtype, const F& f) {
+  Batch<kUnits> batch[kRows] = {};
+  double sum[kSums] = {};
+  for (Way<32 * kUnit * kUnits> way(lengths[0]); way.more();) {  // the first turn only loads
+    Unit unit[kRows][kUnits];
 #pragma unroll
-      for (int u = 0; u < kLaneUnits; ++u) part += f(unit[u], lane_first(piece) + u * 32 * kUnit);
-      sum += warp_sum(static_cast<double>(part));
+    for (int r = 0; r < kRows; ++r) batch[r].widen(dtype, unit[r]);
+    const bool begun = way.begun();
+    const int tile = way.tile;
+    const int first = way.lane_first();
+    const bool done = way.next();
+    if (way.more()) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+        batch[r].load(row[r], dtype, way.lane_first(), 32 * kUnit, lengths[r] < way.end ? lengths[r] : way.end);
     }
-    if (lane_id() == 0) s.tile_sum[tile] = sum;
-  });
+    if (!begun) continue;
+    float part[kSums] = {};
+    f(unit, first, part);
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) sum[i] += static_cast<double>(part[i]);
+    if (!done) continue;
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) {
+      const double all = warp_sum(sum[i]);
+      if (lane_id() == 0) (i ? s.other_sum : s.tile_sum)[tile] = all;
+      sum[i] = 0;
+    }
+  }
+}
+
+SPS_DEVICE double sum_of_tiles(Scratch& s, int vocab) {
   SPS_CREW_BARRIER();
   const double sum = total(s.tile_sum, tile_count(vocab));
   SPS_CREW_BARRIER();
   return sum;
 }
 
+// Sum of f over a lane's tokens, in four chains that do not wait for each other.
+template <int kUnits, class F>
+SPS_DEVICE float sum_units(const Unit (&unit)[kUnits], const F& f) {
+  float part[4];
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+    for (int j = 0; j < kUnit; ++j) {
+      const float w = f(unit[u].z[j]);
+      part[j & 3] = u == 0 && j < 4 ? w : part[j & 3] + w;
+    }
+  return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
+SPS_DEVICE void clamp(Unit& unit) {
+#pragma unroll
+  for (int j = 0; j < kUnit; ++j) unit.z[j] = clamp_logit(unit.z[j]);
+}
+
 // Tokens of a unit that take no part become -inf.
-SPS_DEVICE void leave_out(const Skip& skip, int64_t first, Unit& unit) {
+SPS_DEVICE void leave_out(const Skip& skip, int first, Unit& unit) {
   bool any = first < skip.before || (skip.one >= first && skip.one < first + kUnit);
   for (int64_t i = 0; i < skip.count; ++i) any |= skip.token[i] >= first && skip.token[i] < first + kUnit;
   if (!any) return;
@@ -100,51 +149,64 @@ SPS_DEVICE void leave_out(const Skip& skip, int64_t first, Unit& unit) {
 }
 
 SPS_DEVICE double kept_mass(Scratch& s, const Law& law, int dtype, const Skip& skip = Skip()) {
+  constexpr int kUnits = 4;
   const Affine a = Affine::of(law);
-  return sum_over(s, law.row, dtype, law.vocab, [&](Unit unit, int64_t first) {
-    leave_out(skip, first, unit);
-    float part = 0;
+  const int vocab = static_cast<int>(law.vocab);
+  const bool without = skip.any(), infinite = law.max >= kLargest;
+  sum_tiles<1, kUnits, 1>(s, {law.row}, {vocab}, dtype, [&](Unit (&unit)[1][kUnits], int first, float (&part)[1]) {
 #pragma unroll
-    for (int j = 0; j < kUnit; ++j) part += a.weight(clamp_logit(unit.z[j]));
-    return part;
+    for (int u = 0; u < kUnits; ++u) {
+      if (without) leave_out(skip, first + u * 32 * kUnit, unit[0][u]);
+      if (infinite) clamp(unit[0][u]);
+    }
+    part[0] = sum_units(unit[0], [&](float z) { return a.kept(z); });
   });
+  return sum_of_tiles(s, vocab);
 }
 
-// Largest logit and the mass of an unfiltered row in one read: each tile's sum is relative to its own maximum.
-SPS_DEVICE void max_and_mass(Scratch& s, Law& law, int dtype) {
-  each_tile(law.vocab, [&](int tile, int64_t begin, int64_t end) {
-    float top = -HUGE_VALF;
-    double sum = 0;
-    for (int64_t piece = begin; piece < end; piece += kPiece) {
-      Unit unit[kLaneUnits];
-      load_piece(law.row, dtype, piece, end, unit);
-      float here = -HUGE_VALF;
-#pragma unroll
-      for (int u = 0; u < kLaneUnits; ++u)
-#pragma unroll
-        for (int j = 0; j < kUnit; ++j) here = unit[u].z[j] > here ? unit[u].z[j] : here;  // NaN is never larger
-      here = clamp_logit(warp_max(here));
-      if (!(here > -HUGE_VALF)) continue;
-      Law relative = law;
-      relative.max = here;
-      const Affine a = Affine::of(relative);
-      float part = 0;
-#pragma unroll
-      for (int u = 0; u < kLaneUnits; ++u)
-#pragma unroll
-        for (int j = 0; j < kUnit; ++j) part += a.weight(unit[u].z[j]);
-      const double mass = warp_sum(static_cast<double>(part));
-      if (!(top > -HUGE_VALF)) {
-        top = here, sum = mass;
-      } else if (here > top) {
-        sum = sum * exp((static_cast<double>(top) - here) * law.scale) + mass;
-        top = here;
-      } else {
-        sum += mass * exp((static_cast<double>(here) - top) * law.scale);
-      }
+// Largest logit of each tile, and the mass of an unfiltered tile relative to it: to s.tile_max and s.tile_sum.
+SPS_DEVICE void tile_masses(Scratch& s, const Law& law, int dtype) {
+  Batch<4> batch = {};
+  Affine a = Affine::of(law);
+  double sum = 0;
+  bool fresh = true;  // nothing of the tile is in the sum
+  for (Way<kPiece> way(law.vocab); way.more();) {  // the first turn only loads
+    const float here = clamp_logit(warp_max_fast(batch.top(dtype)));
+    Unit unit[4];
+    batch.widen(dtype, unit);
+    const bool begun = way.begun();
+    const int tile = way.tile;
+    const bool done = way.next();
+    if (way.more()) batch.load(law.row, dtype, way.lane_first(), 32 * kUnit, way.end);
+    if (!begun) continue;
+    if (fresh) {
+      a.max = here;
+    } else if (here > a.max) {
+      if (sum > 0) sum *= exp((static_cast<double>(a.max) - here) * law.scale);
+      a.max = here;
     }
-    if (lane_id() == 0) s.tile_max[tile] = top, s.tile_sum[tile] = sum;
-  });
+    // log2 w = z high - level in one step: the product is exact there. What the level rounds off goes to the sum; what the scale
+    // has beyond `high` is left away, at most one rounding more than in Affine::fast.
+    const float product = __fmul_rn(a.max, a.high);
+    const float level = fabsf(product) < 0x1p14f ? product : NAN;
+    float part = sum_units(unit, [&](float z) { return exp2_fast(fmaf(z, a.high, -level)); });
+    float off = 0.6931472f * fmaf(a.max, a.high, -level);
+    if (!(part < HUGE_VALF)) {  // NaN or +inf among them, or large logits
+      part = sum_units(unit, [&](float z) { return a.kept(clamp_logit(z)); });
+      off = 0;
+    }
+    sum += fma(static_cast<double>(part), static_cast<double>(off * fmaf(off, 0.5f, -1.f)), static_cast<double>(part));
+    fresh = done;
+    if (!done) continue;
+    const double all = warp_sum(sum);
+    if (lane_id() == 0) s.tile_max[tile] = a.max, s.tile_sum[tile] = all;
+    sum = 0;
+  }
+}
+
+// Largest logit and the mass of an unfiltered row in one read.
+SPS_DEVICE void max_and_mass(Scratch& s, Law& law, int dtype) {
+  tile_masses(s, law, dtype);
   SPS_CREW_BARRIER();
   const int count = tile_count(law.vocab);
   float top = -HUGE_VALF;
@@ -154,18 +216,23 @@ SPS_DEVICE void max_and_mass(Scratch& s, Law& law, int dtype) {
     if (s.tile_sum[i] > 0)
       s.tile_sum[i] *= exp((static_cast<double>(s.tile_max[i]) - law.max) * law.scale);
   SPS_CREW_BARRIER();
-  law.mass = total(s.tile_sum, count);
+  law.mass = fmax(total(s.tile_sum, count), 1.0);  // the largest weight is 1, but for rounding: no probability exceeds 1
   SPS_CREW_BARRIER();
 }
 
 // Largest logit of the row but for some tokens; -inf when nothing is finite.
 SPS_DEVICE float row_max(Scratch& s, const Law& law, int dtype, const Skip& skip) {
   float top = -HUGE_VALF;
-  each_unit(law.row, dtype, law.vocab, [&](int64_t first, Unit unit) {
-    leave_out(skip, first, unit);
+  if (!skip.any()) {
+    top = thread_top(law.row, dtype, law.vocab);
+  } else {
+    each_unit(law.row, dtype, law.vocab, [&](int, float most, int) { return most > top; }, [&](int first) {
+      Unit unit = read_unit(law.row, dtype, first, law.vocab);
+      leave_out(skip, first, unit);
 #pragma unroll
-    for (int j = 0; j < kUnit; ++j) top = unit.z[j] > top ? unit.z[j] : top;
-  });
+      for (int j = 0; j < kUnit; ++j) top = fmaxf(top, unit.z[j]);
+    });
+  }
   return clamp_logit(block_max(s, top));
 }
 
@@ -173,7 +240,9 @@ SPS_DEVICE float row_max(Scratch& s, const Law& law, int dtype, const Skip& skip
 SPS_DEVICE Best next_likeliest(Scratch& s, const Law& law, int dtype, float after_z, int64_t after_id) {
   float top = -HUGE_VALF;
   int64_t id = -1;
-  each_unit(law.row, dtype, law.vocab, [&](int64_t first, const Unit& unit) {
+  const auto may_be = [&](int, float most, int) { return most > top && most >= law.cutoff; };
+  each_unit(law.row, dtype, law.vocab, may_be, [&](int first) {
+    const Unit unit = read_unit(law.row, dtype, first, law.vocab);
 #pragma unroll
     for (int j = 0; j < kUnit; ++j) {
       const float z = clamp_logit(unit.z[j]);
