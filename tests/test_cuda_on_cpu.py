@@ -107,6 +107,59 @@ def test_sums_of_long_rows_do_not_depend_on_the_launch():
     torch.testing.assert_close(got[0][0].logsumexp.double(), expected, rtol=3e-7, atol=0)
 
 
+def masses(row, temperature):
+    """(largest logit, mass as row statistics take it, mass as filtered rows have it)"""
+    out, wide = (ctypes.c_double * 3)(), ctypes.c_int64
+    code = [torch.float32, torch.bfloat16, torch.float16].index(row.dtype)
+    scale = ctypes.c_double(1 / temperature)
+    cuda_on_cpu.load().specsample_cuda_on_cpu_mass(ctypes.c_void_p(row.data_ptr()), code, wide(row.numel()), scale, out)
+    return list(out)
+
+
+def odd_rows():
+    V, inf, nan = 5000, float("inf"), float("nan")
+    some = torch.rand(V, generator=torch.Generator().manual_seed(1)) < 0.3
+    yield "one token", torch.tensor([3.7])
+    yield "equal", torch.full((V,), -7.3)
+    yield "flat", numbers(V, seed=2, scale=0.01)
+    yield "usual", numbers(V, seed=3, scale=3.0)
+    yield "peaked", torch.cat([numbers(V, seed=4), torch.tensor([40.0])])
+    yield "wide", numbers(V, seed=5, scale=3e3)
+    yield "far from 0", 9e3 + numbers(V, seed=6, scale=3.0)
+    yield "all mass far below the largest", torch.cat([torch.full((1 << 18,), -10.4), torch.zeros(1)])
+    yield "large", numbers(V, seed=7, scale=3e4).clamp(-6e4, 6e4)
+    yield "NaN", torch.where(some, nan, numbers(V, seed=8, scale=2.0))
+    yield "-inf", torch.where(some, -inf, numbers(V, seed=9, scale=2.0))
+
+
+def off(row, temperature, exact_temperature):
+    z = torch.nan_to_num(row.double(), nan=-torch.inf, neginf=-torch.inf)
+    expected = float(torch.exp((z - z.max()) / exact_temperature).sum())
+    top, *got = masses(row, temperature)
+    assert top == float(z.max())
+    return max(abs(mass / expected - 1) for mass in got)
+
+
+@pytest.mark.parametrize("name, row", list(odd_rows()), ids=lambda x: x if isinstance(x, str) else "")
+def test_masses_against_float64(name, row):
+    """The special-function unit, exact here, adds 2^-22 on a GPU (csrc/cuda/sums.h)."""
+    bound = 1.5e-6 if "far below" in name else 3e-7  # there all roundings are one and the same
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for temperature in (0.05, 0.7, 1.0, 1.3, 20.0):
+            assert off(row.to(dtype), temperature, temperature) < bound, (dtype, temperature)
+
+
+def test_control_an_inexact_temperature_is_seen():
+    assert off(numbers(5000, seed=3, scale=3.0), 0.7 * (1 + 2**-21), 0.7) > 3e-7
+
+
+def test_masses_of_rows_without_one():
+    inf, nan = float("inf"), float("nan")
+    for row in (torch.full((100,), -inf), torch.full((100,), nan)):
+        assert masses(row, 1.0)[0] == -inf
+    assert masses(torch.tensor([1.0, inf, 2.0]), 1.0)[0] == torch.finfo(torch.float32).max
+
+
 def test_a_residual_with_more_candidates_than_the_list_holds():
     """Target and draft so close that their difference is rounding nearly everywhere: nothing can be excluded in float."""
     V = 6000

@@ -29,8 +29,28 @@ struct WordsArgs {
 __global__ void words_kernel(WordsArgs a) {
   for (int i = thread_id(); i < a.count; i += 32) a.out[i] = a.stream.word(i, a.refine);
 }
+struct MassArgs {
+  const void* row;
+  int dtype;
+  int64_t vocab;
+  double scale, *out;
+};
+__global__ void mass_kernel(MassArgs a) {
+  SPS_SHARED(s);
+  if (conducts()) return;
+  Law law;
+  law.row = a.row, law.vocab = a.vocab, law.scale = a.scale;
+  max_and_mass(s, law, a.dtype);
+  const double kept = kept_mass(s, law, a.dtype);
+  if (thread_id() == 0) a.out[0] = law.max, a.out[1] = law.mass, a.out[2] = kept;
+}
 }  // namespace
 
+// Largest logit of a row, and its mass by both passes that take it.
+SPS_EXPORT void specsample_cuda_on_cpu_mass(const void* row, int dtype, int64_t vocab, double scale, double* out) {
+  const MassArgs args{row, dtype, vocab, scale, out};
+  cuda_on_cpu::machine.launch(dim3(1), dim3(64 + kConductor), [&] { mass_kernel(args); });
+}
 SPS_EXPORT void specsample_cuda_on_cpu_philox(const uint32_t* counter, const uint32_t* key, uint32_t* out) {
   const PhiloxArgs args{{counter[0], counter[1], counter[2], counter[3]}, {key[0], key[1]}, out};
   cuda_on_cpu::machine.launch(dim3(1), dim3(32), [&] { philox_kernel(args); });
