@@ -2,17 +2,19 @@
 
     python benchmarks/predict.py -> benchmarks/results/predicted.md        (needs nvcc and nvdisasm, CUDA's or Triton's)
 
-Each pass is compiled alone, for bfloat16. Its innermost loop with 16-byte loads is found in the disassembly, and its instructions
-are counted, but for the blocks of unaligned loads and of slow paths that are called: an upper bound of what an iteration issues,
-since all other branches count as taken. A warp's instruction serves 32 tokens, one of each lane. Two times follow for a row:
+Each pass is compiled alone. In the disassembly, the common way through one turn of its loop is the one of the fewest instructions
+that does what every turn must do for bfloat16 (PASSES says what, by the instructions that it takes): 16-byte loads, no slow path.
+A warp's instruction serves 32 tokens, one of each lane. Three times follow for a row:
 
-    issue   instructions / (4 a cycle an SM), one block a row, one block an SM
+    issue   instructions / (4 a cycle an SM), one block a row, one block an SM; multiplications to 64 bits count twice
+    special special functions / (16 lanes a cycle an SM)
     memory  bytes / bandwidth, shared by all SMs
 
-A pass takes at least the larger; the predicted one assumes that half of the issue slots are used (12 warps an SM hide latencies in
-part) and 90 % of the copy bandwidth.
+A pass takes at least the largest; predicted are 90 % of the copy bandwidth, and a half or three quarters of the issue slots used:
+12 warps an SM hide latencies in part, how much only a GPU can tell.
 """
 
+import heapq
 import os
 import re
 import shutil
@@ -23,13 +25,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCH, SMS, CLOCK, BANDWIDTH = "90", 132, 1.75e9, 4.3e12  # H200; bandwidth of a copy, both directions
-VOCAB, ISSUED, COPIED = 128_256, 0.5, 0.9
-# pass: (statement, rows that it reads)
+VOCAB, ISSUED, COPIED = 128_256, (0.5, 0.75), 0.9
+LOADS, EXP2, TILE = ("LDG.E.128", 4), ("MUFU.EX2", 32), ("SHFL", 10)
+WIDEN = ("IMAD.U32 .*0x10000|SHF.L.U32|IMAD.SHL|PRMT .*RZ", 14)  # from bfloat16
+# pass: (statement, rows that it reads, instructions of every turn, and of the turns that end a tile, turns a tile). A turn takes
+# 32 tokens of a lane, of both rows together where there are two.
 PASSES = {
-    "row statistics": ("Law law = o.law; max_and_mass(s, law, kBfloat16); out[thread_id()] = law.mass", 1),
-    "mass of a filtered row": ("out[thread_id()] = kept_mass(s, o.law, kBfloat16)", 1),
-    "residual mass": ("out[thread_id()] = residual_sum(s, o)", 2),
-    "ratio histogram": ("scatter(s, o, s.histogram); out[thread_id()] = s.tile_sum[thread_id() & 255]", 2),
+    "row statistics": (
+        "Law law = o.law; max_and_mass(s, law, o.dtype); out[thread_id()] = law.mass", 1, [LOADS, EXP2, WIDEN], [TILE], 1),
+    "mass of a filtered row": ("out[thread_id()] = kept_mass(s, o.law, o.dtype)", 1, [LOADS, EXP2, WIDEN], [TILE], 1),
+    "residual mass": ("out[thread_id()] = residual_sum(s, o)", 2, [LOADS, EXP2, WIDEN], [TILE], 2),
+    "ratio histogram, all in the tail": (
+        "scatter(s, o, s.histogram); out[thread_id()] = s.tile_sum[thread_id() & 255]", 2, [LOADS, EXP2, WIDEN], [TILE], 2),
+    "ratio histogram, none in the tail": (
+        "scatter(s, o, s.histogram); out[thread_id()] = s.tile_sum[thread_id() & 255]",
+        2, [LOADS, EXP2, WIDEN, ("MUFU.RCP", 16), ("ATOMS.ADD", 16)], [TILE], 2),
+    "race, no token may win": (
+        "bool infinite; out[thread_id()] = run_race(s, o.dtype, infinite).score", 1,
+        [LOADS, ("HMNMX2", 4), ("IMAD.WIDE.U32", 4 * 36)], [], 1),
 }
 KERNEL = """
 #include "csrc/cuda/kernels.h"
@@ -38,7 +51,7 @@ __global__ void __launch_bounds__(kBlock, 1) pass_kernel(double* out) {{
   SPS_SHARED(s);
   if (conducts()) return;
   Order o = *s.order;
-  o.dtype = kBfloat16, o.ratios.of_bin = nullptr;
+  o.ratios.of_bin = nullptr;
   {};
 }}
 }}
@@ -57,33 +70,67 @@ def disassembled(statement, folder):
     return subprocess.run([tool, "-c", "-ndf", str(cubin)], capture_output=True, text=True, check=True).stdout
 
 
-def hot_loop(text):
-    """-> (instructions an iteration, tokens an iteration) of the smallest loop with 16-byte loads"""
-    lines, labels = [], {}
+def blocks_of(text):
+    """[(instructions, blocks that may follow)] of a disassembly"""
+    blocks, labels = [[]], {}
     for line in text.splitlines():
-        if label := re.match(r"^(\.L_x_\d+):", line):
-            labels[label[1]] = len(lines)
-            lines.append(None)
-        elif op := re.match(r"\s*/\*[0-9a-f]{4,6}\*/\s+(.*?)\s*;", line):
-            lines.append(op[1])
-    loops = []
-    for end, op in enumerate(lines):
-        target = re.search(r"BRA.*`\((\.L_x_\d+)\)", op or "")
-        start = labels.get(target[1], end) if target else end
-        if start < end and any("LDG.E.128" in x for x in lines[start:end] if x):
-            loops.append((end - start, start, end))
-    _, start, end = min(loops)
-    blocks, wide = [[]], 0
-    for op in lines[start : end + 1]:
-        if op is None:
+        label, op = re.match(r"^(\.L_x_\d+):", line), re.match(r"\s*/\*[0-9a-f]{4,6}\*/\s+(.*?)\s*;", line)
+        if (label or op) and blocks[-1] and (label or re.search(r"\b(BRA|EXIT|RET|CALL)\b", blocks[-1][-1])):
             blocks.append([])
+        if label:
+            labels[label[1]] = len(blocks) - 1
+        elif op:
+            blocks[-1].append(op[1])
+    out = []
+    for i, ops in enumerate(blocks):
+        last = ops[-1] if ops else ""
+        target = re.search(r"\bBRA\b[^`]*`\((\.L_x_\d+)\)", last)
+        follow = [i + 1] if i + 1 < len(blocks) else []
+        if "CALL" in last or re.search(r"\b(EXIT|RET)\b", last):
+            follow = follow if last.startswith("@") and "CALL" not in last else []
+        elif target and "BRA.DIV" not in last:
+            conditional = last.startswith("@") or re.search(r"BRA(\.\w+)* !?U?P\d", last)
+            follow = [labels[target[1]], *(follow if conditional else [])]
+        out.append((ops, follow))
+    return out
+
+
+def turn(blocks, start, needed):
+    """Instructions of the shortest way from a block back to it on which `needed` [(pattern, how many)] is done; None: no way"""
+    counts = [[sum(bool(re.search(pattern, op)) for op in ops) for pattern, _ in needed] for ops, _ in blocks]
+    enough = tuple(n for _, n in needed)
+
+    def after(seen, block):
+        return tuple(map(min, map(sum, zip(seen, counts[block])), enough))
+
+    begin = (start, after([0] * len(needed), start))
+    length, before = {begin: len(blocks[start][0])}, {begin: None}
+    heap, settled = [(length[begin], begin)], set()
+    while heap:
+        _, state = heapq.heappop(heap)
+        if state in settled:
             continue
-        blocks[-1].append(op)
-        wide += "LDG.E.128" in op
-        if "BRA" in op or "CALL" in op:
-            blocks.append([])
-    narrow = [b for b in blocks if any("CALL" in x or "LDG" in x and "128" not in x for x in b)]
-    return sum(map(len, blocks)) - sum(map(len, narrow)), wide
+        settled.add(state)
+        at, seen = state
+        for to in blocks[at][1]:
+            if to == start and seen == enough:
+                way = []
+                while state is not None:
+                    way, state = blocks[state[0]][0] + way, before[state]
+                return way
+            key = (to, after(seen, to))
+            if length.get(key, 1 << 30) > length[state] + len(blocks[to][0]):
+                length[key], before[key] = length[state] + len(blocks[to][0]), state
+                heapq.heappush(heap, (length[key], key))
+    return None
+
+
+def common_way(text, needed):
+    """... of the loop in which that way is shortest"""
+    blocks = blocks_of(text)
+    loops = {(to, i) for i, (_, follow) in enumerate(blocks) for to in follow if to <= i}
+    starts = {to for to, i in loops if any("LDG.E.128" in op for ops, _ in blocks[to : i + 1] for op in ops)}
+    return min((way for start in starts if (way := turn(blocks, start, needed))), key=len)
 
 
 def main():
@@ -91,23 +138,35 @@ def main():
         "# Predicted, not measured",
         "",
         f"By `benchmarks/predict.py` (its docstring has the method) for an H200: {SMS} SMs at {CLOCK * 1e-9:.2f} GHz, "
-        f"{BANDWIDTH * 1e-12:.1f} TB/s, sm_{ARCH}, V = {VOCAB}, bfloat16. No kernel of this package has run on a GPU for it. "
-        "Times in µs; \"full chip\" is a row an SM, B = 1 one row in all. The race is left out: how many tokens take its branches "
-        "depends on the data.",
+        f"{BANDWIDTH * 1e-12:.1f} TB/s, sm_{ARCH}, V = {VOCAB}, bfloat16, a block a row. No kernel of this package has run on a GPU "
+        "for it. Instructions are those of one token (of both rows where a pass reads two) on the common way through the loop. Times "
+        "in µs: the bounds from issue slots, special functions and memory of a row an SM; predicted for one row in all (B = 1), and "
+        "for a row an SM as a share of the bandwidth, if a half or three quarters of the issue slots are used.",
         "",
-        "| pass | instructions a token | issue bound, a row | memory bound, full chip | predicted, B = 1 | predicted, full chip | "
-        "of the bandwidth |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "The race is counted without the tokens that may win: of each block's first 352 one in each thread, later about as many as "
+        "there are records. Ten instructions of each of its tokens are Philox, half of them multiplications to 64 bits; what is missing "
+        "to the bandwidth is theirs.",
+        "",
+        "| pass | instructions | of them to 64 bits | special functions | issue | special | memory | B = 1, half | half | three quarters |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     with tempfile.TemporaryDirectory() as folder:
-        for name, (statement, rows) in PASSES.items():
-            instructions, wide = hot_loop(disassembled(statement, Path(folder)))
-            each = instructions / (8 * wide / rows)  # a lane's, of one token: of both rows where it reads two
-            issue = each * VOCAB / 32 / 4 / CLOCK
+        for name, (statement, rows, always, last, turns) in PASSES.items():
+            text = disassembled(statement, Path(folder))
+            ways = [common_way(text, always + last)] + [common_way(text, always)] * (turns - 1)
+            tokens = 32 / rows * turns
+
+            def each(pattern):
+                return sum(bool(re.search(pattern, op)) for way in ways for op in way) / tokens
+
+            instructions, wide, special = each(""), each(r"IMAD\.WIDE"), each(r"MUFU|F2I|I2F|F2F")
+            issue = (instructions + wide) * VOCAB / 32 / 4 / CLOCK
+            unit = special * VOCAB / 16 / CLOCK
             memory = rows * VOCAB * 2 * SMS / BANDWIDTH
-            full = max(issue / ISSUED, memory / COPIED)
-            figures = (issue, memory, issue / ISSUED, full)
-            lines.append(f"| {name} | {each:.0f} | " + " | ".join(f"{x * 1e6:.1f}" for x in figures) + f" | {memory / full:.0%} |")
+            full = [max(issue / used, unit, memory / COPIED) for used in ISSUED]
+            figures = [f"{x * 1e6:.1f}" for x in (issue, unit, memory, max(issue / ISSUED[0], unit))]
+            figures += [f"{memory / x:.0%}" for x in full]
+            lines.append(f"| {name} | {instructions:.1f} | {wide:.1f} | {special:.1f} | {' | '.join(figures)} |")
     path = ROOT / "benchmarks/results/predicted.md"
     path.write_text("\n".join(lines) + "\n")
     print(path.read_text())
