@@ -24,7 +24,7 @@ def check(
     draft_sampling, seed, eos_token_id, streamer, backend,
 ):  # fmt: skip
     """-> namespace: drafter; tree (`Tree`, int or None = a chain) and its depth; sampling of the drafts, a tuple where each path
-    has its own; mask bool [B, W]; seed int64 [B]; eos int64 [E]; pad int; card. ValueError otherwise."""
+    has its own; mask bool [B, W]; seed int64 [B]; eos, a set of ids; pad int; card. ValueError otherwise."""
     expect(callable(model), "model", "a causal language model", type(model).__name__)
     expect(not getattr(model, "_is_stateful", False), "model", "a cache that can be rewound", "a recurrent state")
     expect(isinstance(input_ids, torch.Tensor), "input_ids", "a tensor", type(input_ids).__name__)
@@ -72,7 +72,7 @@ def check(
     return SimpleNamespace(
         drafter=drafter, tree=tree, depth=depth, mask=mask, seed=seeds,
         draft_sampling=sampling if not laws else laws[0] if len(laws) == 1 else tuple(laws),
-        eos=torch.tensor(eos, dtype=torch.int64, device=device),
+        eos=frozenset(eos),
         pad=pad, card=card,
     )  # fmt: skip
 

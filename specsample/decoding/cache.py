@@ -22,7 +22,7 @@ class CachedModel:
     n slots) and, for several requests or trees, `layers` with tensors `keys` and `values` [B, heads, slots, width], as
     transformers' DynamicCache has.
 
-    cached  int64 [B] on the CPU: how many tokens of each request the cache holds
+    cached  list of B ints: how many tokens of each request the cache holds
     """
 
     def __init__(self, model, batch, device):
@@ -33,9 +33,9 @@ class CachedModel:
         embedded = embedded_ids(model)
         self.highest = None if embedded is None else embedded - 1
         self.cache = _new_cache(model)
-        self.cached = torch.zeros(batch, dtype=torch.int64)
-        self.path = None  # int64 [B, n] on the CPU: place of each kept draft among those read; None = in order
-        self._place(self.cached, torch.zeros_like(self.cached), 0)
+        self.cached = [0] * batch
+        self.path = None  # of each request, places of the kept drafts among those read; None = in order
+        self._place(self.cached, self.cached, 0)
 
     def __call__(self, prefixes, more):
         """Feed what the cache lacks of the prefixes, then `more` int64 [B, N]; ids that the model does not know
@@ -43,42 +43,45 @@ class CachedModel:
 
         -> logits [B, N + 1, V]: after each prefix, and after each of `more`
         """
-        ids, index = self._catch_up(prefixes)
-        index = torch.cat([index, prefixes.lengths[:, None] + torch.arange(more.shape[1])], 1)
-        logits = self._forward(torch.cat([ids, more], 1), index, more.shape[1] + 1)
-        self.cached = prefixes.lengths + more.shape[1]
+        count = more.shape[1]
+        ids, positions = self._catch_up(prefixes, count)
+        logits = self._forward(torch.cat([ids, more], 1) if count else ids, positions, count + 1)
+        self.cached = [length + count for length in self.cached]
         return logits
 
     def step(self, tokens):
         """Feed one more token of each request, int64 [B]. -> logits [B, V]"""
-        logits = self._forward(tokens[:, None], self.cached[:, None], 1)
-        self.cached = self.cached + 1
+        logits = self._forward(tokens[:, None], torch.tensor(self.cached)[:, None], 1)
+        self.cached = [length + 1 for length in self.cached]
         return logits[:, 0]
 
-    def _catch_up(self, prefixes):
+    def _catch_up(self, prefixes, more=0):
         """Forget what is not in the prefixes, and make room for what is missing.
-        -> ids of the missing tokens, int64 [B, columns], at the right, and their positions on the CPU"""
-        lengths = prefixes.lengths
+        -> ids of the missing tokens, int64 [B, columns], at the right, and on the CPU their positions and those of `more`
+        tokens after them"""
+        lengths = prefixes.lengths.tolist()
         # The logits after the last token are wanted, so that token is always fed.
-        self._rewind(torch.minimum(self.cached, lengths - 1))
-        missing = lengths - self.cached
-        columns = int(missing.max())
-        self._place(self.cached, columns - missing, columns)
-        index = (lengths[:, None] + torch.arange(-columns, 0)).clamp(min=0)
+        self._rewind([min(cached, length - 1) for cached, length in zip(self.cached, lengths)])
+        missing = [length - cached for cached, length in zip(self.cached, lengths)]
+        columns = max(missing)
+        self._place(self.cached, [columns - count for count in missing], columns)
+        positions = prefixes.lengths[:, None] + torch.arange(-columns, more)
+        if columns > min(lengths):
+            positions = positions.clamp(min=0)
         self.cached = lengths
-        return prefixes.tokens.gather(1, index.to(self.device)), index
+        index = positions[:, :columns] if more else positions
+        return prefixes.tokens.gather(1, index.to(self.device)), positions
 
     def _place(self, cached, gap, columns):
         """Note the layout: left-padded `cached` tokens in `width` slots, then `columns` slots of prefixes, of which the first
-        gap[b] are unused, then drafts."""
-        self.width, self.before, self.gap, self.columns = int(cached.max()), cached, gap, columns
+        gap[b] are unused, then drafts. cached, gap: lists of B ints"""
+        self.width, self.before, self.gap, self.columns = max(cached), cached, gap, columns
         self.slots, self.path = self.width, None
         # Which slots before the drafts hold tokens: bool [B, width + columns] on the CPU; None = all
         self.used = None
-        if (cached < self.width).any() or gap.any():
-            slot = torch.arange(self.width + columns)
-            used = slot >= (self.width - cached)[:, None]
-            self.used = used & ((slot < self.width) | (slot >= (self.width + gap)[:, None]))
+        if min(cached) < self.width or any(gap):
+            slot, cached, gap = torch.arange(self.width + columns), torch.tensor(cached)[:, None], torch.tensor(gap)[:, None]
+            self.used = (slot >= self.width - cached) & ((slot < self.width) | (slot >= self.width + gap))
 
     def _mask(self):
         """The attention mask of tokens in order, int64 [B, slots], or None where all slots are used."""
@@ -103,41 +106,44 @@ class CachedModel:
         return out.logits[:, -keep:]
 
     def _rewind(self, keep):
-        """Forget all but the first keep[b] tokens of each request, and restore the left-padded layout."""
-        held = self.before + self.columns - self.gap  # tokens that lie before the drafts
-        kept = keep - held
-        base = self.width + self.columns
-        contiguous = (self.gap == 0) | (self.before == 0)
-        if contiguous.all() and (kept == kept[0]).all():
-            count = int(kept[0])
+        """Forget all but the first keep[b] tokens of each request, and restore the left-padded layout. keep: list of B ints"""
+        held = [before + self.columns - gap for before, gap in zip(self.before, self.gap)]  # tokens that lie before the drafts
+        kept = [tokens - lie for tokens, lie in zip(keep, held)]
+        base, count = self.width + self.columns, kept[0]
+        contiguous = not any(before and gap for before, gap in zip(self.before, self.gap))
+        if contiguous and all(other == count for other in kept):
             if self.path is not None and count > 0:
-                self._move(self.path[:, :count], base)
+                self._move([path[:count] for path in self.path], base)
             if self.slots > base + count:
                 self.cache.crop(base + count - self.slots)
         else:
-            width = int(keep.max())
-            token = torch.arange(width) - (width - keep)[:, None]  # < 0: padding, whatever it holds
-            slot = (self.width - self.before)[:, None] + token
-            slot = torch.where(token >= self.before[:, None], slot + self.gap[:, None], slot)
-            if self.path is not None and self.path.shape[1]:
-                at = token - held[:, None]
-                placed = base + self.path.gather(1, at.clamp(0, self.path.shape[1] - 1))
-                slot = torch.where(at >= 0, placed, slot)
-            slot = slot.clamp(min=0).to(self.device)[:, None, :, None]
-            for layer in self.cache.layers:
-                layer.keys = layer.keys.gather(2, slot.expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3]))
-                layer.values = layer.values.gather(2, slot.expand(-1, layer.values.shape[1], -1, layer.values.shape[3]))
+            before, gap, held, keep_ = (torch.tensor(x)[:, None] for x in (self.before, self.gap, held, keep))
+            token = torch.arange(max(keep)) - (max(keep) - keep_)  # < 0: padding, whatever it holds
+            slot = self.width - before + token
+            slot = torch.where(token >= before, slot + gap, slot)
+            if self.path is not None and any(self.path):
+                longest = max(map(len, self.path))
+                path = torch.tensor([places + (0,) * (longest - len(places)) for places in self.path])
+                at = token - held
+                slot = torch.where(at >= 0, base + path.gather(1, at.clamp(0, longest - 1)), slot)
+            self._gather(slot.clamp(min=0), lambda layer, name, kept: setattr(layer, name, kept))
         self.cached = keep
 
     def _move(self, path, base):
-        """Bring the drafts at places `path` [B, n] to the front of the drafts, in place."""
-        count = path.shape[1]
-        if (path == torch.arange(count)).all():
+        """Bring the drafts at places path[b] to the front of the drafts, in place. path: B tuples of equal lengths"""
+        count = len(path[0])
+        if all(places == tuple(range(count)) for places in path):
             return
-        slot = (base + path).to(self.device)[:, None, :, None]
+        slots = torch.tensor(path) + base
+        self._gather(slots, lambda layer, name, kept: getattr(layer, name).narrow(2, base, count).copy_(kept))
+
+    def _gather(self, slots, put):
+        """put(layer, "keys" or "values", what the layer has there at slots int64 [B, n]) for all layers"""
+        slots = slots.to(self.device)[:, None, :, None]
         for layer in self.cache.layers:
-            for x in (layer.keys, layer.values):
-                x[:, :, base : base + count] = x.gather(2, slot.expand(-1, x.shape[1], -1, x.shape[3]))
+            for name in ("keys", "values"):
+                x = getattr(layer, name)
+                put(layer, name, x.gather(2, slots.expand(-1, x.shape[1], -1, x.shape[3])))
 
 
 def embedded_ids(model):

@@ -14,7 +14,7 @@ class Drafts:
     """
 
     def __init__(self, proposal, tree, batch, limit, device, card):
-        """tree: the `Tree` that was asked for; limit: int64 [B] on the CPU, levels that each request may still use"""
+        """tree: the `Tree` that was asked for; limit: list of B ints, levels that each request may still use"""
         tokens = proposal.tokens
         good = isinstance(tokens, torch.Tensor) and tokens.dim() == 2 and tokens.shape[0] == batch
         shape = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
@@ -29,10 +29,10 @@ class Drafts:
             chain = self.parents is None or card.trees
             expected = f"None or −1, 0, 1, … (scheme {card.name!r} takes one child a node)"
             expect(chain, "Proposal.parents", expected, proposal.parents)
-            depth = [depths(row) for row in self.parents or [range(-1, tokens.shape[1] - 1)]]
-        self.depth, self.tokens = 1 + max((d for row in depth for d in row), default=-1), tokens.long()
-        if limit.min() < self.depth:
-            self.tokens = torch.where((torch.tensor(depth) < limit[:, None]).to(device), self.tokens, -1)
+            depth = [list(range(tokens.shape[1]))] if self.parents is None else list(map(depths, self.parents))
+        self.depth, self.tokens = 1 + max(map(max, depth)) if depth[0] else 0, tokens.long()
+        if min(limit) < self.depth:
+            self.tokens = torch.where((torch.tensor(depth) < torch.tensor(limit)[:, None]).to(device), self.tokens, -1)
 
     def read(self, target, prefixes):
         """-> the target's logits: after each prefix, then after each node, or in a tree after each distinct prefix"""
@@ -42,11 +42,8 @@ class Drafts:
         self.places = []  # of each node, −1 where there is none; the last is the root's
         for b, tokens in enumerate(self.tokens.tolist()):
             places = [-1] * (len(tokens) + 1)
-            for node, (token, parent) in enumerate(zip(tokens, self.parents[b if len(self.parents) > 1 else 0])):
-                if token >= 0 and (parent < 0 or places[parent] >= 0):
-                    places[node] = target.insert(b, places[parent], token)
+            target.insert(b, range(len(tokens)), self.parents[b if len(self.parents) > 1 else 0], tokens, places)
             self.places.append(places)
-        self.forks = [{above for above, _ in known} for known in target.known]  # places with something below
         return target.read()
 
     def layout(self, logits, card, draft_sampling):
@@ -72,18 +69,22 @@ class Drafts:
             rows = torch.arange(self.tokens.shape[1], device=device)
         return logits, out | {"draft_logits": draft_logits, "draft_rows": rows, "draft_sampling": draft_sampling}
 
-    def end(self, verdict):
-        """On the device, int64 [B]: of a chain how many tokens were drafted, of a tree the last accepted node (−1: none)"""
+    def decided(self, verdict, target):
+        """Read the verdict and have the target keep what was accepted.
+        -> of each request: emitted tokens, padded with −1; how many of them are drafts; how many drafts, one below the other,
+        were up for a decision"""
+        more = self.tokens if self.parents is None else verdict.nodes
+        facts = torch.cat([verdict.num_accepted[:, None], more, verdict.tokens], 1).tolist()
+        width = 1 + more.shape[1]
+        accepted, more, emitted = [row[0] for row in facts], [row[1:width] for row in facts], [row[width:] for row in facts]
         if self.parents is None:
-            return (self.tokens >= 0).long().cumprod(1).sum(1)
-        return verdict.nodes.long().amax(1)  # a node comes after its parent
-
-    def count(self, accepted, end):
-        """How many drafts, one below the other, each request had up for a decision. All int64 [B] on the CPU."""
-        if self.parents is None:
-            return end
-        more = [places[node] in forks for places, forks, node in zip(self.places, self.forks, end.tolist())]
-        return accepted + torch.tensor(more).long()
+            return emitted, accepted, [row.index(-1) if -1 in row else len(row) for row in more]
+        target.follow(emitted)
+        drafted = []
+        for count, nodes, places, known in zip(accepted, more, self.places, target.known):
+            last = places[nodes[count - 1]] if count else -1
+            drafted.append(count + any(above == last for above, _ in known))  # whether something hangs below it
+        return emitted, accepted, drafted
 
 
 def _parents(parents, batch, nodes):

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..api import Verdict, sample, verify
+from ..api import sample, verify
 from ..sampling import Sampling
 from .arguments import check
 from .cache import CachedModel
@@ -80,26 +80,27 @@ def generate(
     lap = Laps(stats.seconds)
     device, batch = input_ids.device, input_ids.shape[0]
     tokens, prompt_lengths = _unpad(input_ids.long(), given.mask, max_new_tokens)
-    # Lengths and flags live on the host, where every shape is decided; one copy a round brings them there.
-    lengths, remaining = prompt_lengths, torch.full((batch,), max_new_tokens)
-    active = torch.ones(batch, dtype=torch.bool)
+    # Lengths and flags live on the host, where every shape is decided; one copy a round brings there what it needs.
+    lengths, remaining, active = prompt_lengths, [max_new_tokens] * batch, [True] * batch
     # A drafter that is no model may propose trees unasked.
     grows = given.tree is not None or given.drafter is not None and given.card.trees and given.drafter is draft
     target = (tree_model if grows else CachedModel)(model, batch, device)
     if streamer is not None:
         streamer.put(input_ids.cpu())
 
-    while active.any():
-        prefixes, position = Prefixes(tokens, lengths), lengths.to(device)
+    while any(active):
+        prefixes = Prefixes(tokens, torch.tensor(lengths))
+        position = prefixes.lengths.to(device)
         # A round emits one token more than it accepts. The limit is the request's own: under `block` the number of
         # drafts enters the decision, and companions must not.
-        limit = torch.where(active, remaining - 1, 0).clamp(max=given.depth)
+        limit = [min(left - 1, given.depth) if going else 0 for left, going in zip(remaining, active)]
         drafts = None
-        if given.drafter is not None and limit.max() > 0:
+        if given.drafter is not None and max(limit) > 0:
             info = RoundInfo(
-                given.seed, position, given.draft_sampling, scheme, given.card.draft_kind, active, backend, given.tree
-            )
-            proposal = given.drafter.propose(prefixes, int(limit.max()), info)
+                given.seed, position, given.draft_sampling, scheme, given.card.draft_kind, torch.tensor(active), backend,
+                given.tree,
+            )  # fmt: skip
+            proposal = given.drafter.propose(prefixes, max(limit), info)
             drafts = Drafts(proposal, given.tree, batch, limit, device, given.card)
             drafts = drafts if drafts.tokens.shape[1] else None
         lap("draft")
@@ -109,41 +110,38 @@ def generate(
 
         if drafts is None:
             drawn = sample(logits[:, 0], sampling=sampling, seed=given.seed, position=position, backend=backend)
-            verdict = Verdict(drawn[:, None], torch.zeros_like(drawn), drawn[:, None][:, :0], None)
+            emitted, accepted, drafted = drawn[:, None].tolist(), [0] * batch, [0] * batch
         else:
             logits, layout = drafts.layout(logits, given.card, given.draft_sampling)
             verdict = verify(
                 logits, drafts.tokens, **layout, scheme=scheme, options=options, sampling=sampling, seed=given.seed,
                 position=position, backend=backend,
             )  # fmt: skip
-        ended, kept, accepted = _cut(verdict, given.eos)
-        end = accepted if drafts is None else drafts.end(verdict)
-        facts = torch.cat([torch.stack([ended, kept, accepted, end], 1), verdict.tokens], 1).cpu()
-        ended, kept, accepted, end = facts[:, :4].unbind(1)
-        drafted = end if drafts is None else drafts.count(accepted, end)
-        if drafts is not None and drafts.parents is not None:
-            target.follow(facts[:, 4:].tolist())
+            emitted, accepted, drafted = drafts.decided(verdict, target)
         lap("verify")
 
-        kept = torch.where(active, kept, 0)
-        stats.count(active, kept, accepted, drafted)
-        column = torch.arange(verdict.tokens.shape[1], device=device)
-        # Beyond `kept` lands behind the new length, where nothing reads it; the last column is there to be overwritten.
-        at = (position[:, None] + column).clamp(max=tokens.shape[1] - 1)
-        tokens.scatter_(1, at, verdict.tokens)
+        kept, going = zip(*map(_cut, emitted, accepted, [given.eos] * batch))
+        kept = [row if on else [] for row, on in zip(kept, active)]
+        stats.count(*zip(*(facts for facts, on in zip(zip(map(len, kept), accepted, drafted), active) if on)))
+        width = len(emitted[0])
+        new = torch.tensor([row + [-1] * (width - len(row)) for row in kept], device=device)
+        # What is beyond those kept lands behind the new length, where nothing reads it; the last column is there to be overwritten.
+        at = (position[:, None] + torch.arange(width, device=device)).clamp(max=tokens.shape[1] - 1)
+        tokens.scatter_(1, at, new)
         if given.drafter is not None:
-            given.drafter.commit(torch.where(column < kept.to(device)[:, None], verdict.tokens, -1))
+            given.drafter.commit(new)
         if streamer is not None:
-            _stream(streamer, tokens[0, lengths[0] : lengths[0] + kept[0]].cpu(), int(accepted[0]))
-        lengths, remaining = lengths + kept, remaining - kept
-        active = active & (ended == 0) & (remaining > 0)
+            _stream(streamer, torch.tensor(kept[0]), accepted[0])
+        lengths = [length + len(row) for length, row in zip(lengths, kept)]
+        remaining = [left - len(row) for left, row in zip(remaining, kept)]
+        active = [on and more and left > 0 for on, more, left in zip(active, going, remaining)]
         lap("other")
 
     if streamer is not None:
         streamer.end()
-    new = lengths - prompt_lengths
+    new = torch.tensor(lengths) - torch.tensor(prompt_lengths)
     column = torch.arange(int(new.max()))
-    written = tokens.gather(1, (prompt_lengths[:, None] + column).to(device))
+    written = tokens.gather(1, (torch.tensor(prompt_lengths)[:, None] + column).to(device))
     written = torch.where((column < new[:, None]).to(device), written, given.pad)
     output = torch.cat([input_ids.long(), written], 1)
     lap("other")
@@ -151,21 +149,19 @@ def generate(
 
 
 def _unpad(input_ids, mask, more):
-    """(tokens int64 [B, longest + more + 1], each prompt's real tokens from column 0 on; lengths int64 [B] on the CPU)"""
-    lengths = mask.sum(1).cpu()
-    order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, : int(lengths.max())]
+    """(tokens int64 [B, longest + more + 1], each prompt's real tokens from column 0 on; list of their lengths)"""
+    lengths = mask.sum(1).tolist()
+    order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, : max(lengths)]
     return torch.nn.functional.pad(input_ids.gather(1, order), (0, more + 1)), lengths
 
 
-def _cut(verdict, eos):
-    """-> int64 [B] each: 1 where the request is over, by eos or a row without a finite logit; tokens up to the first eos;
-    accepted drafts"""
-    emitted, accepted = verdict.tokens, verdict.num_accepted.long()
-    column = torch.arange(emitted.shape[1], device=emitted.device)
-    count = (emitted >= 0).sum(1)
-    first = torch.where(torch.isin(emitted, eos), column, emitted.shape[1]).amin(1)
-    ended = (first < emitted.shape[1]) | (count <= accepted)
-    return ended.long(), torch.minimum(count, first + 1), accepted
+def _cut(emitted, accepted, eos):
+    """Of one request. -> tokens up to the first eos; whether it goes on: no eos, no row without a finite logit"""
+    tokens = emitted[: emitted.index(-1)] if -1 in emitted else emitted
+    for i, token in enumerate(tokens):
+        if token in eos:
+            return tokens[: i + 1], False
+    return tokens, len(tokens) > accepted
 
 
 def _stream(streamer, tokens, accepted):

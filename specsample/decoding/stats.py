@@ -3,8 +3,6 @@
 import time
 from dataclasses import dataclass, field
 
-import torch
-
 PHASES = ("prefill", "draft", "target", "verify", "other")
 
 
@@ -43,27 +41,30 @@ class Stats:
         total = sum(self.seconds.values())
         return self.emitted / total if total else 0.0
 
-    def count(self, active, kept, accepted, drafted):
-        """Add one round. active: bool [B]; kept, accepted, drafted: int64 [B] emitted, accepted, proposed tokens; CPU."""
+    def count(self, kept, accepted, drafted):
+        """Add one round's active requests: lists of the emitted, accepted and proposed tokens of each"""
         self.target_calls += 1
-        self.rounds += int(active.sum())
-        self.emitted += int(kept.sum())
-        taken = torch.where(active, torch.minimum(kept, accepted).minimum(drafted), 0)
-        offered = torch.where(active, torch.minimum(kept, accepted + 1).minimum(drafted), 0)
-        for total, depths in ((self.reached, offered), (self.accepted, taken)):
-            # How many requests came deeper than i, for each i.
-            deeper = torch.bincount(depths).flip(0).cumsum(0).flip(0)[1:].tolist()
-            total.extend([0] * (int(drafted.max()) - len(total)))
-            total[: len(deeper)] = [t + n for t, n in zip(total, deeper)]
+        self.rounds += len(kept)
+        self.emitted += sum(kept)
+        self.extend(max(drafted, default=0))
+        for emitted, taken, offered in zip(kept, accepted, drafted):
+            for depth in range(min(emitted, taken + 1, offered)):
+                self.reached[depth] += 1
+            for depth in range(min(emitted, taken, offered)):
+                self.accepted[depth] += 1
+
+    def extend(self, depth):
+        """Count drafts down to `depth` at least."""
+        for counts in (self.reached, self.accepted):
+            counts.extend([0] * (depth - len(counts)))
 
     def add(self, other):
         """Add the counts and times of another call."""
         self.target_calls += other.target_calls
         self.rounds += other.rounds
         self.emitted += other.emitted
-        more = len(other.reached) - len(self.reached)
+        self.extend(len(other.reached))
         for mine, theirs in ((self.reached, other.reached), (self.accepted, other.accepted)):
-            mine.extend([0] * more)
             mine[: len(theirs)] = [a + b for a, b in zip(mine, theirs)]
         for phase, seconds in other.seconds.items():
             self.seconds[phase] += seconds

@@ -34,14 +34,21 @@ class _Tree(CachedModel):
         self.fresh = [[] for _ in range(len(prefixes))]  # (place, token) not yet read
         self.size = 0  # places read
 
-    def insert(self, b, above, token):
-        """-> place of `token` below the place `above`, in request b; a new one unless it is known"""
-        place = self.known[b].get((above, token))
-        if place is None:
-            place = self.known[b][above, token] = self.size + len(self.fresh[b])
-            self.routes[b][place] = self.routes[b][above] + (place,)
-            self.fresh[b].append((place, token))
-        return place
+    def insert(self, b, nodes, parents, tokens, places):
+        """Find places for nodes of request b: places[node] becomes that of tokens[node] below places[parents[node]], a new one
+        unless it is known. places ends with the root's; nodes without a token, or whose parent has no place, keep theirs."""
+        known, routes, fresh = self.known[b], self.routes[b], self.fresh[b]
+        for node in nodes:
+            token, parent = tokens[node], parents[node]
+            above = places[parent]
+            if token < 0 or above < 0 <= parent:
+                continue
+            place = known.get((above, token))
+            if place is None:
+                place = known[above, token] = self.size + len(fresh)
+                routes[place] = routes[above] + (place,)
+                fresh.append((place, token))
+            places[node] = place
 
     def read(self):
         """Read the places inserted since the last `read`. -> logits [B, n, V], the j-th row for the j-th of them; the first
@@ -77,38 +84,46 @@ class MaskedTree(_Tree):
     """By a 4-D attention mask, added to the scores: 0 where a token attends, the dtype's least number elsewhere. Positions
     are those along the path, so siblings share theirs."""
 
+    def __init__(self, model, batch, device):
+        super().__init__(model, batch, device)
+        self.dtype = model.dtype
+        self.least = torch.finfo(self.dtype).min
+
     def _read(self, more):
-        ids, positions = self._prefix()
-        keep = more + (self.pending is not None)
+        first = self.pending is not None
         if more == 0:
-            return self._forward(ids, positions, keep)
-        batch, columns, before = len(ids), ids.shape[1], self.width + self.columns
+            return self._forward(*self._prefix(), first)
+        batch, before = len(self.fresh), self.width + self.columns
+        columns = self.columns if first else 0
         width = before + self.size + more
-        facts, seen = [], []  # of each fresh place: token and position; and what it attends to among the places, flat
-        for b, (fresh, routes, start) in enumerate(zip(self.fresh, self.routes, self.cached.tolist())):
-            for j, (place, token) in enumerate(fresh):
+        ids, positions, seen = [], [], []  # of each fresh place; and what it attends to among the places, flat
+        for b, (fresh, routes, start) in enumerate(zip(self.fresh, self.routes, self.cached)):
+            row = (b * (columns + more) + columns) * width + before
+            for place, token in fresh:
                 route = routes[place]
-                facts.append((token, start + len(route) - 1))
-                row = (b * (columns + more) + columns + j) * width + before
+                ids.append(token)
+                positions.append(start + len(route) - 1)
                 seen.extend([row + above for above in route])
-            facts.extend([(0, 0)] * (more - len(fresh)))
-        facts = torch.tensor(facts).view(batch, more, 2)
-        dtype = self.model.dtype
-        mask = torch.full((batch, columns + more, width), torch.finfo(dtype).min, dtype=dtype)
-        mask[:, :, :before] = 0 if self.used is None else mask[:, :1, :before] * ~self.used[:, None]
+                row += width
+            if len(fresh) < more:
+                ids.extend([0] * (more - len(fresh)))
+                positions.extend([0] * (more - len(fresh)))
+        mask = torch.full((batch, columns + more, width), self.least, dtype=self.dtype)
+        visible = mask.narrow(2, 0, before).zero_()
+        if self.used is not None:
+            visible.masked_fill_(~self.used[:, None], self.least)
         if columns > 1:
             later = torch.ones(columns, columns, dtype=torch.bool).triu(1)
-            mask[:, :columns, before - columns : before].masked_fill_(later, torch.finfo(dtype).min)
+            mask[:, :columns, before - columns : before].masked_fill_(later, self.least)
         mask.view(-1).index_fill_(0, torch.tensor(seen), 0)
-        ids = torch.cat([ids, facts[..., 0].to(self.device)], 1)
-        positions = torch.cat([positions, facts[..., 1]], 1)
-        return self._forward(ids, positions, keep, mask[:, None].to(self.device))
+        ids, positions = torch.tensor(ids).view(batch, more).to(self.device), torch.tensor(positions).view(batch, more)
+        if first:
+            ids, positions = (torch.cat(x, 1) for x in zip(self.pending, (ids, positions)))
+        return self._forward(ids, positions, more + first, mask[:, None].to(self.device))
 
     def _keep(self, ends):
-        paths = [routes[end] for routes, end in zip(self.routes, ends)]
-        longest = max(map(len, paths))
-        self.path = torch.tensor([path + (0,) * (longest - len(path)) for path in paths]).view(len(paths), longest)
-        self.cached = self.cached + torch.tensor([len(path) for path in paths])
+        self.path = [routes[end] for routes, end in zip(self.routes, ends)]
+        self.cached = [length + len(path) for length, path in zip(self.cached, self.path)]
 
 
 class ExpandedTree(_Tree):
@@ -160,7 +175,8 @@ class ExpandedTree(_Tree):
         first = ids.shape[1] > 0
         ids = torch.cat([ids[:, None].expand(-1, rows, -1), facts[..., 0].to(self.device)], 2).flatten(0, 1)
         positions = positions[:, None].expand(-1, rows, -1)
-        positions = torch.cat([positions, self.cached[:, None, None] + facts[..., 1]], 2).flatten(0, 1)
+        start = torch.tensor(self.cached)[:, None, None]
+        positions = torch.cat([positions, start + facts[..., 1]], 2).flatten(0, 1)
         self.rows = rows
         logits = self._forward(ids, positions, length + first)
         self.ends = [row + [None] * (rows - len(row)) for row in leaves]
@@ -179,7 +195,7 @@ class ExpandedTree(_Tree):
             source.append(b * len(rows) + shared.index(counts[-1]))
         self._select(source)
         self.rows = 1
-        self.cached = self.cached + torch.tensor(counts)
+        self.cached = [length + count for length, count in zip(self.cached, counts)]
 
     def _select(self, source):
         """Make the cache's rows those of the list `source`."""

@@ -105,11 +105,10 @@ def depths(parents):
 def for_rows(samplings, laws, batch, device):
     """The sampling of rows [B·P], P rows a request: row j follows samplings[laws[j]]."""
     used = sorted(set(laws))
+    if len(used) == 1 and not any(isinstance(value, torch.Tensor) and value.dim() for value in samplings[used[0]]):
+        return samplings[used[0]]
     fields = []
     for values in zip(*(samplings[law] for law in used)):
-        if len(used) == 1 and not (isinstance(values[0], torch.Tensor) and values[0].dim()):
-            fields.append(values[0])
-            continue
         each = [torch.as_tensor(v, dtype=torch.float64, device=device).expand(batch) for v in values]
         fields.append(torch.stack([each[used.index(law)] for law in laws], 1).flatten())
     return Sampling(*fields)
