@@ -365,13 +365,13 @@ def _check_stats(stats, draft):
 def _int_or_tensor(value, name, count, device):
     """(int, None) or (0, int64 [count])"""
     if isinstance(value, torch.Tensor):
-        expect(value.dtype in _INTS, name, "an int or an int64 tensor", value.dtype)
-        expect(value.device == device, name, f"a tensor on {device}", value.device)
-        if value.dtype == torch.int64 and value.shape == (count,):  # as the decoding loop has them, every round
-            return 0, value
-        good = value.dim() == 0 or tuple(value.shape) == (count,)
-        expect(good, name, f"an int or shape [{count}]", tuple(value.shape))
-        return 0, value.to(torch.int64).expand(count)
+        if value.dtype != torch.int64 or value.device != device or value.shape != (count,):  # nothing to do for most
+            expect(value.dtype in _INTS, name, "an int or an int64 tensor", value.dtype)
+            expect(value.device == device, name, f"a tensor on {device}", value.device)
+            good = value.dim() == 0 or tuple(value.shape) == (count,)
+            expect(good, name, f"an int or shape [{count}]", tuple(value.shape))
+            value = value.to(torch.int64).expand(count)
+        return 0, value
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         try:
             value = int(value.__index__())

@@ -117,8 +117,11 @@ class CachedModel:
             if self.slots > base + count:
                 self.cache.crop(base + count - self.slots)
         else:
-            before, gap, held, keep_ = (torch.tensor(x)[:, None] for x in (self.before, self.gap, held, keep))
-            token = torch.arange(max(keep)) - (max(keep) - keep_)  # < 0: padding, whatever it holds
+            width = max(keep)
+            before, gap, held, unused = (
+                torch.tensor(x)[:, None] for x in (self.before, self.gap, held, [width - count for count in keep])
+            )
+            token = torch.arange(width) - unused  # < 0: padding, whatever it holds
             slot = self.width - before + token
             slot = torch.where(token >= before, slot + gap, slot)
             if self.path is not None and any(self.path):

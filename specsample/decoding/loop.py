@@ -122,10 +122,10 @@ def generate(
 
         kept, going = zip(*map(_cut, emitted, accepted, [given.eos] * batch))
         kept = [row if on else [] for row, on in zip(kept, active)]
-        stats.count(*zip(*(facts for facts, on in zip(zip(map(len, kept), accepted, drafted), active) if on)))
+        stats.count([facts for *facts, on in zip(map(len, kept), accepted, drafted, active) if on])
         width = len(emitted[0])
         new = torch.tensor([row + [-1] * (width - len(row)) for row in kept], device=device)
-        # What is beyond those kept lands behind the new length, where nothing reads it; the last column is there to be overwritten.
+        # What is beyond those kept lands behind the new length, where nothing reads it; the last column is there for that.
         at = (position[:, None] + torch.arange(width, device=device)).clamp(max=tokens.shape[1] - 1)
         tokens.scatter_(1, at, new)
         if given.drafter is not None:

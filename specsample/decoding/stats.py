@@ -41,16 +41,16 @@ class Stats:
         total = sum(self.seconds.values())
         return self.emitted / total if total else 0.0
 
-    def count(self, kept, accepted, drafted):
-        """Add one round's active requests: lists of the emitted, accepted and proposed tokens of each"""
+    def count(self, requests):
+        """Add one round: of each active request how many tokens it emitted, accepted and had proposed."""
         self.target_calls += 1
-        self.rounds += len(kept)
-        self.emitted += sum(kept)
-        self.extend(max(drafted, default=0))
-        for emitted, taken, offered in zip(kept, accepted, drafted):
-            for depth in range(min(emitted, taken + 1, offered)):
+        self.rounds += len(requests)
+        for emitted, accepted, proposed in requests:
+            self.emitted += emitted
+            self.extend(proposed)
+            for depth in range(min(emitted, accepted + 1, proposed)):
                 self.reached[depth] += 1
-            for depth in range(min(emitted, taken, offered)):
+            for depth in range(min(emitted, accepted, proposed)):
                 self.accepted[depth] += 1
 
     def extend(self, depth):

@@ -98,16 +98,12 @@ class MaskedTree(_Tree):
         width = before + self.size + more
         ids, positions, seen = [], [], []  # of each fresh place; and what it attends to among the places, flat
         for b, (fresh, routes, start) in enumerate(zip(self.fresh, self.routes, self.cached)):
+            unused = [0] * (more - len(fresh))
+            paths = [routes[place] for place, _ in fresh]
+            ids += [token for _, token in fresh] + unused
+            positions += [start + len(path) - 1 for path in paths] + unused
             row = (b * (columns + more) + columns) * width + before
-            for place, token in fresh:
-                route = routes[place]
-                ids.append(token)
-                positions.append(start + len(route) - 1)
-                seen.extend([row + above for above in route])
-                row += width
-            if len(fresh) < more:
-                ids.extend([0] * (more - len(fresh)))
-                positions.extend([0] * (more - len(fresh)))
+            seen += [row + j * width + place for j, path in enumerate(paths) for place in path]
         mask = torch.full((batch, columns + more, width), self.least, dtype=self.dtype)
         visible = mask.narrow(2, 0, before).zero_()
         if self.used is not None:

@@ -55,20 +55,21 @@ def draft_static(cached, prefixes, depth, round, mine=None, laws=None):
 def _draw(call, rows, places, base, samplings, level, round, streams):
     """Tokens that call.columns choose from, a list of k tokens a parent for each request, from rows [B, M, V] of the places
     base, base + 1, …
-    streams: seeds and positions of n rows a request, by n"""
+    streams: sampling, seed and position of rows, by the laws of a request's rows"""
     batch, count = rows.shape[:2]
     source = [b * count + max(0, place[parent] - base) for b, place in enumerate(places) for parent in call.parents]
     logits = rows.flatten(0, 1)
     if source != list(range(batch * count)):
         logits = logits.index_select(0, torch.tensor(source, device=logits.device))
-    several = len(call.parents)
-    if several not in streams:
-        streams[several] = [x if several == 1 else x.repeat_interleave(several) for x in (round.seed, round.position)]
-    seed, position = streams[several]
+    laws, several = tuple(call.laws), len(call.parents)
+    if laws not in streams:
+        sampling = for_rows(samplings, laws, batch, logits.device)
+        streams[laws] = sampling, *(x if several == 1 else x.repeat_interleave(several) for x in (round.seed, round.position))
+    sampling, seed, position = streams[laws]
     node = call.node[0] if several == 1 else torch.tensor(call.node * batch, device=logits.device)
     drawn = draft(
-        logits, call.k, kind=round.kind, sampling=for_rows(samplings, call.laws, batch, logits.device),
-        seed=seed, position=position, depth=level, node=node, backend=round.backend,
+        logits, call.k, kind=round.kind, sampling=sampling, seed=seed, position=position, depth=level, node=node,
+        backend=round.backend,
     )  # fmt: skip
     return drawn.view(batch, several * call.k).tolist()
 
