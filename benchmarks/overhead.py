@@ -1,10 +1,11 @@
 """What the decoding loop itself costs a step: all but the models' forwards and the kernels, with a model that is next to nothing.
 
-    python benchmarks/overhead.py
+    python benchmarks/overhead.py [--cpu]
 
 One request, a two-layer Llama of width 32, float32, V = 64: the forwards are timed in the models' own calls, the kernels at the
-dispatch, and the rest of the wall clock is the loop (and the Python of `ss.draft`, `ss.verify` and `CachedModel`). Writes
-benchmarks/results/overhead.json and prints a table.
+dispatch, and the rest of the wall clock is the loop (and the Python of `ss.draft`, `ss.verify` and `CachedModel`), by phase of
+`Stats`; `other` has the checks of the arguments too. On a machine that does other work the wall clock also counts the waits for
+a core; with --cpu all times are CPU time of the one thread that works: the same on a quiet machine. Writes benchmarks/results/overhead.json and prints a table.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import transformers  # noqa: E402
 
 import specsample as ss  # noqa: E402
 from specsample.backends import BACKENDS  # noqa: E402
+from specsample.decoding import stats as laps  # noqa: E402
 
 SETTINGS = [
     ("plain", {"draft": None}),
@@ -40,19 +42,19 @@ SETTINGS = [
 
 
 class Clock:
-    """Seconds spent inside what it wraps."""
+    """Seconds spent inside what it wraps, by the clock `now`."""
 
-    def __init__(self):
-        self.seconds = 0.0
+    def __init__(self, now):
+        self.seconds, self.now = 0.0, now
 
     def timed(self, function):
         @functools.wraps(function)  # the loop reads the signature of a model's forward
         def call(*args, **more):
-            start = time.perf_counter()
+            start = self.now()
             try:
                 return function(*args, **more)
             finally:
-                self.seconds += time.perf_counter() - start
+                self.seconds += self.now() - start
 
         return call
 
@@ -66,47 +68,66 @@ def tiny(seed, layers):
     return transformers.LlamaForCausalLM(config).eval()
 
 
-def measure(repeats, new_tokens):
-    """Rows of the results."""
-    forwards, kernels = Clock(), Clock()
-    target, draft = tiny(0, 2), tiny(1, 1)
-    for model in (target, draft):
-        model.forward = forwards.timed(model.forward)
+def measure(repeats, new_tokens, now=time.perf_counter):
+    """Rows of the results: medians of microseconds a step"""
+    target, draft, functions, clocks = tiny(0, 2), tiny(1, 1), {}, {}
+    for name, model in (("target", target), ("draft model", draft)):
+        clocks[name] = Clock(now)
+        model.forward = clocks[name].timed(model.forward)
     compiled = BACKENDS["cpu"]
-    names = ("sample", "draft", "row_stats", "verify")
-    BACKENDS["cpu"] = compiled._replace(
-        functions=SimpleNamespace(**{name: kernels.timed(getattr(compiled.functions, name)) for name in names})
-    )
+    for name in ("sample", "draft", "row_stats", "verify"):
+        clocks[name] = Clock(now)
+        functions[name] = clocks[name].timed(getattr(compiled.functions, name))
+    BACKENDS["cpu"] = compiled._replace(functions=SimpleNamespace(**functions))
+    laps.time = SimpleNamespace(perf_counter=now)  # the clock of `Stats`
     prompt = torch.randint(1, 64, (1, 8), generator=torch.Generator().manual_seed(2))
     rows = []
     for name, settings in SETTINGS:
         figures = []
         for seed in range(repeats + 1):
-            forwards.seconds = kernels.seconds = 0.0
+            for clock in clocks.values():
+                clock.seconds = 0.0
             arguments = {"draft": draft, "max_new_tokens": new_tokens, "seed": seed, "return_stats": True} | settings
-            start = time.perf_counter()
+            start = now()
             _, stats = ss.generate(target, input_ids=prompt, **arguments)
-            total = time.perf_counter() - start
-            parts = {"loop": total - forwards.seconds - kernels.seconds, "forwards": forwards.seconds, "kernels": kernels.seconds}
+            total = now() - start
+            parts = split(total, stats.seconds, {clock: clocks[clock].seconds for clock in clocks})
             figures.append({part: 1e6 * value / stats.target_calls for part, value in parts.items()})
         figures = figures[1:]  # the first is a warm-up
         rows.append({"case": name, "us": {part: statistics.median(f[part] for f in figures) for part in figures[0]}, "n": repeats})
-    BACKENDS["cpu"] = compiled
+    BACKENDS["cpu"], laps.time = compiled, time
     return rows
+
+
+def split(total, phases, inside):
+    """Seconds of the loop, whole and by phase, and of what it calls. phases: `Stats.seconds`; inside: those of each clock"""
+    forwards, kernels = inside["target"] + inside["draft model"], sum(inside[n] for n in ("sample", "draft", "row_stats", "verify"))
+    parts = {
+        "draft": phases["draft"] - inside["draft model"] - inside["draft"] - inside["row_stats"],
+        "target": phases["prefill"] + phases["target"] - inside["target"],
+        "verify": phases["verify"] - inside["verify"] - inside["sample"],
+    }
+    loop = total - forwards - kernels
+    return {"loop": loop, **parts, "other": loop - sum(parts.values()), "forwards": forwards, "kernels": kernels}
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="overhead", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a run (64)")
+    parser.add_argument("--cpu", action="store_true", help="CPU time instead of the wall clock")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "overhead.json")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    result = {"machine": harness.machine(), "rows": measure(options.repeats, options.tokens)}
+    clock = time.thread_time if options.cpu else time.perf_counter
+    rows = measure(options.repeats, options.tokens, clock)
+    result = {"machine": harness.machine(), "clock": clock.__name__, "rows": rows}
     harness.write_json(options.out, result)
-    print("| one request | loop, µs a step | models' forwards | kernels |\n|:--|--:|--:|--:|")
+    head = ("loop", "draft", "target", "verify", "other", "forwards", "kernels")
+    print("| one request, µs a step | loop | = drafting | + target | + verifying | + other | models' forwards | kernels |")
+    print("|:--|" + "--:|" * len(head))
     for row in result["rows"]:
-        print(f"| {row['case']} | {row['us']['loop']:.0f} | {row['us']['forwards']:.0f} | {row['us']['kernels']:.0f} |")
+        print(f"| {row['case']} | " + " | ".join(f"{row['us'][part]:.0f}" for part in head) + " |")
     return 0
 
 
