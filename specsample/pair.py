@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -34,10 +35,10 @@ def load_pair(target=None, draft=None, dtype=torch.float32):
     need("transformers", "tqdm")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer, other = (AutoTokenizer.from_pretrained(name) for name in (target, draft))
+    tokenizer, other = (_load(AutoTokenizer, *of) for of in ((target, "target"), (draft, "draft")))
     same = "The quick brown fox, 1234 + 5678 = ?\n\tna\u00efve \u4e2d\u6587"
     expect(tokenizer(same).input_ids == other(same).input_ids, "draft", f"a model with the tokens of {target}", draft)
-    models = [AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval() for name in (target, draft)]
+    models = [_load(AutoModelForCausalLM, *of, dtype=dtype).eval() for of in ((target, "target"), (draft, "draft"))]
 
     def encode(question):
         if getattr(tokenizer, "chat_template", None):
@@ -48,6 +49,18 @@ def load_pair(target=None, draft=None, dtype=torch.float32):
         return tokenizer(question, return_tensors="pt").input_ids
 
     return Pair(*models, tokenizer, f"{target} and {draft}", encode)
+
+
+def _load(kind, name, argument, **settings):
+    """kind.from_pretrained(name), or a ValueError of one line."""
+    path = Path(name)
+    if path.is_absolute() or name.startswith("."):
+        expect(path.is_dir(), argument, "a folder with a model of transformers, or a name on a hub", f"{name}, which is no folder")
+    try:
+        return kind.from_pretrained(name, **settings)
+    except (OSError, ValueError) as error:  # no such model, no network, or not this kind of file
+        what = " ".join(str(error).split())
+        raise ValueError(f"{argument}: cannot load {name}: {what[:300]}") from error
 
 
 def _demo_pair(dtype):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from models import nearby, tiny_llama
+from test_acceptance import bytes_tokenizer
 
 import specsample as ss
 from specsample import acceptance, pair, theory
@@ -39,7 +40,8 @@ def test_decoding_accepts_what_theory_says(experiments, scheme, paths):
         pytest.skip("its acceptance depends on several draft laws")
     common, check = experiments("common"), experiments("check")
     bench = common.Bench(common.parser("", "x").parse_args(["--tokens", "24"]))
-    row = check.one(bench, common.Setting(scheme, paths, 1))
+    setting = common.Setting(scheme, paths, 1)
+    row = check.total([check.one(bench, setting, i) for i in range(len(bench.prompts))])
     assert row["rounds"] > 80 and abs(row["deviations"]) < 5, row
     spread = (row["theory"] * (1 - row["theory"]) / row["rounds"]) ** 0.5
     assert 0.2 < row["theory"] < 0.95 and spread < 0.06  # so that a wrong figure would show
@@ -102,3 +104,78 @@ def test_bounds_hold_for_races(experiments):
 def test_unknown_parts_are_named(experiments):
     with pytest.raises(SystemExit, match="--parts: expected some of acceptance"):
         experiments("khisti").main(["--parts", "x"])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with models target and draft, prompts as text and as .jsonl: arguments that name them"""
+    target = tiny_llama(1, vocab=256, dtype=torch.float32)
+    for name, model in (("target", target), ("draft", nearby(target, 1.0, 2))):
+        model.save_pretrained(tmp_path / name)
+        bytes_tokenizer(1).save_pretrained(tmp_path / name)
+    (tmp_path / "prompts.txt").write_text("A line.\n\nAnother one.\nA third.\n")
+    (tmp_path / "prompts.jsonl").write_text('{"question": "What?"}\n{"question": "Why?"}\n{"answer": "So."}\n')
+    return ["--target", str(tmp_path / "target"), "--draft", str(tmp_path / "draft"), "--out", str(tmp_path / "x.json")]
+
+
+@pytest.mark.parametrize("data, prompts", [(["prompts.txt"], 3), (["prompts.jsonl", "--field", "question", "--prompts", "2"], 2)])
+def test_models_and_prompts_by_path(experiments, monkeypatch, saved, tmp_path, data, prompts):
+    monkeypatch.setattr(importlib.import_module("common"), "load_pair", pair.load_pair)
+    few = ["--tokens", "5", "--schemes", "token", "race", "-k", "2", "--data", str(tmp_path / data[0]), *data[1:]]
+    experiments("check").main([*saved, *few])
+    result = json.loads((tmp_path / "x-measured.json").read_text())
+    assert result["pair"] == f"{tmp_path / 'target'} and {tmp_path / 'draft'}" and result["prompts"] == prompts
+    assert [row["prompts"] for row in result["rows"]] == [prompts, prompts]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"--target": "/no/such"}, "target: expected a folder with a model of transformers, or a name on a hub, got /no/such"),
+        ({"--draft": "."}, r"draft: cannot load \.: "),
+        ({"--draft": None}, "target and draft: expected both or neither"),
+        ({"--data": "./none.txt"}, "--data: expected a file, or the name of a data set, got './none.txt'"),
+        ({"--data": "prompts.jsonl", "--field": "question"}, "--field: expected a field with text, got 'question' where there is answer"),
+        ({"--data": "empty.txt"}, "--data: expected prompts, got none"),
+    ],
+)
+def test_what_is_not_there_is_named(experiments, monkeypatch, saved, tmp_path, change, message):
+    monkeypatch.setattr(importlib.import_module("common"), "load_pair", pair.load_pair)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    arguments = dict(zip(saved[::2], saved[1::2])) | change
+    with pytest.raises(SystemExit, match=message):
+        experiments("check").main([x for name, value in arguments.items() if value is not None for x in (name, value)])
+
+
+def test_interrupted_runs_keep_what_they_have(experiments, monkeypatch, tmp_path):
+    """Ctrl-C in the third prompt of the second scheme: the first has three, the second two."""
+    check, calls = experiments("check"), []
+    one = check.one
+
+    def once(*arguments):
+        calls.append(arguments[2])
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return one(*arguments)
+
+    monkeypatch.setattr(check, "one", once)
+    arguments = ["--prompts", "4", "--tokens", "5", "--schemes", "token", "race", "--out", str(tmp_path / "x.json")]
+    with pytest.raises(SystemExit, match="interrupted in measured; what was done is in"):
+        check.main(arguments)
+    rows = json.loads((tmp_path / "x-measured.json").read_text())["rows"]
+    assert [row["prompts"] for row in rows] == [3, 2] and calls == [0, 0, 1, 1, 2, 2]
+
+
+def test_time_that_is_used_up_takes_no_new_prompts(experiments, monkeypatch, tmp_path):
+    """All cells have as many prompts, but for those of the last round; none at all are named."""
+    which, common = experiments("which"), experiments("common")
+    for cells, reached in ((5, [2, 2, 1]), (2, [1, 1, None])):
+        left = iter([False] * (cells + 1))
+        monkeypatch.setattr(common.Bench, "late", lambda self: next(left, True))
+        few = ["--prompts", "3", "--tokens", "5", "--temperatures", "1", "--depths", "1", "-k", "1", "--schemes", "token", "race"]
+        which.main([*few, "--out", str(tmp_path / "x.json")])
+        rows = json.loads((tmp_path / "x-page.json").read_text())["rows"]
+        assert [row.get("prompts") for row in rows] == reached
+        assert [row.get("missing") for row in rows] == [None if n else "out of time" for n in reached]
+    assert "Not run: race: out of time." in (tmp_path / "x-page.md").read_text()

@@ -6,6 +6,7 @@ martingale, so it lies within 1.96·√(Σ a_r (1 − a_r)) of 0 in 95 % of runs
 """
 
 import common
+import numpy as np
 import torch
 from common import Setting, table
 
@@ -39,43 +40,43 @@ def main(arguments=None):
 
 
 def measured(bench, options, rows, tables):
-    progress, cells = common.Progress(len(options.schemes)), []
+    settings = {}
     for name in options.schemes:
-        paths = options.k if ss.schemes()[name].trees else 1
-        row = one(bench, Setting(name, paths, 1))
-        rows.append({"scheme": name, "paths": paths, **row})
+        settings[name] = Setting(name, options.k if ss.schemes()[name].trees else 1, 1)
+    found = bench.sweep(settings, range(len(bench.prompts)), lambda name, i: one(bench, settings[name], i))
+    cells = []
+    for name, setting in settings.items():
+        row = found[name] if isinstance(found[name], dict) else total(found[name])
+        rows.append({"scheme": name, "paths": setting.paths, **row})
         if "missing" not in row:
-            figures = [f"{row['measured']:.4f}", f"{row['theory']:.4f}", f"{row['deviations']:+.2f}", str(row["rounds"])]
-            cells.append([f"{name}, K = {paths}", *figures])
-        progress.step(name)
+            numbers = [f"{row['measured']:.4f}", f"{row['theory']:.4f}", f"{row['deviations']:+.2f}", str(row["rounds"])]
+            cells.append([f"{name}, K = {setting.paths}", *numbers])
     head = ["scheme", "measured", "theory", "standard deviations apart", "rounds"]
     tables.append(table("Acceptance of drafts of one token, in decoding and by theory at the same prefixes", head, cells))
 
 
-def one(bench, setting):
-    """Measured and expected acceptance of a setting with drafts of one token, or {"missing": why}"""
-    accepted, chances, variance, rounds = 0, 0.0, 0.0, 0
-    for i, ids in enumerate(bench.prompts):
-        streamer = Rounds()
-        try:
-            text = ss.generate(
-                bench.pair.target, bench.pair.draft, ids, streamer=streamer, seed=1000 * bench.options.seed + i,
-                **bench.arguments(setting),
-            )[0]  # fmt: skip
-        except ValueError as error:
-            return {"missing": str(error)}
-        # The last token may have been emitted without a draft.
-        seen = [(at, took) for at, took in streamer.rounds if at < bench.options.tokens - 1]
-        at = ids.shape[1] - 1 + torch.tensor([at for at, _ in seen])
-        logits = [torch.cat(list(logits_of(model, text[:-1])))[at] for model in (bench.pair.target, bench.pair.draft)]
-        sampling = ss.Sampling(setting.temperature)
-        curve = node_acceptance([logits], len(seen), [setting.paths], sampling, schemes=[setting.scheme])[setting.scheme]
-        chance = curve.value[:, 0]
-        accepted += sum(took for _, took in seen)
-        chances, variance, rounds = chances + chance.sum(), variance + (chance * (1 - chance)).sum(), rounds + len(seen)
+def one(bench, setting, i):
+    """Decode the i-th prompt with drafts of one token. -> (accepted, the chances that they were float64 [rounds])"""
+    ids, streamer = bench.prompts[i], Rounds()
+    text = ss.generate(
+        bench.pair.target, bench.pair.draft, ids, streamer=streamer, seed=1000 * bench.options.seed + i, **bench.arguments(setting)
+    )[0]
+    # The last token may have been emitted without a draft.
+    seen = [(at, took) for at, took in streamer.rounds if at < bench.options.tokens - 1]
+    at = ids.shape[1] - 1 + torch.tensor([at for at, _ in seen], dtype=torch.int64)
+    logits = [torch.cat(list(logits_of(model, text[:-1])))[at] for model in (bench.pair.target, bench.pair.draft)]
+    sampling = ss.Sampling(setting.temperature)
+    curve = node_acceptance([logits], len(seen), [setting.paths], sampling, schemes=[setting.scheme])[setting.scheme]
+    return sum(took for _, took in seen), curve.value[:, 0]
+
+
+def total(prompts):
+    """Measured and expected acceptance over prompts [(accepted, chances)]"""
+    accepted, chances = sum(took for took, _ in prompts), np.concatenate([chance for _, chance in prompts])
+    deviation = (chances * (1 - chances)).sum() ** 0.5
     return {
-        "measured": accepted / rounds, "theory": chances / rounds, "rounds": rounds,
-        "deviations": float((accepted - chances) / variance**0.5),
+        "measured": accepted / len(chances), "theory": chances.mean(), "rounds": len(chances), "prompts": len(prompts),
+        "deviations": float((accepted - chances.sum()) / deviation),
     }  # fmt: skip
 
 

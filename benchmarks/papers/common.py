@@ -2,10 +2,15 @@
 
 Every experiment takes the demo's pair, or any pair by name or path, and prompts from a file or a data set; a cell that this
 version cannot run is written down with the reason instead of a figure.
+
+All cells of a table take one batch of prompts, then all take the next, until there are no more, or --minutes are used up, or
+Ctrl-C (or SIGTERM) comes: then what was measured is written, with the sample it came from.
 """
 
 import argparse
+import itertools
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,6 +21,7 @@ for folder in (HERE.parent, HERE.parent.parent):  # the other benchmarks; the pa
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from harness import Progress, machine, write_json  # noqa: E402
 from rounding import PROMPTS  # noqa: E402
@@ -23,7 +29,7 @@ from rounding import PROMPTS  # noqa: E402
 import specsample as ss  # noqa: E402
 from specsample.acceptance import node_acceptance  # noqa: E402
 from specsample.decoding import Stats  # noqa: E402
-from specsample.pair import load_pair, logits_of, need  # noqa: E402
+from specsample.pair import load_pair, logits_of  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "papers"
 
@@ -43,8 +49,8 @@ def parser(description, name, tokens=48):
                      help="of the models (float32); bfloat16 is the quicker one where the processor multiplies it")  # fmt: skip
     out.add_argument("--seed", type=int, default=0)
     out.add_argument("--batch", type=int, default=4, help="prompts decoded together (4)")
-    out.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS",
-                     help="leave out the cells that would start later")  # fmt: skip
+    out.add_argument("--minutes", type=float, default=float("inf"),
+                     help="take no new prompts after this time (from the models' being loaded), shared by the parts")  # fmt: skip
     out.add_argument("--parts", nargs="+", help="only these parts of the experiment")
     out.add_argument("--out", type=Path, default=RESULTS / f"{name}.json",
                      help="a part's JSON is NAME-part.json; its table and figure go beside it")  # fmt: skip
@@ -53,19 +59,36 @@ def parser(description, name, tokens=48):
 
 def questions(options):
     """The prompts as text."""
-    if options.data is None:
+    path = None if options.data is None else Path(options.data)
+    if path is None:
         texts = list(PROMPTS)
-    elif Path(options.data).is_file():
-        lines = [line for line in Path(options.data).read_text().splitlines() if line.strip()]
-        texts = [json.loads(line)[options.field] for line in lines] if options.data.endswith(".jsonl") else lines
+    elif path.is_file():
+        lines = [line for line in path.read_text().splitlines() if line.strip()][: options.prompts]
+        texts = [field(json.loads(line), options.field) for line in lines] if path.suffix == ".jsonl" else lines
+    elif path.suffix in (".txt", ".jsonl") or path.is_absolute() or options.data.startswith("."):
+        raise ValueError(f"--data: expected a file, or the name of a data set, got {options.data!r}, where there is no file")
     else:
-        need("datasets")
-        from datasets import load_dataset
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise ImportError(f"--data: no file {options.data!r}, and a data set needs a package: pip install datasets") from error
 
         name, _, split = options.data.partition(":")
-        rows = load_dataset(name, split=split or "train", streaming=True)
-        texts = [row[options.field] for row in rows.take(options.prompts)]
+        try:
+            rows = list(load_dataset(name, split=split or "train", streaming=True).take(options.prompts))
+        except Exception as error:  # whatever a hub, or the way there, may say
+            raise ValueError(f"--data: cannot read the data set {options.data!r}: {str(error).partition(chr(10))[0]}") from error
+        texts = [field(row, options.field) for row in rows]
+    if not texts:
+        raise ValueError(f"--data: expected prompts, got none in {options.data!r}")
     return texts[: options.prompts]
+
+
+def field(row, name):
+    if not isinstance(row, dict) or not isinstance(row.get(name), str):
+        fields = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"--field: expected a field with text, got {name!r} where there is {fields}")
+    return row[name]
 
 
 class Setting(NamedTuple):
@@ -84,32 +107,55 @@ class Bench:
     """The models, the prompts, and the clock of one run."""
 
     def __init__(self, options):
-        self.options, self.begin = options, time.perf_counter()
+        self.options, self.deadline, self.stopped = options, float("inf"), False
         torch.manual_seed(0)
+        texts = questions(options)
         self.pair = load_pair(options.target, options.draft, getattr(torch, options.dtype))
-        self.prompts = [self.pair.encode(text) for text in questions(options)]
+        self.prompts = [self.pair.encode(text) for text in texts]
         self.warm, self.known = False, {}
 
-    def decode(self, setting):
-        """Decode all prompts. -> figures of the setting, or {"missing": why}"""
-        if time.perf_counter() - self.begin > self.options.limit:
-            return {"missing": "out of time"}
-        if not self.warm:  # the first calls of a process are slow
+    def late(self):
+        """Whether nothing new should be begun."""
+        return self.stopped or time.perf_counter() > self.deadline
+
+    def sweep(self, cells, items, run, names=str):
+        """run(cell, item), a list of results for each cell: every cell has its first item before one has its second.
+        What a cell cannot run (ValueError) is {"missing": why}, and so is one that was not reached."""
+        found, progress = {cell: [] for cell in cells}, Progress(len(cells) * len(items))
+        try:
+            for item, cell in itertools.product(items, cells):
+                if self.late():
+                    print("out of time", file=sys.stderr)
+                    break
+                if isinstance(found[cell], list):
+                    try:
+                        found[cell].append(run(cell, item))
+                    except ValueError as error:
+                        found[cell] = {"missing": str(error)}
+                progress.step(names(cell))
+        except KeyboardInterrupt:
+            self.stopped = True
+        return {cell: results or {"missing": "out of time"} for cell, results in found.items()}
+
+    def decode(self, settings):
+        """Decode the prompts under every setting. {key: Setting} -> {key: figures, or {"missing": why}}"""
+        if not self.warm and not self.late():  # the first calls of a process are slow
             self.warm = True
             ss.generate(self.pair.target, self.pair.draft, self.prompts[0], max_new_tokens=4)
-        total, size = Stats(), self.options.batch
+        firsts = range(0, len(self.prompts), self.options.batch)
+        found = self.sweep(settings, firsts, lambda key, first: self.one_batch(settings[key], first), names)
+        return {key: one if isinstance(one, dict) else figures(one) for key, one in found.items()}
+
+    def one_batch(self, setting, first):
+        """-> (Stats, seconds, prompts) of the prompts from `first` on"""
+        prompts = self.prompts[first : first + self.options.batch]
+        ids, mask = left_padded(prompts)
         begin = time.perf_counter()
-        for first in range(0, len(self.prompts), size):
-            ids, mask = left_padded(self.prompts[first : first + size])
-            try:
-                _, stats = ss.generate(
-                    self.pair.target, *self.drafts(setting), ids, attention_mask=mask, seed=1000 * self.options.seed + first,
-                    **self.arguments(setting), return_stats=True,
-                )  # fmt: skip
-            except ValueError as error:
-                return {"missing": str(error)}
-            total.add(stats)
-        return figures(total, time.perf_counter() - begin)
+        _, stats = ss.generate(
+            self.pair.target, *self.drafts(setting), ids, attention_mask=mask, seed=1000 * self.options.seed + first,
+            **self.arguments(setting), return_stats=True,
+        )  # fmt: skip
+        return stats, time.perf_counter() - begin, len(prompts)
 
     def drafts(self, setting):
         if setting.scheme == "plain":
@@ -133,24 +179,21 @@ class Bench:
             out["tree"] = setting.tree
         return out
 
-    def texts(self, temperature=1.0):
-        """Texts of the target, so that they have its law: [(prompt and new tokens int64 [W], how many are new)]"""
-        if temperature in self.known:
-            return self.known[temperature]
-        out, left, progress = [], self.options.positions, Progress(len(self.prompts))
+    def texts(self):
+        """Texts of the target at temperature 1, so that they have its law, one after the other while there is time (one at
+        least): yields (prompt and new tokens int64 [W], how many are new)"""
+        count = -(-self.options.positions // len(self.prompts))
         for i, ids in enumerate(self.prompts):
-            if left <= 0:
-                break
-            count = min(left, -(-self.options.positions // len(self.prompts)))
-            text = ss.generate(
-                self.pair.target, self.pair.draft, ids, max_new_tokens=count, depth=2, scheme="race",
-                seed=self.options.seed + i, sampling=ss.Sampling(temperature),
-            )[0]  # fmt: skip
-            out.append((text, text.shape[0] - ids.shape[1]))
-            left -= out[-1][1]
-            progress.step("texts of the target")
-        self.known[temperature] = out
-        return out
+            new = min(count, self.options.positions - i * count)
+            if new <= 0 or i > 0 and self.late():
+                return
+            if i not in self.known:
+                text = ss.generate(
+                    self.pair.target, self.pair.draft, ids, max_new_tokens=new, depth=2, scheme="race",
+                    seed=self.options.seed + i,
+                )[0]  # fmt: skip
+                self.known[i] = text, text.shape[0] - ids.shape[1]
+            yield self.known[i]
 
     def logits(self, texts):
         """[(target logits [n, V], draft logits [n, V'])] at the new tokens of each text"""
@@ -173,30 +216,61 @@ def left_padded(prompts):
     return torch.cat([pad(ids) for ids in prompts]), torch.cat([pad(torch.ones_like(ids)) for ids in prompts])
 
 
-def figures(stats, seconds):
-    """The figures of a decoding; half_width_95 is that of block efficiency, rounds taken as independent."""
+def figures(batches):
+    """The figures of a decoding [(Stats, seconds, prompts)]; half_width_95 is that of block efficiency, rounds taken as
+    independent."""
+    stats = Stats()
+    for part, *_ in batches:
+        stats.add(part)
+    seconds, prompts = (sum(x) for x in list(zip(*batches))[1:])
     rounds = stats.rounds
     reach = [a / rounds for a in stats.accepted]  # chance that a round accepts at least i + 1 drafts
     mean = sum(reach)
     variance = sum((2 * i + 1) * chance for i, chance in enumerate(reach)) - mean**2
     return {
         "block_efficiency": stats.block_efficiency, "half_width_95": 1.96 * (max(variance, 0.0) / rounds) ** 0.5,
-        "rounds": rounds, "emitted": stats.emitted, "acceptance": stats.acceptance,
+        "prompts": prompts, "rounds": rounds, "emitted": stats.emitted, "acceptance": stats.acceptance,
         "tokens_per_second": stats.emitted / seconds, "seconds": stats.seconds,
     }  # fmt: skip
 
 
-def teacher_forced(bench, texts, ks, sampling=ss.Sampling(), draft_sampling=None, schemes=None):
-    """{scheme: {"mean", "half_width_95" [len(ks)]}}: acceptance of a node over all positions of the texts"""
-    rows = bench.logits(texts)
-    total = sum(len(target) for target, _ in rows)
-    curves = node_acceptance(rows, total, ks, sampling, draft_sampling, schemes=schemes, seed=bench.options.seed)
-    half = 1.96 / total**0.5
+def names(key):
+    """A cell's key as the progress line has it."""
+    return ", ".join(map(str, key)) if isinstance(key, tuple) else str(key)
+
+
+def teacher_forced(bench, ks, draft_temperatures=(None,), schemes=None):
+    """{draft temperature: {scheme: {"mean", "half_width_95" [len(ks)]}}}: acceptance of a node over the positions of the
+    target's texts; and how many these are"""
+    curves, total = {t: {} for t in draft_temperatures}, 0
+    for i, text in enumerate(bench.texts()):
+        try:
+            rows = bench.logits([text])
+            here = {
+                t: node_acceptance(
+                    rows, text[1], ks, ss.Sampling(), None if t is None else ss.Sampling(t), schemes=schemes,
+                    seed=1000 * bench.options.seed + i,
+                )
+                for t in draft_temperatures
+            }  # fmt: skip
+        except KeyboardInterrupt:
+            bench.stopped = True
+            if not total:
+                raise
+            break
+        total += text[1]
+        for t, found in here.items():
+            for name, curve in found.items():
+                curves[t].setdefault(name, []).append(curve.value)
     numbers = lambda x: [None if v != v else v for v in x.tolist()]  # noqa: E731
-    return {
-        name: {"mean": numbers(curve.value.mean(0)), "half_width_95": numbers(half * curve.value.std(0))}
-        for name, curve in curves.items()
-    }
+    out = {}
+    for t, found in curves.items():
+        values = {name: np.concatenate(value) for name, value in found.items()}
+        out[t] = {
+            name: {"mean": numbers(value.mean(0)), "half_width_95": numbers(1.96 / total**0.5 * value.std(0))}
+            for name, value in values.items()
+        }
+    return out, total
 
 
 def table(title, head, rows):
@@ -214,7 +288,7 @@ def table(title, head, rows):
 
 def efficiency(row):
     """The cell of a decoding's figures"""
-    return None if "missing" in row else (row["block_efficiency"], row["half_width_95"])
+    return None if row is None or "missing" in row else (row["block_efficiency"], row["half_width_95"])
 
 
 def run(options, parts):
@@ -222,20 +296,38 @@ def run(options, parts):
     unknown = set(options.parts or ()) - set(parts)
     if unknown:
         raise SystemExit(f"--parts: expected some of {', '.join(parts)}, got {', '.join(sorted(unknown))}")
-    bench = Bench(options)
-    for name, part in parts.items():
-        if not options.parts or name in options.parts:
-            rows, tables = [], []
-            part(bench, options, rows, tables)
-            write({**bench.head(), "rows": rows}, tables, options.out.with_name(f"{options.out.stem}-{name}.json"))
+    wanted = [name for name in parts if not options.parts or name in options.parts]
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as for Ctrl-C
+    try:
+        try:
+            bench = Bench(options)
+        except (ValueError, ImportError, OSError) as error:
+            raise SystemExit(str(error)) from error
+        begin = time.perf_counter()
+        for i, name in enumerate(wanted):
+            now, rows, tables = time.perf_counter(), [], []
+            bench.deadline = now + (60 * options.minutes - (now - begin)) / (len(wanted) - i)
+            try:
+                parts[name](bench, options, rows, tables)
+            except KeyboardInterrupt:  # outside of what can be cut short
+                bench.stopped = True
+            path = options.out.with_name(f"{options.out.stem}-{name}.json")
+            if rows:
+                write({**bench.head(), "took": time.perf_counter() - now, "rows": rows}, tables, path)
+            if bench.stopped:
+                raise SystemExit(f"interrupted in {name}; " + (f"what was done is in {path}" if rows else "nothing was done"))
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def write(result, tables, path):
     """JSON and, beside it, the tables"""
     write_json(path, result)
     facts = result["machine"]
+    reached = sorted({row["prompts"] for row in result["rows"] if "prompts" in row} - {result["prompts"]})
+    few = f" ({', '.join(map(str, reached))} in cells that time or Ctrl-C cut short)" if reached else ""
     source = (
-        f"{result['pair']}; {result['prompts']} prompts, {result['tokens']} new tokens each, batches of {result['batch']}, "
+        f"{result['pair']}; {result['prompts']} prompts{few}, {result['tokens']} new tokens each, batches of {result['batch']}, "
         f"seed {result['seed']}, {result['dtype']}. {facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}, "
         f"transformers {facts['transformers']}, {facts['date'][:10]}, revision {facts['revision']}. ± is half a 95 % interval."
     )

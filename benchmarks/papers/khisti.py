@@ -41,11 +41,9 @@ def main(arguments=None):
 
 
 def acceptance(bench, options, rows, tables):
-    ks, texts = options.acceptance_k, bench.texts()
-    positions = sum(new for _, new in texts)
-    for temperature in (None, *options.draft_temperatures):
-        sampling = None if temperature is None else ss.Sampling(temperature)
-        found = common.teacher_forced(bench, texts, ks, draft_sampling=sampling)
+    ks = options.acceptance_k
+    by_temperature, positions = common.teacher_forced(bench, ks, (None, *options.draft_temperatures))
+    for temperature, found in by_temperature.items():
         names = [name for name in (*PAPER, *OTHERS) if name in found]
         for name in found:
             facts = {"scheme": name, "draft_temperature": temperature or 1.0, "positions": positions, "k": ks}
@@ -68,18 +66,20 @@ def acceptance(bench, options, rows, tables):
 
 
 def tempered(bench, options, rows, tables):
-    progress = common.Progress(1 + len(options.draft_temperatures) * len(DECODED) * len(options.k))
-    single = bench.decode(Setting("token", depth=options.depth))
-    rows.append({"scheme": "token", "paths": 1, "draft_temperature": 1.0, **single})
-    progress.step("single draft")
+    cells = {"single draft": Setting("token", depth=options.depth)}
     for temperature in options.draft_temperatures:
-        found = {}
         for name in DECODED:
             for k in options.k:
-                setting = Setting(name, k, options.depth, draft_temperature=temperature)
-                found[name, k] = bench.decode(setting)
-                rows.append({"scheme": name, "paths": k, "draft_temperature": temperature, **found[name, k]})
-                progress.step(f"{name}, K = {k}, drafts at T = {temperature:g}")
+                cells[name, k, temperature] = Setting(name, k, options.depth, draft_temperature=temperature)
+    decoded = bench.decode(cells)
+    single = decoded["single draft"]
+    for key, setting in cells.items():
+        facts = {"scheme": setting.scheme, "paths": setting.paths, "draft_temperature": setting.draft_temperature or 1.0}
+        rows.append({**facts, **decoded[key]})
+    if "missing" in single:
+        return
+    for temperature in options.draft_temperatures:
+        found = {(name, k): decoded[name, k, temperature] for name in DECODED for k in options.k}
         head = ["scheme", *(f"K = {k}" for k in options.k)]
         title = f"Block efficiency, drafts of {options.depth} tokens at T = {temperature:g} (single draft at T = 1: {{}})"
         title = title.format(f"{single['block_efficiency']:.2f} ± {single['half_width_95']:.2f}")
@@ -107,13 +107,14 @@ def truncation(bench, options, rows, tables):
     if "importance" not in ss.schemes():
         rows.append({"scheme": "importance", "missing": "this version does not have the scheme"})
         return
-    cells = [(alphabet, free) for alphabet in options.alphabet for free in options.free]
-    progress, found = common.Progress(len(cells)), {}
-    for alphabet, free in cells:
-        setting = Setting("importance", 2, options.depth, options={"alphabet": alphabet, "s": free})
-        found[alphabet, free] = bench.decode(setting)
-        rows.append({"scheme": "importance", "alphabet": alphabet, "s": free, **found[alphabet, free]})
-        progress.step(f"importance, {alphabet} tokens, {free} free")
+    settings = {
+        (alphabet, free): Setting("importance", 2, options.depth, options={"alphabet": alphabet, "s": free})
+        for alphabet in options.alphabet
+        for free in options.free
+    }
+    found = bench.decode(settings)
+    for (alphabet, free), row in found.items():
+        rows.append({"scheme": "importance", "alphabet": alphabet, "s": free, **row})
     head = ["tokens in the alphabet", *(f"s = {free}" for free in options.free)]
     body = [[str(a), *(efficiency(found[a, free]) for free in options.free)] for a in options.alphabet]
     title = f"`importance` truncated: block efficiency, K = 2, drafts of {options.depth} tokens at T = 1"
@@ -123,39 +124,43 @@ def truncation(bench, options, rows, tables):
     pairs = []
     for target, draft in bench.logits(bench.texts()):
         pairs += zip(*laws(target[::6], draft[::6], ss.Sampling(), ss.Sampling()))
-    progress, body = common.Progress(len(cells)), []
-    for alphabet in options.alphabet:
-        line = [str(alphabet)]
-        for free in options.free:
-            mean = sum(float(theory.importance_acceptance(t, d, 2, free, alphabet)) for t, d in pairs) / len(pairs)
-            rows.append({"scheme": "importance", "alphabet": alphabet, "s": free, "acceptance_of_a_node": mean})
-            line.append(f"{mean:.4f}")
-            progress.step(f"acceptance, {alphabet} tokens, {free} free")
-        body.append(line)
-    best = sum(float(theory.optimal_acceptance(t, d, 2)) for t, d in pairs) / len(pairs)
-    title = f"`importance` truncated: acceptance of a node, K = 2, {len(pairs)} positions; the optimum is {best:.4f}"
-    tables.append(table(title, head, body))
+    if not pairs:
+        return
+
+    def exact(cell, i):
+        return float(theory.importance_acceptance(*pairs[i], 2, cell[1], cell[0]))
+
+    found = bench.sweep(settings, range(len(pairs)), exact, common.names)
+    counts = [len(x) for x in found.values() if isinstance(x, list)]
+    shared = range(min(counts, default=0) if len(counts) == len(found) else 0)  # positions that all cells have
+    body = []
+    for alphabet in options.alphabet if shared else ():
+        means = [sum(found[alphabet, free][i] for i in shared) / len(shared) for free in options.free]
+        for free, mean in zip(options.free, means):
+            facts = {"scheme": "importance", "alphabet": alphabet, "s": free, "positions": len(shared)}
+            rows.append({**facts, "acceptance_of_a_node": mean})
+        body.append([str(alphabet), *(f"{mean:.4f}" for mean in means)])
+    if shared:
+        best = sum(float(theory.optimal_acceptance(*pairs[i], 2)) for i in shared) / len(shared)
+        title = f"`importance` truncated: acceptance of a node, K = 2, {len(shared)} positions; the optimum is {best:.4f}"
+        tables.append(table(title, head, body))
 
 
 def mixed(bench, options, rows, tables):
     """Two drafts of one model at one temperature, and at two; `weighted` and `race` take drafts of different laws."""
     pairs = [(1.0, 1.0), (1.2, 1.2), (1.0, 1.2), (1.0, 1.5)]
     names = ("optimal", "weighted", "race")
-    progress, cells = common.Progress(len(pairs) * len(names)), []
+    settings = {}
     for name in names:
-        line = [name]
         for both in pairs:
-            identical = both[0] == both[1]
-            if name == "optimal" and not identical:
-                line.append(None)  # its drafts share one law
-                progress.step(name)
-                continue
-            temperature = both[0] if name == "optimal" else both
-            row = bench.decode(Setting(name, 2, options.depth, draft_temperature=temperature))
-            rows.append({"scheme": name, "draft_temperatures": both, **row})
-            line.append(efficiency(row))
-            progress.step(f"{name}, drafts at T = {both[0]:g} and {both[1]:g}")
-        cells.append(line)
+            if name != "optimal":
+                settings[name, both] = Setting(name, 2, options.depth, draft_temperature=both)
+            elif both[0] == both[1]:  # its drafts share one law
+                settings[name, both] = Setting(name, 2, options.depth, draft_temperature=both[0])
+    found = bench.decode(settings)
+    for (name, both), row in found.items():
+        rows.append({"scheme": name, "draft_temperatures": both, **row})
+    cells = [[name, *(efficiency(found.get((name, both))) for both in pairs)] for name in names]
     head = ["scheme", *(f"T = {a:g}, {b:g}" for a, b in pairs)]
     tables.append(table(f"Block efficiency of two drafts of {options.depth} tokens, at temperatures", head, cells))
 

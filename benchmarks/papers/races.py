@@ -41,14 +41,12 @@ def main(arguments=None):
 
 
 def depth(bench, options, rows, tables):
-    head, progress = ["scheme", *(f"depth {n}" for n in options.depths)], common.Progress(len(CHAINS) * len(options.depths))
-    predicted = expected_efficiency(bench, options.depths)
-    cells, found = [], {}
+    head = ["scheme", *(f"depth {n}" for n in options.depths)]
+    found = bench.decode({(name, n): Setting(name, depth=n) for name in CHAINS for n in options.depths})
+    predicted, cells = expected_efficiency(bench, options.depths), []
     for name in CHAINS:
         for n in options.depths:
-            found[name, n] = bench.decode(Setting(name, depth=n))
             rows.append({"scheme": name, "depth": n, "expected": predicted[name, n], **found[name, n]})
-            progress.step(f"{name}, depth {n}")
         cells.append([name, *(efficiency(found[name, n]) for n in options.depths)])
         cells.append([f"{name}, expected", *(f"{predicted[name, n]:.3f}" for n in options.depths)])
     tables.append(table("Block efficiency of a chain", head, cells))
@@ -68,8 +66,8 @@ def depth(bench, options, rows, tables):
 def expected_efficiency(bench, depths):
     """Tokens a target call of the target's own texts, from both models' laws: {(scheme, depth): number}"""
     calls, tokens = {}, 0
-    texts = bench.texts()
-    for (text, new), logits in zip(texts, bench.logits(texts)):
+    for text, new in bench.texts():
+        (logits,) = bench.logits([(text, new)])
         target, draft = map(torch.from_numpy, laws(*logits, ss.Sampling(), ss.Sampling()))
         tokens += new
         for name in CHAINS:
@@ -81,35 +79,31 @@ def expected_efficiency(bench, depths):
 
 
 def children(bench, options, rows, tables):
-    nodes = common.teacher_forced(bench, bench.texts(), options.k, schemes=["race", "lists", "optimal"])
-    progress, cells = common.Progress(2 * len(options.k)), []
-    head = ["", *(f"K = {k}" for k in options.k)]
-    for name, values in nodes.items():
-        rows.append({"scheme": name, "what": "acceptance of a node", "k": options.k, **values})
+    names = ("race", "lists")
+    found = bench.decode({(name, k): Setting(name, k, options.depth) for name in names for k in options.k})
+    by_temperature, positions = common.teacher_forced(bench, options.k, schemes=[*names, "optimal"])
+    head, cells = ["", *(f"K = {k}" for k in options.k)], []
+    for name, values in by_temperature[None].items():
+        facts = {"scheme": name, "what": "acceptance of a node", "positions": positions, "k": options.k}
+        rows.append({**facts, **values})
         cells.append([f"acceptance of a node, {name}", *(f"{x:.4f}" for x in values["mean"])])
-    for name in ("race", "lists"):
-        line = [f"block efficiency, {name}"]
+    for name in names:
         for k in options.k:
-            row = bench.decode(Setting(name, k, options.depth))
-            rows.append({"scheme": name, "what": "block efficiency", "paths": k, "depth": options.depth, **row})
-            line.append(efficiency(row))
-            progress.step(f"{name}, K = {k}")
-        cells.append(line)
+            facts = {"scheme": name, "what": "block efficiency", "paths": k, "depth": options.depth}
+            rows.append({**facts, **found[name, k]})
+        cells.append([f"block efficiency, {name}", *(efficiency(found[name, k]) for k in options.k)])
     tables.append(table(f"First arrivals (race) and clock lists; paths of {options.depth} tokens", head, cells))
 
 
 def bound(bench, options, rows, tables):
     limits = least_bounds(bench, options)
-    progress = common.Progress(len(SHAPES) * len(options.nodes))
+    decoded = bench.decode({(name, k): shape[0](k) for name, shape in SHAPES.items() for k in options.nodes})
     head, cells = ["k drafted tokens", *map(str, options.nodes)], []
     figure, panel = plt.subplots(figsize=(6, 4.2))
-    for name, (setting, order, colour, marker, dashes) in SHAPES.items():
-        found = []
-        for k in options.nodes:
-            row = bench.decode(setting(k))
+    for name, (_, order, colour, marker, dashes) in SHAPES.items():
+        found = [decoded[name, k] for k in options.nodes]
+        for k, row in zip(options.nodes, found):
             rows.append({"scheme": "race", "shape": name, "nodes": k, "bound": limits[order][k], **row})
-            found.append(row)
-            progress.step(f"{name}, {k} tokens")
         cells.append([name, *map(efficiency, found)])
         drawn = [(k, *efficiency(row)) for k, row in zip(options.nodes, found) if efficiency(row)]
         if drawn:
@@ -142,7 +136,10 @@ def least_bounds(bench, options):
     most = max(RANKS, *options.nodes)
     entropy = {"arrivals": np.zeros(most), "likeliest": np.zeros(most)}
     progress = common.Progress(len(pairs))
-    for t, d in pairs:
+    for count, (t, d) in enumerate(pairs):
+        if count and bench.late():
+            pairs = pairs[:count]
+            break
         within = np.cumsum(t[np.argsort(-d, kind="stable")])[:most]
         within = np.append(within, np.ones(most - len(within)))
         entropy["arrivals"] += entropies(up_to(t, d, most, knots=32).value)

@@ -31,26 +31,20 @@ def on_one_path(scheme):
 
 
 def page(bench, options, rows, tables):
-    cells = [
-        Setting(name, k, n, temperature)
-        for temperature in options.temperatures
-        for name in options.schemes
-        for n in options.depths
-        for k in options.k
-        if (ss.schemes()[name].trees if k > 1 else on_one_path(name) == name)
-    ]
-    progress = common.Progress(len(cells) + len(options.temperatures))
+    cells = {}
     for temperature in options.temperatures:
-        plain = bench.decode(Setting("plain", temperature=temperature))
-        rows.append({**Setting("plain", 0, 0, temperature)._asdict(), **plain})
-        progress.step(f"plain, T = {temperature:g}")
-        for setting in cells:
-            if setting.temperature == temperature:
-                row = bench.decode(setting)
-                if "missing" not in row and "missing" not in plain:
-                    row["times_plain"] = row["tokens_per_second"] / plain["tokens_per_second"]
-                rows.append({**setting._asdict(), **row})
-                progress.step(f"{setting.scheme}, K = {setting.paths}, depth {setting.depth}, T = {temperature:g}")
+        cells["plain", 0, 0, temperature] = Setting("plain", 0, 0, temperature)
+        for name in options.schemes:
+            for n in options.depths:
+                for k in options.k:
+                    if ss.schemes()[name].trees if k > 1 else on_one_path(name) == name:
+                        cells[name, k, n, temperature] = Setting(name, k, n, temperature)
+    found = bench.decode(cells)
+    for key, row in found.items():
+        plain = found["plain", 0, 0, key[3]]
+        if "missing" not in row and "missing" not in plain and key[0] != "plain":
+            row["times_plain"] = row["tokens_per_second"] / plain["tokens_per_second"]
+        rows.append({**cells[key]._asdict(), **row})
     for temperature in options.temperatures:
         here = [row for row in rows if row["temperature"] == temperature]
         tables += [grid(here, options, temperature), recommendation(here, temperature)]
