@@ -6,7 +6,7 @@ from conftest import SCHEMES
 from models import TableModel, prompts, tiny_llama
 
 import specsample as ss
-from specsample.decoding import ModelDrafter, Prefixes, RoundInfo
+from specsample.decoding import ModelDrafter, Prefixes, RoundInfo, Tree
 
 
 def info(batch, active=None, **change):
@@ -50,6 +50,24 @@ def test_ngram_of_a_batch_leaves_out_finished_requests():
     assert proposal.tokens.tolist() == [[1, 1], [-1, -1], [-1, -1]]
 
 
+@pytest.mark.parametrize(
+    "tree, tokens, parents",
+    [
+        (Tree.of_paths(1, 2), [8, 1], [-1, 0]),
+        (Tree.of_paths(2, 2), [8, 1, 6], [-1, 0, 0]),
+        (Tree.of_paths(9, 2), [8, 1, 6, 9, 1], [-1, 0, 0, -1, 3]),
+        (2, [8, 1], [-1, 0]),
+        (4, [8, 1, 6, 9], [-1, 0, 0, -1]),
+    ],
+)
+def test_ngram_trees(tree, tokens, parents):
+    """The end [1, 2] was followed by [8, 1] last, by [8, 6] and [9, 1] before; equal beginnings are one path."""
+    prefix = [1, 2, 9, 1, 2, 8, 6, 1, 2, 8, 1, 2]
+    proposal = ss.NgramDrafter(2).propose(prefixes(prefix, [1]), 2, info(2, tree=tree))
+    assert proposal.tokens[0].tolist() == tokens and proposal.parents[0] == parents
+    assert set(proposal.tokens[1].tolist()) == {-1}  # nothing found
+
+
 @pytest.mark.parametrize("n", [0, 1.5, True, None])
 def test_ngram_errors(n):
     with pytest.raises(ValueError, match="^n: "):
@@ -66,6 +84,17 @@ def test_ngram_makes_copying_cheap():
         )
         assert (output[0] == torch.arange(28) % 7).all()
         assert stats.target_calls == 4
+
+
+@pytest.mark.parametrize("shape", [{"paths": 3}, {"tree": 8}])
+def test_ngram_trees_of_a_text_that_goes_on_in_several_ways(shape):
+    """Under `race` the text stays that of plain sampling, in fewer target calls than with one continuation."""
+    table = 0.5 * torch.eye(8).roll(1, 1) + 0.4 * torch.eye(8).roll(3, 1) + 0.1 / 8
+    ids, settings = torch.arange(40)[None] % 8, {"max_new_tokens": 150, "seed": 5, "return_stats": True}
+    plain, _ = ss.generate(TableModel(table), None, ids, **settings)
+    _, one = ss.generate(TableModel(table), ss.NgramDrafter(), ids, scheme="race", **settings)
+    output, several = ss.generate(TableModel(table, strict=False), ss.NgramDrafter(), ids, scheme="race", **shape, **settings)
+    assert torch.equal(output, plain) and several.target_calls < 0.85 * one.target_calls
 
 
 class Recorder:

@@ -49,8 +49,10 @@ def check(
     card = SCHEMES[scheme]
     drafter = as_drafter(draft)
     tree, depth, laws = _shape(draft, depth, paths, tree, draft_sampling, card)
-    chain = tree is None or not isinstance(draft, NgramDrafter)
-    expect(chain, "draft", "a model, or a drafter that proposes trees (paths or tree is given)", "NgramDrafter")
+    if isinstance(draft, NgramDrafter) and tree is not None:
+        found = card.name == "race" and (isinstance(tree, int) or tree.paths is not None)
+        expected = "a model, or a drafter that proposes trees (look-up has paths, or a number of nodes, under 'race')"
+        expect(found, "draft", expected, "NgramDrafter")
     lawless = isinstance(draft, NgramDrafter) and not card.one_hot
     expect(not lawless, "draft", f"a drafter with a law of its own (scheme {scheme!r} needs it)", "NgramDrafter")
     if options:

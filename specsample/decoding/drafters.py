@@ -92,7 +92,8 @@ class NgramDrafter:
     """Prompt look-up: find the last earlier occurrence of the longest suffix (n tokens, then n − 1, … 1) and propose what
     followed it; when that runs into the end of the text, on from the start of it again, as repetition would.
 
-    No model, no randomness. Good where the output copies from the prompt or from itself.
+    With `paths=K` under `race`: what followed each of the K occurrences found first that differ in it; with `tree` a number of
+    nodes: as many of these as have room. No model, no randomness. Good where the output copies from the prompt or from itself.
     """
 
     def __init__(self, n=3):
@@ -101,26 +102,52 @@ class NgramDrafter:
         self.n = n
 
     def propose(self, prefixes, shape, round):
-        tokens = torch.full((len(prefixes), shape), -1)
-        for b, prefix in enumerate(prefixes):
-            if round.active[b]:
-                prefix = prefix.cpu()
-                follows = _continuation(prefix, self.n)
-                if follows is not None:
-                    tokens[b] = prefix[follows + torch.arange(shape) % (len(prefix) - follows)]
-        return Proposal(tokens.to(prefixes.tokens.device))
+        device = prefixes.tokens.device
+        paths = 1 if round.tree is None else round.tree if isinstance(round.tree, int) else round.tree.paths
+        nodes = round.tree if isinstance(round.tree, int) else paths * shape
+        trees = []
+        for prefix, active in zip(prefixes, round.active):
+            trees.append(_trie(_continuations(prefix.cpu(), self.n, paths, shape) if active else [], nodes))
+        width = shape if round.tree is None else max(len(tokens) for tokens, _ in trees)
+        tokens = torch.tensor([row + [-1] * (width - len(row)) for row, _ in trees], device=device).view(len(trees), width)
+        return Proposal(tokens, None if round.tree is None else [row + [-1] * (width - len(row)) for _, row in trees])
 
     def commit(self, tokens):
         pass
 
 
-def _continuation(prefix, longest):
-    """Index of the token after the last earlier occurrence of the longest suffix found; None where none is."""
-    for n in range(min(longest, len(prefix) - 1), 0, -1):
-        found = (prefix[:-1].unfold(0, n, 1) == prefix[-n:]).all(1).nonzero()
-        if len(found):
-            return int(found[-1]) + n
-    return None
+def _continuations(prefix, longest, paths, count):
+    """At most `paths` different lists of `count` tokens that followed earlier occurrences of the end of prefix: those of the
+    longest end first, and of them the last. prefix: int64 [W] on the CPU"""
+    found, seen, text = [], set(), prefix.tolist()
+    for n in range(min(longest, len(text) - 1), 0, -1):
+        occurrences = (prefix[:-1].unfold(0, n, 1) == prefix[-n:]).all(1).nonzero()[:, 0] + n
+        for start in reversed(occurrences.tolist()):
+            if start not in seen:
+                seen.add(start)
+                follows = [text[start + i % (len(text) - start)] for i in range(count)]
+                if follows not in found:
+                    found.append(follows)
+                if len(found) == paths or len(seen) == 8 * paths:  # in a text that repeats itself most are equal
+                    return found
+    return found
+
+
+def _trie(sequences, most):
+    """Sequences as a tree of at most `most` nodes whose equal beginnings are one path: (tokens, parents)"""
+    tokens, parents, known = [], [], {}
+    for sequence in sequences:
+        above = -1
+        for token in sequence:
+            node = known.get((above, token))
+            if node is None:
+                if len(tokens) == most:
+                    break
+                node = known[above, token] = len(tokens)
+                tokens.append(token)
+                parents.append(above)
+            above = node
+    return tokens, parents
 
 
 def as_drafter(draft):

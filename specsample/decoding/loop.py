@@ -46,7 +46,7 @@ def generate(
                     together, as `ss.draft(logits, paths, kind=…)` draws them for the scheme: independently, without replacement
                     (`recursive_distinct`), the first arrivals (`race`), the likeliest and one of the rest (`top`), one on each
                     clock list (`lists`). Below, each chain goes on by itself (`lists`: on its list; `race`: equal prefixes go on
-                    equally). Equal prefixes are computed once.
+                    equally). Equal prefixes are computed once. Of `NgramDrafter()`, under `race`: that many continuations.
     tree            list of parents (−1 = child of the root): a tree of this shape, children drawn as above at every node;
                     `depth` is then the tree's. Or an int: that many of the heaviest nodes of at most `depth` levels, the
                     likeliest paths under the draft (`race` only, since the tokens shape that tree)
