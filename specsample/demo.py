@@ -243,7 +243,7 @@ def expected_calls(parts, setting, output, prompt, limit):
     if setting.drafter is None:
         return float(len(tokens))
     if setting.drafter == "ngram":
-        active = SimpleNamespace(active=[True])
+        active = SimpleNamespace(active=[True], tree=None)
         guesses = [
             NgramDrafter().propose(Prefixes(output, torch.tensor([n])), setting.depth, active).tokens[0]
             for n in range(prompt, output.shape[1])
