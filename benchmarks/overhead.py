@@ -5,7 +5,8 @@
 One request, a two-layer Llama of width 32, float32, V = 64: the forwards are timed in the models' own calls, the kernels at the
 dispatch, and the rest of the wall clock is the loop (and the Python of `ss.draft`, `ss.verify` and `CachedModel`), by phase of
 `Stats`; `other` has the checks of the arguments too. On a machine that does other work the wall clock also counts the waits for
-a core; with --cpu all times are CPU time of the one thread that works: the same on a quiet machine. Writes benchmarks/results/overhead.json and prints a table.
+a core; with --cpu all times are CPU time of the one thread that works, which on a quiet machine is the same. Writes
+benchmarks/results/overhead.json and prints a table.
 """
 
 import argparse
@@ -101,7 +102,8 @@ def measure(repeats, new_tokens, now=time.perf_counter):
 
 def split(total, phases, inside):
     """Seconds of the loop, whole and by phase, and of what it calls. phases: `Stats.seconds`; inside: those of each clock"""
-    forwards, kernels = inside["target"] + inside["draft model"], sum(inside[n] for n in ("sample", "draft", "row_stats", "verify"))
+    forwards = inside["target"] + inside["draft model"]
+    kernels = sum(inside.values()) - forwards
     parts = {
         "draft": phases["draft"] - inside["draft model"] - inside["draft"] - inside["row_stats"],
         "target": phases["prefill"] + phases["target"] - inside["target"],

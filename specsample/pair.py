@@ -55,7 +55,8 @@ def _load(kind, name, argument, **settings):
     """kind.from_pretrained(name), or a ValueError of one line."""
     path = Path(name)
     if path.is_absolute() or name.startswith("."):
-        expect(path.is_dir(), argument, "a folder with a model of transformers, or a name on a hub", f"{name}, which is no folder")
+        expected = "a folder with a model of transformers, or a name on a hub"
+        expect(path.is_dir(), argument, expected, f"{name}, which is no folder")
     try:
         return kind.from_pretrained(name, **settings)
     except (OSError, ValueError) as error:  # no such model, no network, or not this kind of file

@@ -135,7 +135,7 @@ def test_models_and_prompts_by_path(experiments, monkeypatch, saved, tmp_path, d
         ({"--draft": "."}, r"draft: cannot load \.: "),
         ({"--draft": None}, "target and draft: expected both or neither"),
         ({"--data": "./none.txt"}, "--data: expected a file, or the name of a data set, got './none.txt'"),
-        ({"--data": "prompts.jsonl", "--field": "question"}, "--field: expected a field with text, got 'question' where there is answer"),
+        ({"--data": "prompts.jsonl", "--field": "question"}, "--field: expected a field with text, got 'question' where"),
         ({"--data": "empty.txt"}, "--data: expected prompts, got none"),
     ],
 )

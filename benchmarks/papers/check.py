@@ -59,8 +59,9 @@ def one(bench, setting, i):
     """Decode the i-th prompt with drafts of one token. -> (accepted, the chances that they were float64 [rounds])"""
     ids, streamer = bench.prompts[i], Rounds()
     text = ss.generate(
-        bench.pair.target, bench.pair.draft, ids, streamer=streamer, seed=1000 * bench.options.seed + i, **bench.arguments(setting)
-    )[0]
+        bench.pair.target, bench.pair.draft, ids, streamer=streamer, seed=1000 * bench.options.seed + i,
+        **bench.arguments(setting),
+    )[0]  # fmt: skip
     # The last token may have been emitted without a draft.
     seen = [(at, took) for at, took in streamer.rounds if at < bench.options.tokens - 1]
     at = ids.shape[1] - 1 + torch.tensor([at for at, _ in seen], dtype=torch.int64)

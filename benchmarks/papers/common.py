@@ -71,13 +71,15 @@ def questions(options):
         try:
             from datasets import load_dataset
         except ImportError as error:
-            raise ImportError(f"--data: no file {options.data!r}, and a data set needs a package: pip install datasets") from error
+            message = f"--data: no file {options.data!r}, and a data set needs a package: pip install datasets"
+            raise ImportError(message) from error
 
         name, _, split = options.data.partition(":")
         try:
             rows = list(load_dataset(name, split=split or "train", streaming=True).take(options.prompts))
         except Exception as error:  # whatever a hub, or the way there, may say
-            raise ValueError(f"--data: cannot read the data set {options.data!r}: {str(error).partition(chr(10))[0]}") from error
+            why = str(error).partition("\n")[0]
+            raise ValueError(f"--data: cannot read the data set {options.data!r}: {why}") from error
         texts = [field(row, options.field) for row in rows]
     if not texts:
         raise ValueError(f"--data: expected prompts, got none in {options.data!r}")
