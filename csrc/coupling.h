@@ -33,7 +33,7 @@ constexpr double kEmpty = 0x1p-53;  // a bin whose draft mass is below this is n
 constexpr int kStrips = 64;
 
 // Doubles of scratch that a coupling over n bins takes.
-constexpr SPS_HD int64_t coupling_scratch(int64_t n) { return 6 * (n + 1) + 8 * (kStrips + 1); }
+constexpr SPS_HD int64_t coupling_scratch(int64_t n) { return 6 * (n + 1) + 9 * (kStrips + 1); }
 
 // The threads that share the work on a coupling. On the CPU there is one.
 struct Alone {
@@ -42,6 +42,10 @@ struct Alone {
   SPS_HD int size() const { return 1; }
   SPS_HD void barrier() const {}
 };
+
+// fmax and fmin are calls where NaN has to be told apart; there is none here.
+SPS_HD double larger(double a, double b) { return a > b ? a : b; }
+SPS_HD double smaller(double a, double b) { return a < b ? a : b; }
 
 SPS_HD double power(double x, int k) {
   double out = 1;
@@ -63,7 +67,7 @@ struct Coupling {
   double* sums = nullptr;  // [count + 1][2]: T and D of each bin, then of the tail
   double *ratio = nullptr, *edge = nullptr;   // [count], [count + 1]: rho, and where a bin's interval ends (the next one's begin)
   double *plus = nullptr, *minus = nullptr;   // [count + 1]: Phi+ and Phi- at edge[i]
-  double* strip = nullptr;                    // [8][kStrips + 1]: what is known of each strip; the sum of all at the end
+  double* strip = nullptr;                    // [9][kStrips + 1]: what is known of each strip; the sum of all at the end
 
   SPS_HD Coupling() {}
   SPS_HD Coupling(const Binning& binning, int k, double* scratch) : binning(binning), k(k) {
@@ -85,13 +89,19 @@ struct Coupling {
       for (int i = begin; i < end; ++i) t += target(i), d += draft(i);
       of(0, s) = t, of(1, s) = d;
     });
-    accumulate(team, 2, 0);
-    const double total_t = of(0, kStrips), total_d = of(1, kStrips);
-    for (int i = team.rank(); i < binning.count; i += team.size()) {
-      if (total_t > 0) target(i) /= total_t;
-      if (total_d > 0) draft(i) /= total_d;
-    }
+    double total_t = 0, total_d = 0;
+    for (int s = 0; s < kStrips; ++s) total_t += of(0, s), total_d += of(1, s);
+    const double unit_t = total_t > 0 ? 1 / total_t : 1, unit_d = total_d > 0 ? 1 / total_d : 1;
     team.barrier();
+    strips(team, [&](int s, int begin, int end) {  // t and d below each strip, t and d above it, and sum of (t - d)+
+      double t = 0, d = 0, over = 0;
+      for (int i = begin; i < end; ++i) {
+        const double own_t = target(i) *= unit_t, own_d = draft(i) *= unit_d;
+        t += own_t, d += own_d, over += larger(own_t - own_d, 0);
+      }
+      of(0, s) = of(2, s) = t, of(1, s) = of(3, s) = d, of(4, s) = over;
+    });
+    accumulate(team, 0, 5, 0b01100);
   }
 
   // Z(c) at the lower edge of bin i: exact, since no bin lies on both sides of it.
@@ -100,7 +110,6 @@ struct Coupling {
   // K-SEQ's threshold: the lowest edge c >= 1 with gamma((1 - Z(c)) / c) <= c, at or above the root of the equality.
   template <class Team = Alone>
   SPS_HD double kseq_threshold(const Team& team = Team()) const {
-    sum_strips(team);
     const int least = static_cast<int>(binning.per_unit) + 1;  // the lowest edge above 1
     // The highest bin of each strip whose lower edge is too low. One thread stops at the first.
     strips<true>(team, [&](int s, int begin, int end) {
@@ -109,7 +118,7 @@ struct Coupling {
       for (int i = end - 1; i >= begin && i >= least && bad < 0; --i) {
         above_t += target(i), above_d += draft(i);
         const double c = lower(i);
-        if (kseq_gamma((1 - fmax(above_t - c * above_d, 0.0)) / c, k) > c) bad = i;
+        if (kseq_gamma((1 - larger(above_t - c * above_d, 0)) / c, k) > c) bad = i;
       }
       of(5, s) = bad;
       return bad >= 0;
@@ -124,65 +133,76 @@ struct Coupling {
   template <class Team = Alone>
   SPS_HD void solve(const Team& team = Team()) const {
     const int n = binning.count;
-    sum_strips(team);
-    // D = max over lower sets of d(S)^k - t(S), but never above Z(1): there b = d.
+    // D = max over lower sets of d(S)^k - t(S), but never above Z(1): there b = d. Between strips first; a strip is looked into only
+    // where d at its end and t at its begin leave room for more.
+    double most = 0;
+    const auto excess = [&](double t, double d) { return power(smaller(d, 1), k) - t; };
+    strips(team, [&](int s, int, int) { most = larger(most, excess(of(0, s + 1), of(1, s + 1))); });
     strips(team, [&](int s, int begin, int end) {
-      double below_t = of(0, s), below_d = of(1, s), rejection = 0;
-      for (int i = begin; i < end; ++i) {
-        below_t += target(i), below_d += draft(i);
-        rejection = fmax(rejection, power(fmin(below_d, 1.0), k) - below_t);
-      }
-      of(5, s) = rejection;
+      double t = of(0, s), d = of(1, s);
+      if (excess(t, of(1, s + 1)) > most)
+        for (int i = begin; i < end; ++i) t += target(i), d += draft(i), most = larger(most, excess(t, d));
+      of(5, s) = most;
     });
-    double rejection = 0;
-    for (int s = 0; s < kStrips; ++s) rejection = fmax(rejection, of(5, s));
-    rejection = fmin(rejection, of(4, kStrips));
+    for (int s = 0; s < kStrips; ++s) most = larger(most, of(5, s));
+    const double rejection = smaller(most, of(4, kStrips));
 
     // c1 = max over upper sets of (t(S) - D) / d(S) takes D off the top, c2 = min over lower sets of (t(S) + D) / d(S) adds D below.
+    // Bins go by their ratio, so each has one rise and one fall: between strips first (row 6: the set above bin `end` of the strip
+    // before, row 7: below bin `begin`), then inside those strips whose ends are not beaten by the next ones.
+    const auto take = [&](double t, double d) { return d > 0 ? (t - rejection) / d : -kInfinity; };
+    const auto give = [&](double t, double d) { return d > 0 ? (t + rejection) / d : kInfinity; };
+    strips(team, [&](int s, int, int) {
+      of(6, s + 1) = take(of(2, s), of(3, s)), of(7, s) = give(of(0, s), of(1, s));
+      if (s == 0) of(6, 0) = take(of(2, kStrips), of(3, kStrips)), of(7, kStrips) = give(of(0, kStrips), of(1, kStrips));
+    });
     strips(team, [&](int s, int begin, int end) {
-      double t = of(2, s), d = of(3, s), upper = -kInfinity, under = kInfinity;
-      for (int i = end - 1; i >= begin; --i) {
-        t += target(i), d += draft(i);
-        if (d > 0) upper = fmax(upper, (t - rejection) / d);
+      const bool first = s == 0, last = s + 1 == kStrips, drafted = of(1, s + 1) > of(1, s);
+      double upper = of(6, s), under = of(7, s + 1);
+      if (drafted && (last || of(6, s + 1) >= of(6, s + 2)) && (first || of(6, s) >= of(6, s - 1))) {
+        double t = of(2, s), d = of(3, s);
+        for (int i = end - 1; i >= begin; --i) t += target(i), d += draft(i), upper = larger(upper, take(t, d));
       }
-      t = of(0, s), d = of(1, s);
-      for (int i = begin; i < end; ++i) {
-        t += target(i), d += draft(i);
-        if (d > 0) under = fmin(under, (t + rejection) / d);
+      if (drafted && (first || of(7, s) <= of(7, s - 1)) && (last || of(7, s + 1) <= of(7, s + 2))) {
+        double t = of(0, s), d = of(1, s);
+        for (int i = begin; i < end; ++i) t += target(i), d += draft(i), under = smaller(under, give(t, d));
       }
-      of(6, s) = upper, of(7, s) = under;
+      of(5, s) = upper, of(8, s) = under;
     });
     double upper = -kInfinity, under = kInfinity;
-    for (int s = 0; s < kStrips; ++s) upper = fmax(upper, of(6, s)), under = fmin(under, of(7, s));
+    for (int s = 0; s < kStrips; ++s) upper = larger(upper, of(5, s)), under = smaller(under, of(8, s));
     if (!(under < upper)) under = upper = 1;  // they meet where b = d
+    team.barrier();
 
-    strips(team, [&](int s, int begin, int end) {  // intervals of [0, 1], the largest ratio first
-      double d = of(3, s);
+    // Intervals of [0, 1], the largest ratio first, and what those of a strip add to Phi+ and Phi-.
+    const double unit = 1 / static_cast<double>(binning.per_unit);
+    strips(team, [&](int s, int begin, int end) {
+      double d = of(3, s), a = smaller(d, 1), rest = power(1 - a, k - 1), p = 0, m = 0;  // G(a) = k rest
       for (int i = end - 1; i >= begin; --i) {
-        const double own = draft(i) > kEmpty ? target(i) / draft(i) : i / static_cast<double>(binning.per_unit);
-        ratio[i] = fmin(fmax(own, under), upper);
-        edge[i] = fmin(d += draft(i), 1.0);
+        const double own = draft(i) > kEmpty ? target(i) / draft(i) : i * unit, r = smaller(larger(own, under), upper);
+        const double b = smaller(d += draft(i), 1);
+        ratio[i] = r, edge[i] = b;
+        if (b > a) {
+          const double next = power(1 - b, k - 1);
+          if (k * rest <= r) {
+            m += r * (b - a) - ((1 - a) * rest - (1 - b) * next);
+          } else if (k * next >= r) {
+            p += (1 - a) * rest - (1 - b) * next - r * (b - a);
+          } else {
+            const double cross = crossing(r, a, b);
+            p += gain(r, a, cross), m -= gain(r, cross, b);
+          }
+          a = b, rest = next;
+        }
+        plus[i] = p, minus[i] = m;
       }
+      of(5, s) = p, of(6, s) = m;
       if (s == 0) edge[n] = plus[n] = minus[n] = 0;
     });
-    for (int i = team.rank(); i < n; i += team.size()) {  // what each interval adds to Phi+ and Phi-
-      const double a = edge[i + 1];
-      plus[i] = minus[i] = 0;
-      if (!(edge[i] > a)) continue;
-      const double cross = crossing(i);
-      plus[i] = gain(ratio[i], a, cross);
-      minus[i] = -gain(ratio[i], cross, edge[i]);
-    }
-    team.barrier();
+    accumulate(team, 5, 2, 0b11);
     strips(team, [&](int s, int begin, int end) {
-      double p = 0, m = 0;
-      for (int i = end - 1; i >= begin; --i) p += plus[i], m += minus[i];
-      of(0, s) = p, of(1, s) = m;
-    });
-    accumulate(team, 2, 0b11);
-    strips(team, [&](int s, int begin, int end) {
-      double p = of(0, s), m = of(1, s);
-      for (int i = end - 1; i >= begin; --i) plus[i] = p += plus[i], minus[i] = m += minus[i];
+      const double p = of(5, s), m = of(6, s);
+      for (int i = begin; i < end; ++i) plus[i] += p, minus[i] += m;
     });
   }
 
@@ -191,13 +211,14 @@ struct Coupling {
   // Integral of G - r over [a, x].
   SPS_HD double gain(double r, double a, double x) const { return power(1 - a, k) - power(1 - x, k) - r * (x - a); }
 
-  // Where G falls below the ratio of bin i, inside its interval.
-  SPS_HD double crossing(int i) const {
-    const double a = edge[i + 1], b = edge[i], r = ratio[i];
+  // Where G falls below r, inside [a, b]; and for the ratio and the interval of bin i.
+  SPS_HD double crossing(double r, double a, double b) const {
     if (density(a) <= r) return a;
     if (density(b) >= r) return b;
-    return fmin(fmax(1 - exp(log(r / k) / (k - 1)), a), b);
+    const double rest = r / k;
+    return smaller(larger(1 - (k == 2 ? rest : k == 3 ? sqrt(rest) : exp(log(rest) / (k - 1))), a), b);
   }
+  SPS_HD double crossing(int i) const { return crossing(ratio[i], edge[i + 1], edge[i]); }
 
   // The point that v is exchanged with: Phi-(w) = Phi+(v) where G(v) > R(v), else Phi+(w) = Phi-(v).
   SPS_HD double partner(double v, int bin) const {
@@ -211,16 +232,20 @@ struct Coupling {
       (table[middle] >= goal ? low : high) = middle;
     }
     const int i = low;
-    const double turn = crossing(i);
+    const double turn = crossing(i), r = ratio[i];
     double left = gains ? turn : edge[i + 1], right = gains ? edge[i] : turn;
-    const double base = table[i + 1], from = left;
-    for (int round = 0; round < 60 && left < right; ++round) {
-      const double middle = 0.5 * (left + right);
-      if (middle <= left || middle >= right) break;
-      const double value = gains ? base - gain(ratio[i], from, middle) : base + gain(ratio[i], from, middle);
-      (value < goal ? left : right) = middle;
+    const double base = table[i + 1], from = left, sign = gains ? -1 : 1;
+    // Newton's steps, halving where one would leave what is left of the interval.
+    double w = 0.5 * (left + right);
+    for (int round = 0; round < 60 && left < w && w < right; ++round) {
+      const double lack = goal - (base + sign * gain(r, from, w));
+      (lack > 0 ? left : right) = w;
+      const double slope = sign * (density(w) - r), newton = w + lack / slope;
+      const double next = slope > 0 && left < newton && newton < right ? newton : 0.5 * (left + right);
+      if (larger(next - w, w - next) < 0x1p-53) return next;
+      w = next;
     }
-    return 0.5 * (left + right);
+    return w;
   }
 
   // A draw's priority: its token's bin, its place in the bin's interval, and a uniform that decides move or stay. Uniform over
@@ -249,31 +274,21 @@ struct Coupling {
     }
     team.barrier();
   }
-  // For each of the first `rows` of `strip`: from each strip's sum to the sum of the strips below it, or above it where the row's bit
-  // of `from_top` is set.
+  // For `rows` of `strip` from `first` on: from each strip's sum to the sum of the strips below it, or above it where the row's bit of
+  // `from_top` is set.
   template <class Team>
-  SPS_HD void accumulate(const Team& team, int rows, int from_top) const {
+  SPS_HD void accumulate(const Team& team, int first, int rows, int from_top) const {
     for (int row = team.rank(); row < rows; row += team.size()) {
       const bool down = from_top >> row & 1;
       double sum = 0;
       for (int i = 0; i < kStrips; ++i) {
-        double& at = of(row, down ? kStrips - 1 - i : i);
+        double& at = of(first + row, down ? kStrips - 1 - i : i);
         const double own = at;
         at = sum, sum += own;
       }
-      of(row, kStrips) = sum;
+      of(first + row, kStrips) = sum;
     }
     team.barrier();
-  }
-  // t and d below each strip, t and d above it, and sum of (t - d)+.
-  template <class Team>
-  SPS_HD void sum_strips(const Team& team) const {
-    strips(team, [&](int s, int begin, int end) {
-      double t = 0, d = 0, over = 0;
-      for (int i = begin; i < end; ++i) t += target(i), d += draft(i), over += fmax(target(i) - draft(i), 0.0);
-      of(0, s) = of(2, s) = t, of(1, s) = of(3, s) = d, of(4, s) = over;
-    });
-    accumulate(team, 5, 0b01100);
   }
 };
 

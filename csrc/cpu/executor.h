@@ -246,8 +246,12 @@ class RowRunner {
     const int64_t length = tile_length(vocab, tile_count(vocab));
     std::mutex merging;
     spread(vocab, [&](int64_t first, int64_t last) {
+      const auto add = [&](double* to) {
+        for (int64_t i = first; i < last; ++i) pass(i * length, std::min(vocab, (i + 1) * length), to);
+      };
+      if (first == 0 && last == tile_count(vocab)) return add(sums);
       std::vector<double> part(size);
-      for (int64_t i = first; i < last; ++i) pass(i * length, std::min(vocab, (i + 1) * length), part.data());
+      add(part.data());
       const std::lock_guard<std::mutex> lock(merging);
       for (int i = 0; i < size; ++i) sums[i] += part[i];  // exact, so the order of the threads does not matter
     });
