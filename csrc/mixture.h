@@ -12,7 +12,7 @@ constexpr int kMaxLaws = 8;     // distinct laws among a node's children: those 
 constexpr int kMaxLevels = 32;
 constexpr int kMaxDraws = 64;
 constexpr int kColumns = 8;      // intervals of a token's place between the first and the last law
-constexpr int kLanes = 8;       // sums over cells run in so many lanes, whatever the machine
+constexpr int kLanes = 16;      // cells are handled so many at a time, whatever the machine
 
 // Which cell a token belongs to: by t / (t + m), m the mean of the draws' laws, and by where between the laws m comes from. Both are
 // rounded to the nearest, so that t = m and equal laws are the middle of a cell and rounding does not split them.
@@ -49,13 +49,16 @@ struct Cells {
   }
 };
 
-// The loops over cells, of each law where there are `laws`. Level n of a cell: f = Pr(level <= n); f (2 - f) is the next one's.
+// The loops over cells, a multiple of kLanes; d and share are [laws][cells]. Level n of a cell: f = Pr(level <= n); f (2 - f) is the
+// next one's.
 struct LevelLoops {
-  void (*first)(const double* weight, double tau, int64_t cells, double* f);                       // f = 1 - e^(-weight tau)
-  void (*masses)(double* f, const double* d, int64_t cells, int laws, double* out);                // out[g] = sum of d_g f, next f
-  void (*shares)(double* f, double* share, int64_t cells, int laws, const double* step);           // share_g += f step[g], next f
-  void (*climb)(double* weight, const double* target, const double* d, const double* share,        // won = sum over g of d_g share_g,
-                double* won, int64_t cells, int laws, double limit);                               // weight *= (target / won)^1.5
+  void (*first)(const double* weight, double tau, int64_t cells, double* f);  // f = 1 - e^(-weight tau)
+  // out[n][g] = sum of d_g Pr(level <= n), n = 1 .. levels - 1
+  void (*masses)(const double* first, const double* d, int64_t cells, int laws, int levels, double (*out)[kMaxLaws]);
+  // share_g = step[levels][g] + sum over n < levels of Pr(level <= n) step[n][g]
+  void (*shares)(const double* first, const double (*step)[kMaxLaws], int64_t cells, int laws, int levels, double* share);
+  // weight *= (target / won)^1.5, won = sum over g of d_g share_g; in float, since any weights serve
+  void (*climb)(double* weight, const double* target, const double* d, const double* share, int64_t cells, int laws, double limit);
 };
 
 struct Mixture {
@@ -71,7 +74,7 @@ struct Mixture {
     sums = scratch, slot_ = sums + cells.count() * stride();
     columns_ = slot_ + cells.count();
   }
-  // Doubles of scratch: the sums, a slot a cell, and in slots (t, weight, level 1 and the levels above, and d and share of each law).
+  // Doubles of scratch: the sums, a slot a cell, and in slots (t, weight, level 1, and d and share of each law).
   static SPS_HD int64_t scratch(const Cells& cells, int laws) {
     return static_cast<int64_t>(cells.count()) * (stride_of(laws) + 1) + columns_of(laws) * (cells.count() + kLanes);
   }
@@ -107,7 +110,7 @@ struct Mixture {
   SPS_HD void climb(int rounds, const LevelLoops& loops) {
     solve(loops);
     for (int round = 0; round < rounds; ++round) {
-      loops.climb(weight(), target(), draft(0), share(0), below(), padded_, laws, kLimit);
+      loops.climb(weight(), target(), draft(0), share(0), padded_, laws, kLimit);
       weight()[0] = 1;
       solve(loops);
     }
@@ -137,31 +140,28 @@ struct Mixture {
   double *slot_ = nullptr, *columns_ = nullptr;
   int used_ = 1, padded_ = kLanes;  // slots
 
-  static SPS_HD int stride_of(int laws) { return laws / 4 * 4 + 4; }  // sums are added four at a time
-  static SPS_HD int columns_of(int laws) { return 4 + 2 * laws; }
+  static SPS_HD int stride_of(int laws) { return laws / 2 * 2 + 2; }  // sums are added two at a time
+  static SPS_HD int columns_of(int laws) { return 3 + 2 * laws; }
   SPS_HD double sum(int cell, int j) const { return sums[cell * stride() + j]; }
   static SPS_HD double clip(double x, double limit) { return fmin(fmax(x, 1 / limit), limit); }
   SPS_HD double* column(int j) const { return columns_ + j * padded_; }
   SPS_HD double* target() const { return column(0); }
   SPS_HD double* weight() const { return column(1); }
   SPS_HD double* first() const { return column(2); }  // Pr(level = 1)
-  SPS_HD double* below() const { return column(3); }  // Pr(level <= n) of the n at hand
-  SPS_HD double* draft(int g) const { return column(4 + g); }
-  SPS_HD double* share(int g) const { return column(4 + laws + g); }
+  SPS_HD double* draft(int g) const { return column(3 + g); }
+  SPS_HD double* share(int g) const { return column(3 + laws + g); }
 
   // From the weights to the shares: with G_l(n) = Pr(draw l has a level above n),
   //   share(cell, g) = sum over n of Pr(level = n | cell) W_g(n),  W_g(n) = sum over draws k of law g of
   //                    prod_{l < k} G_l(n) prod_{l > k} G_l(n - 1).
   SPS_HD void solve(const LevelLoops& loops) const {
     const double start = 1.0 / static_cast<double>(1 << (levels / 2 - 1));  // tau_1; the last level takes what is left
-    double *f = below(), *f1 = first();
-    loops.first(weight(), start, padded_, f1);
-    for (int i = 0; i < padded_; ++i) f[i] = f1[i];
-    double above[kMaxLevels + 1][kMaxLaws], wins[kMaxLevels + 1][kMaxLaws] = {};  // G and W, of level n at [n] and [n - 1]
-    for (int g = 0; g < laws; ++g) above[0][g] = 1, above[levels][g] = 0;
-    for (int n = 1; n < levels; ++n) {
-      loops.masses(f, draft(0), padded_, laws, above[n]);
-      for (int g = 0; g < laws; ++g) above[n][g] = fmax(0.0, 1 - above[n][g]);
+    loops.first(weight(), start, padded_, first());
+    double above[kMaxLevels + 1][kMaxLaws], wins[kMaxLevels + 1][kMaxLaws] = {};  // G of level n at [n], W at [n - 1], then at [n]
+    loops.masses(first(), draft(0), padded_, laws, levels, above);
+    for (int g = 0; g < laws; ++g) {
+      above[0][g] = 1, above[levels][g] = 0;
+      for (int n = 1; n < levels; ++n) above[n][g] = fmax(0.0, 1 - above[n][g]);
     }
     for (int n = 0; n < levels; ++n) {
       double later[kMaxDraws + 1];
@@ -173,13 +173,10 @@ struct Mixture {
         earlier *= above[n + 1][law_of[k]];
       }
     }
-    for (int g = 0; g < laws; ++g)
-      for (int i = 0; i < padded_; ++i) share(g)[i] = wins[levels - 1][g];
-    for (int i = 0; i < padded_; ++i) f[i] = f1[i];
-    for (int n = 0; n + 1 < levels; ++n) {
-      for (int g = 0; g < laws; ++g) wins[n][g] -= wins[n + 1][g];
-      loops.shares(f, share(0), padded_, laws, wins[n]);
-    }
+    double after[kMaxLaws];
+    for (int n = levels; n > 0; --n)  // by parts: from Pr(level = n) to Pr(level <= n)
+      for (int g = 0; g < laws; ++g) wins[n][g] = wins[n - 1][g] - (n < levels ? after[g] : 0), after[g] = wins[n - 1][g];
+    loops.shares(first(), wins, padded_, laws, levels, share(0));
   }
 };
 
