@@ -57,7 +57,7 @@ struct LevelLoops {
   void (*masses)(const double* first, const double* d, int64_t cells, int laws, int levels, double (*out)[kMaxLaws]);
   // share_g = step[levels][g] + sum over n < levels of Pr(level <= n) step[n][g]
   void (*shares)(const double* first, const double (*step)[kMaxLaws], int64_t cells, int laws, int levels, double* share);
-  // weight *= (target / won)^1.5, won = sum over g of d_g share_g; in float, since any weights serve
+  // weight *= (target / won)^1.5, won = sum over g of d_g share_g
   void (*climb)(double* weight, const double* target, const double* d, const double* share, int64_t cells, int laws, double limit);
 };
 

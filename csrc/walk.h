@@ -206,7 +206,7 @@ struct Siblings : Drawn {
   SPS_HD Siblings(const Request& request, Ex& ex, int parent, int child) : Drawn(ex) {
     int64_t row = -1;
     bool drawn = false;
-    for (; child >= 0 && count < kMaxSiblings; child = request.child(parent, child)) {
+    for (; child >= 0; child = request.child(parent, child)) {
       if (!(drawn && request.draft_row(child) == row)) {  // siblings share a row: one law
         const Law law = ex.draft(child);
         if (law.broken) {  // drawn from nothing: the node does not exist
@@ -216,7 +216,7 @@ struct Siblings : Drawn {
         if (count == 0) draft = law;
         row = request.draft_row(child), drawn = true;
       }
-      add(child, request.token(child));
+      if (count < kMaxSiblings) add(child, request.token(child));  // the others are still followed, unless drawn from nothing
     }
   }
   SPS_HD int first_with(int64_t x) const {
@@ -235,15 +235,16 @@ struct MixedSiblings : Drawn {
 
   template <class Ex>
   SPS_HD MixedSiblings(const Request& request, Ex& ex, int parent, int child) : Drawn(ex) {
-    for (; child >= 0 && count < kMaxSiblings; child = request.child(parent, child)) {
+    for (; child >= 0; child = request.child(parent, child)) {
       int at = 0;
       while (at < laws && row[at] != request.draft_row(child)) ++at;
       if (at == laws) {
         const Law law = ex.draft(child);
         if (law.broken) request.drop(child);
-        if (law.broken || laws == kMaxLaws) continue;
+        if (law.broken || laws == kMaxLaws || count == kMaxSiblings) continue;
         draft[at] = law, row[at] = request.draft_row(child), ++laws;
       }
+      if (count == kMaxSiblings) continue;
       law_of[count] = static_cast<uint8_t>(at);
       add(child, request.token(child));
     }

@@ -15,16 +15,17 @@ struct ListsRule {
   template <class Ex>
   SPS_HD Step step(const Request& request, Ex& ex, const Law& target, int node, int child, int depth) {
     Room<ClockLists> lists(ex);
-    int count = 0;
+    int count = 0, seen = 0;
     const auto add = [&](int64_t list) {
+      ++seen;
       for (int i = 0; i < count; ++i)
         if (lists->at[i] == list) return;
-      if (count < kMaxSiblings) lists.put(lists.value.at[count++], list);
+      lists.put(lists.value.at[count++], list);
     };
-    for (int c = child; c >= 0; c = request.child(node, c)) add(request.list(c));
+    for (int c = child; c >= 0 && seen < kMaxSiblings; c = request.child(node, c)) add(request.list(c));
     if (count == 0) {  // at a leaf: the lists of the paths that ended here
       if (node < 0) add(0);
-      for (int i = 0; node >= 0 && i < request.nodes; ++i)
+      for (int i = 0; node >= 0 && i < request.nodes && seen < kMaxSiblings; ++i)
         if (i == node || (request.live && request.live[i + 1])) add(request.list(i));
     }
     const int64_t winner = ex.clock_race(target, depth, lists->at, count);

@@ -53,13 +53,13 @@ class MixedSiblings:
         for i in torch.nonzero(children.any(0))[:, 0].tolist():
             same = rows == round.draft_rows[:, i, None]
             known = same.any(-1)
-            new = children[:, i] & ~known & (self.laws < MAX_LAWS)
-            at = torch.where(known, same.to(torch.int64).argmax(-1), torch.where(new, self.laws, -1))
+            more = (of >= 0).sum(-1) < MAX_SIBLINGS
+            new = children[:, i] & ~known & (self.laws < MAX_LAWS) & more
+            at = torch.where(known & more, same.to(torch.int64).argmax(-1), torch.where(new, self.laws, -1))
             of[:, i] = torch.where(children[:, i], at, -1)
             rows[new, self.laws[new]] = round.draft_rows[new, i]
             self.laws = self.laws + new
         self.children = children & (of >= 0)
-        self.children = self.children & (self.children.cumsum(-1) <= MAX_SIBLINGS)
         self.count, rank = self.children.sum(-1), self.children.cumsum(-1)
         self.nodes = [first(self.children & (rank == j + 1)) for j in range(max(1, int(self.count.max())))]
         padded = torch.nn.functional.pad(of, (1, 0), value=-1)  # there may be no nodes at all

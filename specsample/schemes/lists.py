@@ -8,7 +8,7 @@ GLS: "List-level distribution coupling with applications to speculative decoding
 
 import torch
 
-from ..reference.walk import first, walk
+from ..reference.walk import MAX_SIBLINGS, first, walk
 from .card import Scheme
 
 
@@ -16,9 +16,8 @@ def reference(round):
     # What is live at a node: the nodes that carry the accepted prefix.
     def step(round, node, children, target, depth):
         nonlocal live
-        ended = torch.where(live, of_node, -1)  # the paths that are here
-        ahead = torch.where(children, of_node, -1)
-        lists = torch.where(children.any(-1, keepdim=True), ahead, ended)
+        paths = torch.where(children.any(-1, keepdim=True), children, live)  # at a leaf: that end here
+        lists = torch.where(paths & (paths.cumsum(-1) <= MAX_SIBLINGS), of_node, -1)
         root = torch.full_like(node, -1)[:, None]
         lists = torch.cat([lists, torch.where((lists >= 0).any(-1, keepdim=True), root, 0)], -1)
         winner = round.draws.clock_race(target, depth, lists)

@@ -7,6 +7,7 @@ from .launch import BLOCK, launch
 from .law import FIELDS, load_law
 from .passes import race_pass
 from .streams import CLOCK, spread, stream
+from .tree import MAX_SIBLINGS
 from .walk import first_of, load_nodes, row_base, span_of, start_of, target_row
 
 MAX_LISTS = tl.constexpr(1024)
@@ -60,6 +61,7 @@ def lists_kernel(
         logits = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
         ahead = tl.max(children.to(tl.int32), 0) > 0
         ends = tl.where(ahead, children, here)
+        ends = ends & (tl.cumsum(ends.to(tl.int32), 0) <= MAX_SIBLINGS)
         best, winner = tl.full((), float("-inf"), tl.float64), law.only
         number = tl.min(tl.where(ends, list, MAX_LISTS), 0)
         number = tl.where(number == MAX_LISTS, 0, number)  # at a root without children
