@@ -312,3 +312,26 @@ def test_offsets_past_2_31_of_rows(backend, far):
         assert torch.equal(ss.draft(rows, 3, kind=kind, **at), ss.draft(near, 3, kind=kind, **at))
     for x, y in zip(ss.row_stats(rows, backend=backend), ss.row_stats(near, backend=backend)):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("greedy", (False, True))
+@pytest.mark.parametrize("scheme", [name for name, card in ss.schemes().items() if card.trees])
+def test_more_siblings_than_are_looked_at(scheme, greedy):
+    """The first 64 count; some of the others carry the accepted token, and of those some were drawn from nothing. Two levels."""
+    require("cpu")
+    card, siblings, vocab, batch = ss.schemes()[scheme], 80, 12, 40
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(vocab, (batch, 2 * siblings), generator=generator)
+    target, draft = (torch.randn(batch, rows, vocab, generator=generator) for rows in (2, 3))
+    draft[:, 2] = -torch.inf
+    where = torch.arange(siblings) % 3 == 2  # of the later ones: drawn from nothing
+    level = torch.where(where & (torch.arange(siblings) >= 60), 2, 0)
+    args = {
+        "target_logits": target, "draft_tokens": tokens, "draft_logits": draft if card.uses_draft_logits else None,
+        "parents": [-1] * siblings + list(range(siblings)), "rows": [0] + [1] * (2 * siblings), "max_depth": 2, "scheme": scheme,
+        "sampling": ss.Sampling(0.0 if greedy else 1.0), "draft_sampling": ss.Sampling(1.0), "seed": 3, "position": 9,
+        "draft_rows": torch.cat([level, torch.full((siblings,), 1)]),
+    }  # fmt: skip
+    expected = ss.verify(**args, backend="reference")
+    identical(ss.verify(**args, backend="cpu"), expected)
+    assert int(expected.num_accepted.sum()) > batch / 2
