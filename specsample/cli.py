@@ -53,7 +53,8 @@ def parser():
     acceptance.arguments(commands.add_parser("acceptance", help=text), _positive, _temperature)
     theory = commands.add_parser("theory", help="acceptance of every scheme for two laws, beside the optimum")
     theory.add_argument("--target", metavar="FILE", help="target law [..., V]: .npy, .pt or .txt; rows are averaged")
-    theory.add_argument("--draft", metavar="FILE", help="draft law, likewise; without files: synthetic Zipf-like laws")
+    theory.add_argument("--draft", metavar="FILE", nargs="+", help="draft law, likewise; several: a node has one child from each; "
+                        "without files: synthetic Zipf-like laws")  # fmt: skip
     theory.add_argument("--logits", action="store_true", help="the files hold logits, not probabilities")
     theory.add_argument("--vocab", type=_positive, default=1000, help="size of the synthetic vocabulary (1000)")
     theory.add_argument("--noise", type=float, default=1.0, help="standard deviation of draft - target logits (1)")

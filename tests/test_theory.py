@@ -537,6 +537,8 @@ def test_command(tmp_path, capsys):
     rows = {line[2:22].strip(): line[22:].split() for line in capsys.readouterr().out.splitlines()[1:]}
     target, draft = zipf_pair(12, 0.5, np.random.default_rng(3))
     assert rows.pop("children") == ["1", "3"]
+    each = [theory.weighted_acceptance(target, np.stack([draft] * k)) for k in (1, 3)]
+    assert rows["weighted"] == [f"{value:.4f}" for value in each]
     for scheme in set(theory.SCHEMES) - {"optimal", "optimal_block", "token", "block"}:
         assert rows[scheme] == [f"{theory.acceptance(target, draft, k, scheme):.4f}" for k in (1, 3)]
     assert rows["token"] == [f"{np.minimum(target, draft).sum():.4f}", "-"]
@@ -558,3 +560,29 @@ def test_command(tmp_path, capsys):
     ):
         assert cli.main(["theory", *arguments]) == 1
         assert part in capsys.readouterr().err
+
+
+def test_command_of_several_draft_laws(tmp_path, capsys):
+    """A child from each: the rows are the formulas' means, the optimum is the linear program's, and large ones have none."""
+    rng = np.random.default_rng(4)
+    target, first = zipf_pair(12, 1.0, rng)
+    target = np.stack([target, zipf_pair(12, 1.0, rng)[0]])
+    drafts = np.stack([np.stack([first, first]), zipf_pair(12, 2.0, rng)[1][None].repeat(2, 0)], 1)
+    for name, law in (("t", target), ("a", first), ("b", drafts[:, 1])):
+        np.save(tmp_path / f"{name}.npy", law)
+    paths = {name: str(tmp_path / f"{name}.npy") for name in "tab"}
+    command = ["theory", "--target", paths["t"], "--draft", paths["a"], paths["b"]]
+    assert cli.main(command) == 0
+    rows = {" ".join(line.split()[:-1]): line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]}
+    best = theory.mixed_lp_acceptance(target, drafts).mean()
+    assert rows == {
+        f"token, {paths['a']}": f"{np.minimum(target, first).sum(-1).mean():.4f}",
+        f"token, {paths['b']}": f"{np.minimum(target, drafts[:, 1]).sum(-1).mean():.4f}",
+        "weighted": f"{theory.weighted_acceptance(target, drafts).mean():.4f}", "the optimum": f"{best:.4f}",
+    }  # fmt: skip
+    assert max(float(rows[name]) for name in rows if name.startswith("token")) < float(rows["weighted"]) <= best + 5e-5
+    assert cli.main([*command, paths["b"], paths["a"], paths["b"]]) == 0
+    assert capsys.readouterr().out.splitlines()[-2].split()[-1] == "-"
+    np.save(tmp_path / "a.npy", first[:5] / first[:5].sum())
+    assert cli.main(command) == 1
+    assert "draft: expected V = 12 as in target, got V = 5" in capsys.readouterr().err

@@ -8,6 +8,8 @@ import numpy as np
 
 from .curves import Curve, acceptance_curves
 from .laws import pair
+from .lp import LIMIT, mixed_lp_acceptance
+from .weighted import laws_of, weighted_acceptance
 
 
 def zipf_pair(vocab, noise, rng, exponent=1.1):
@@ -50,25 +52,55 @@ def main(options):
     """Print the table of the parsed arguments. -> exit status"""
     try:
         print(text(options))
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         print(f"specsample theory: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def text(options):
-    """The table: one row a scheme, one column a number of children, means over the rows of the laws."""
+    """The table: one row a scheme, one column a number of children, means over the rows of the laws; of several draft laws `several`."""
     if (options.target is None) != (options.draft is None):
         raise ValueError("--target and --draft: expected both or neither")
     if options.target is None:
         target, draft = zipf_pair(options.vocab, options.noise, np.random.default_rng(options.seed))
         title = f"Zipf-like laws, V = {options.vocab}, draft logits = target logits + N(0, {options.noise:g}²)"
     else:
-        target, draft = read(options.target, "target", options.logits), read(options.draft, "draft", options.logits)
-        title = f"{options.target} and {options.draft}"
+        target, *drafts = (read(path, name, options.logits) for path, name in
+                           ((options.target, "target"), *((path, "draft") for path in options.draft)))  # fmt: skip
+        if len(drafts) > 1:
+            return several(target, drafts, options.draft, options.target)
+        draft, title = drafts[0], f"{options.target} and {options.draft[0]}"
     target, draft = pair(target, draft)
     curves = acceptance_curves(target, draft, options.k, samples=options.samples, seed=options.seed)
+    rows = [[weighted_acceptance(t, np.repeat(d, k, 0)) for k in options.k] for t, d in _rows(target, draft[..., None, :])]
+    curves["weighted"] = Curve(np.array(rows), np.zeros((len(rows), len(options.k))))
     return "\n".join([f"acceptance at one node, {title}", *lines(summary(curves), options.k)])
+
+
+def several(target, drafts, names, of):
+    """The table of one child from each of several draft laws: `token` from each alone, `weighted`, the most that any rule can accept.
+
+    target [..., V]; drafts: a list of [..., V]; means over rows
+    """
+    drafts = [pair(target, draft) for draft in drafts]
+    lead = np.broadcast_shapes(*(draft.shape for _, draft in drafts))
+    target, drafts = laws_of(target, np.stack([np.broadcast_to(draft, lead) for _, draft in drafts], -2))
+    rows = list(_rows(target, drafts))
+    out = [f"acceptance at one node, {of} and a child from each of {', '.join(names)}"]
+    width = max(len(name) for name in names) + 9
+    for i, name in enumerate(names):
+        out.append(f"  {'token, ' + name:<{width}}{np.minimum(target, drafts[..., i, :]).sum(-1).mean():>9.4f}")
+    out.append(f"  {'weighted':<{width}}{np.mean([weighted_acceptance(t, d) for t, d in rows]):>9.4f}")
+    small = target.shape[-1] ** len(names) <= LIMIT
+    best = f"{np.mean([mixed_lp_acceptance(t, d) for t, d in rows]):.4f}" if small else "-"
+    out.append(f"  {'the optimum':<{width}}{best:>9}")
+    return "\n".join(out if small else [*out, f"  - a linear program of more than {LIMIT} variables"])
+
+
+def _rows(target, drafts):
+    """Pairs of target [V] and drafts [K, V] of each row"""
+    return zip(target.reshape(-1, target.shape[-1]), drafts.reshape(-1, *drafts.shape[-2:]))
 
 
 def summary(curves):
