@@ -27,6 +27,7 @@ import specsample as ss  # noqa: E402
 from specsample import theory  # noqa: E402
 
 BESIDE = {"token": "token", "optimal_block": "block", "race": "race", "lists": "race"}  # what a scheme is compared with; else token
+PROGRAMS = ((2, 800), (3, 80), (4, 24))  # (K, V) whose linear program ends in about half a minute
 POINTS = 8  # requests whose laws at the root give the acceptance
 
 
@@ -154,6 +155,42 @@ def _curves(shape):
     return _acceptance(shape.rows, shape.V, shape.K, (*names, "optimum"))
 
 
+def programs(sizes=PROGRAMS, repetitions=200):
+    """`optimal` on the CPU beside the linear program of the same selection, solved by HiGHS: rows of the results.
+
+    The program is built beforehand; one solution is timed, and `repetitions` calls of `verify` that draw nothing else (one request, K
+    children, their selection, the test and the residual). Both must have the same acceptance: the closed form of the laws that the
+    logits give, which `optimal` has but for what its bins lose.
+    """
+    from scipy.optimize import linprog
+
+    from specsample.theory.lp import program
+    from specsample.theory.table import zipf_pair
+
+    rows = []
+    for K, V in sizes:
+        logits = [torch.from_numpy(np.log(law)).float()[None] for law in zipf_pair(V, 1.0, np.random.default_rng(0))]
+        target, draft = (torch.softmax(x[0].double(), -1).numpy() for x in logits)
+        problem = program(target, [draft] * K)
+        begin = time.perf_counter()
+        solution = linprog(**problem)
+        seconds = time.perf_counter() - begin
+        optimum = float(theory.optimal_acceptance(target, draft, K))
+        if solution.status != 0 or abs(-solution.fun - optimum) > 1e-6:
+            raise AssertionError(f"the linear program of K = {K}, V = {V} gives {-solution.fun}, the closed form {optimum}")
+        tokens = torch.cat([ss.draft(logits[1], seed=1, position=0, node=k) for k in range(K)], 1)
+        one = functools.partial(
+            ss.verify, logits[0][:, None].repeat(1, 1 + K, 1), tokens, logits[1][:, None], parents=[-1] * K, rows=[0] * (K + 1),
+            draft_rows=[0] * K, max_depth=1, scheme="optimal", seed=1, position=0, backend="cpu",
+        )  # fmt: skip
+        took = harness.time_together({"optimal": one}, 0.2, most=repetitions)["optimal"].median
+        binned = float(theory.binned_acceptance(target, draft, K))
+        rows.append({"K": K, "V": V, "variables": len(problem["c"]), "lp_seconds": seconds, "us": took * 1e6,
+                     "ratio": seconds / took, "acceptance": optimum, "lp_less_it": -solution.fun - optimum,
+                     "bins_lose": optimum - binned})  # fmt: skip
+    return rows
+
+
 def markdown(result):
     machine = result["machine"]
     lines = [
@@ -178,6 +215,20 @@ def markdown(result):
         theirs = ["", ""] if value is None else [f"{value:.4f}", f"{optimum - value:.1e}"]
         cells = [name, f"{row['accepted']:.2f}", f"{row['us']['median']:.0f}", f"{row['ratio']:.2f}", row["beside"], *theirs]
         lines.append("| " + " | ".join(cells) + " |")
+    if result.get("programs"):
+        lines += [
+            "",
+            "The linear program of the same selection (HiGHS, built beforehand) beside `optimal` on the same Zipf-like laws, one request a "
+            "call. `apart`: the program's acceptance less the closed form's; `bins`: what the default bins lose of it.",
+            "",
+            "| K | V | variables | program, s | `optimal`, µs | × | acceptance | apart | bins |",
+            "|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        ]
+    for row in result.get("programs", ()):
+        lines.append(
+            f"| {row['K']} | {row['V']} | {row['variables']} | {row['lp_seconds']:.1f} | {row['us']:.0f} | {row['ratio']:.0f} | "
+            f"{row['acceptance']:.4f} | {row['lp_less_it']:.0e} | {row['bins_lose']:.0e} |"
+        )
     return "\n".join([*lines, ""])
 
 
@@ -185,6 +236,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="multi_draft", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--filter", default="", metavar="SUBSTRING", help="shapes whose name has it")
     parser.add_argument("--quick", action="store_true", help="one small shape")
+    parser.add_argument("--programs", action="store_true", help="also linear programs, for a minute or two (needs SciPy)")
     parser.add_argument("--budget", type=float, default=0.15, help="seconds for each call of a shape")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "multi_draft.json")
     options = parser.parse_args(arguments)
@@ -196,6 +248,8 @@ def main(arguments=None):
     for shape in chosen:
         rows += run(shape, agreement, options.budget)
         progress.step(shape.name)
+    if options.programs:
+        result["programs"] = programs()
     result["agreement"] = {"tokens": agreement.tokens, "differing": agreement.differing}
     result["seconds"], result["rows"] = time.perf_counter() - begin, rows
     harness.write_json(options.out, result)

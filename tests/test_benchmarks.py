@@ -41,6 +41,17 @@ def test_several_drafts_beside_one(length, monkeypatch):
 
 
 @needs_cpu
+def test_linear_programs_beside_optimal(monkeypatch):
+    pytest.importorskip("scipy", reason="needs specsample[theory]")
+    bench = load("multi_draft", monkeypatch)
+    rows = bench.programs(((2, 40), (3, 12)), 5)
+    for row in rows:
+        assert row["ratio"] > 1 and abs(row["lp_less_it"]) < 1e-6 and -1e-9 < row["bins_lose"] < 1e-3
+    assert bench.markdown({"machine": bench.harness.machine(), "seconds": 1.0, "rows": [], "programs": rows,
+                           "agreement": {"tokens": 0, "differing": 0}}).count("\n| ") == len(rows) + 2  # fmt: skip
+
+
+@needs_cpu
 def test_overhead_of_the_loop(monkeypatch):
     pytest.importorskip("transformers", reason="needs transformers")
     bench = load("overhead", monkeypatch)

@@ -38,9 +38,9 @@ def mixed_lp_acceptance(target, drafts):
     return np.array([_solve(t, d) for t, d in rows]).reshape(target.shape[:-1])[()]
 
 
-def _solve(t, drafts):
+def program(t, drafts):
+    """The linear program of one target law [V] and K draft laws [V], as the arguments of scipy.optimize.linprog."""
     try:
-        from scipy.optimize import linprog
         from scipy.sparse import csr_matrix
     except ImportError as error:
         raise ImportError('lp_acceptance needs SciPy: pip install "specsample[theory]"') from error
@@ -52,7 +52,15 @@ def _solve(t, drafts):
     rows = [row for row, _ in arcs] + [len(weight) + token for _, token in arcs]
     columns = list(range(len(arcs))) * 2
     matrix = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(weight) + len(t), len(arcs)))
-    done = linprog(-np.ones(len(arcs)), A_ub=matrix, b_ub=np.concatenate([list(weight.values()), t]), method="highs")
+    return {"c": -np.ones(len(arcs)), "A_ub": matrix, "b_ub": np.concatenate([list(weight.values()), t]), "method": "highs"}
+
+
+def _solve(t, drafts):
+    try:
+        from scipy.optimize import linprog
+    except ImportError as error:
+        raise ImportError('lp_acceptance needs SciPy: pip install "specsample[theory]"') from error
+    done = linprog(**program(t, drafts))
     if done.status != 0:
         raise RuntimeError(f"lp_acceptance: the solver stopped without a solution: {done.message}")
     return -done.fun
