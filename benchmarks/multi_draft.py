@@ -27,7 +27,7 @@ import specsample as ss  # noqa: E402
 from specsample import theory  # noqa: E402
 
 BESIDE = {"token": "token", "optimal_block": "block", "race": "race", "lists": "race"}  # what a scheme is compared with; else token
-PROGRAMS = ((2, 500), (3, 80), (4, 24))  # (K, V) whose linear program ends within a minute
+PROGRAMS = ((2, 500), (3, 60), (4, 16))  # (K, V) whose linear program ends within a minute
 POINTS = 8  # requests whose laws at the root give the acceptance
 
 
