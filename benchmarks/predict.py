@@ -12,6 +12,9 @@ A warp's instruction serves 32 tokens, one of each lane. Three times follow for 
 
 A pass takes at least the largest; predicted are 90 % of the copy bandwidth, and a half or three quarters of the issue slots used:
 12 warps an SM hide latencies in part, how much only a GPU can tell.
+
+A whole call for one request follows from the passes that it waits for, a team of 8 blocks each, and from ASSUMED and CALLS: what is
+not a pass is counted in the kernels' text and priced by guesses that stand there.
 """
 
 import heapq
@@ -43,6 +46,36 @@ PASSES = {
     "race, no token may win": (
         "bool infinite; out[thread_id()] = run_race(s, o.dtype, infinite).score", 1,
         [LOADS, ("HMNMX2", 4), ("IMAD.WIDE.U32", 4 * 36)], [], 1),
+}
+TEAM = 8
+TILES_WAITED = 2 * TEAM * 11 / (VOCAB / 1024)  # 126 tiles for 88 warps: some warps take two, all wait for them
+# Microseconds each: guesses. (One for a barrier is a range.)
+ASSUMED = {
+    "launch": 3.0,  # the first of a call
+    "launch that began early": 1.0,  # what is left of it when the one before has ended
+    "barrier of a team": (0.5, 1.0),
+    "set-up of a request": 1.5,
+    "first load of a row": 0.8,
+    "scores of the tokens that may win": 2.0,
+    "step of a token's walk": 1.2,  # two laws, two logits, two exponentials and a random number, asked for beforehand
+    "step of a race's walk": 0.5,
+}
+AHEAD = {"launch": 1, "set-up of a request": 1, "first load of a row": 1}
+RACE = {"scores of the tokens that may win": 1}
+# call: (passes waited for, how often what else). All rows are read by the first launch at once. Barriers of a team: one to start, two
+# for a sum, three for a race. The second launch starts and sets up while the first runs.
+CALLS = {
+    "token-B1-L4-V128256-T1-plain": (  # all accepted
+        ["row statistics", "race, no token may win"],
+        [AHEAD, {"barrier of a team": 1 + 2}, RACE, {
+            "launch that began early": 1, "barrier of a team": 3, "first load of a row": 1, "step of a token's walk": 4}]),
+    "the same, the first rejected": (
+        ["row statistics", "race, no token may win"],
+        [AHEAD, {"barrier of a team": 1 + 2}, RACE, {
+            "launch that began early": 1, "barrier of a team": 3, "first load of a row": 1, "step of a token's walk": 1}]),
+    "race-B1-L4-V128256-T1-plain": (  # all accepted
+        ["race, no token may win"],
+        [AHEAD, {"barrier of a team": 1 + 3}, RACE, {"launch that began early": 1, "step of a race's walk": 5}]),
 }
 KERNEL = """
 #include "csrc/cuda/kernels.h"
@@ -133,7 +166,24 @@ def common_way(text, needed):
     return min((way for start in starts if (way := turn(blocks, start, needed))), key=len)
 
 
+def call(passes, counts, times):
+    """-> a range of microseconds for each: launches, barriers, passes, the rest, all"""
+    parts = {"launches": [0, 0], "barriers": [0, 0], "passes": [0, 0], "rest": [0, 0]}
+    for name in passes:
+        tiles = TILES_WAITED if name == "row statistics" else 1
+        for i in range(2):
+            parts["passes"][i] += times[name] * 1e6 / TEAM * tiles
+    for what, often in (item for part in counts for item in part.items()):
+        price = ASSUMED[what]
+        part = parts["launches" if "launch" in what else "barriers" if "barrier" in what else "rest"]
+        for i in range(2):
+            part[i] += often * (price[i] if isinstance(price, tuple) else price)
+    low, high = (sum(part[i] for part in parts.values()) for i in range(2))
+    return [*parts.values(), [low, high]]
+
+
 def main():
+    times = {}
     lines = [
         "# Predicted, not measured",
         "",
@@ -163,10 +213,26 @@ def main():
             issue = (instructions + wide) * VOCAB / 32 / 4 / CLOCK
             unit = special * VOCAB / 16 / CLOCK
             memory = rows * VOCAB * 2 * SMS / BANDWIDTH
+            times[name] = max(issue / ISSUED[0], unit)
             full = [max(issue / used, unit, memory / COPIED) for used in ISSUED]
             figures = [f"{x * 1e6:.1f}" for x in (issue, unit, memory, max(issue / ISSUED[0], unit))]
             figures += [f"{memory / x:.0%}" for x in full]
             lines.append(f"| {name} | {instructions:.1f} | {wide:.1f} | {special:.1f} | {' | '.join(figures)} |")
+    prices = ", ".join(f"{what} {'–'.join(map(str, x)) if isinstance(x, tuple) else x}" for what, x in ASSUMED.items())
+    lines += [
+        "",
+        "## A call for one request",
+        "",
+        f"B = 1, L = 4, {TEAM} blocks a team, two launches: one reads all rows at once, the other walks; all drafts accepted. Passes from the table above "
+        f"(half of the issue slots used); the rest is counted and priced by guesses, in µs: {prices}.",
+        "",
+        "| call | launches | barriers | passes | rest | all | predicted, µs |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, (passes, counts) in CALLS.items():
+        ranges = call(passes, counts, times)
+        texts = ["–".join(dict.fromkeys(f"{x:.1f}" for x in part)) for part in ranges]
+        lines.append(f"| `{name}` | {' | '.join(texts)} | {sum(ranges[-1]) / 2:.0f} |")
     path = ROOT / "benchmarks/results/predicted.md"
     path.write_text("\n".join(lines) + "\n")
     print(path.read_text())

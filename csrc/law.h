@@ -35,6 +35,12 @@ struct Law {
     law.only = token;
     return law;
   }
+  // Of a row before anything of it is known, which is all that a race over an unfiltered row takes.
+  static SPS_HD Law unread(const void* row, int64_t vocab, const Sampling& sampling) {
+    Law law;
+    law.row = row, law.vocab = vocab, law.scale = sampling.scale();
+    return law;
+  }
   static SPS_HD Law none() {
     Law law;
     law.broken = true;

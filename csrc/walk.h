@@ -151,18 +151,18 @@ struct Room {
   SPS_HD void operator=(const T& it) { put(value, it); }
 };
 
-// Memory that schemes write and never read back: on a GPU, one lane writes it.
+// Memory that schemes write and never read back: on a GPU, one lane writes it, and not all that walk have one (null).
 template <class T>
 struct Written {
   T* data;
   struct Entry {
     T* at;
     SPS_HD void operator=(T value) const {
-      if (SPS_THREAD == 0) *at = value;
+      if (SPS_THREAD == 0 && at) *at = value;
     }
   };
   SPS_HD Written(T* pointer) : data(pointer) {}
-  SPS_HD Entry operator[](int64_t i) const { return Entry{data + i}; }
+  SPS_HD Entry operator[](int64_t i) const { return Entry{data ? data + i : nullptr}; }
   SPS_HD Entry operator*() const { return Entry{data}; }
 };
 

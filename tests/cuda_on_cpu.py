@@ -20,7 +20,7 @@ from specsample import backends, ops
 
 NAME = "cuda on cpu"
 LIBRARY = "specsample_cuda_on_cpu"
-USUAL_THREADS = 64  # small blocks run faster here, and results do not depend on it
+USUAL = (64, 0, 1, 0)  # threads, …: small blocks run faster here, and results do not depend on it
 
 
 def build(folder, flags=()):
@@ -49,16 +49,17 @@ def load():
     ready = backends.BACKENDS["cuda"]._replace(functions=getattr(torch.ops, LIBRARY), device="cpu", missing=None)
     backends.BACKENDS[NAME] = ready
     handle = ctypes.CDLL(str(path))
-    handle.specsample_cuda_on_cpu_settings(USUAL_THREADS, 0)
+    handle.specsample_cuda_on_cpu_settings(*USUAL)
     return handle
 
 
 @contextlib.contextmanager
-def launches(threads=0, shuffle=0):
-    """Within it, blocks have `threads` threads (0: as on a GPU), run in an order shuffled by the seed `shuffle` (0: by index)."""
+def launches(threads=0, shuffle=0, team=1, ahead=False):
+    """Within it, crews have `threads` threads (0: as on a GPU), run in an order shuffled by the seed `shuffle` (0: by index), in
+    teams of `team` blocks; `ahead`: all rows are read before the round."""
     handle = load()
-    handle.specsample_cuda_on_cpu_settings(threads, shuffle)
+    handle.specsample_cuda_on_cpu_settings(threads, shuffle, team, int(ahead))
     try:
         yield
     finally:
-        handle.specsample_cuda_on_cpu_settings(USUAL_THREADS, 0)
+        handle.specsample_cuda_on_cpu_settings(*USUAL)

@@ -27,8 +27,9 @@ TREE = [-1, -1, 0, 0, 1, 4]
 KINDS = ("iid", "distinct", "arrivals", "lists", "top", "topk")
 MULTI = tuple(name for name in backends.BACKENDS["cuda"].schemes if name not in SCHEMES)
 MANY_BINS = 1200  # their histogram does not fit shared memory
-# Threads of a block's crew (0: as on a GPU) and the seed of the order of all.
-LAUNCHES = [(32, 0), (96, 1), (0, 3)]
+# Threads of a block's crew (0: as on a GPU), the seed of the order of all, blocks of a team, whether all rows are read ahead.
+LAUNCHES = [(96, 1), (0, 3), (64, 2, 2, True), (32, 5, 8, False)]
+SAMPLINGS = (ss.Sampling(), ss.Sampling(0.8, 700, 0.95, 0.001), ss.Sampling(1.2, top_p=0.9), ss.Sampling(0.0), ss.Sampling(min_p=0.01))
 
 
 def words(values):
@@ -93,12 +94,29 @@ def test_nothing_depends_on_the_launch(V, dtype):
                     assert torch.equal(x, y), f"{launch}, result {i}: {x} against {y}"
 
 
+@pytest.mark.parametrize("team", [1, 2, 4, 8])
+@pytest.mark.parametrize("scheme", backends.BACKENDS["cuda"].schemes)
+def test_teams_emit_the_integers_of_the_reference(scheme, team):
+    """With all rows read ahead; in the wider rows each block has some units and tiles, in the others most have none."""
+    at = (*SCHEMES, *MULTI).index(scheme) + team
+    accepted = 0
+    for i, V in enumerate((5003, 130)):
+        settings = {"seed": at, "dtype": (torch.float32, torch.bfloat16, torch.float16)[(at + i) % 3]}
+        settings["sampling"] = SAMPLINGS[(at + 2 * i) % len(SAMPLINGS)]
+        args = case(8, 3, V, scheme=scheme, **settings) if scheme in SCHEMES else drafted_tree(6, 3, 2, V, scheme, **settings)
+        expected = ss.verify(**args, backend="reference")
+        with cuda_on_cpu.launches(32, shuffle=at, team=team, ahead=True):
+            identical(ss.verify(**args, backend=cuda_on_cpu.NAME), expected)
+        accepted += int(expected.num_accepted.sum())
+    assert accepted > 0
+
+
 def test_sums_of_long_rows_do_not_depend_on_the_launch():
     """Tiles of several pieces: a vocabulary above 2^18."""
     rows = numbers(1, (1 << 18) + 1500, seed=1, scale=3.0)
     cuda_on_cpu.load()
     got = []
-    for launch in LAUNCHES[:3]:
+    for launch in LAUNCHES:
         with cuda_on_cpu.launches(*launch):
             laws = (ss.Sampling(), ss.Sampling(top_p=0.9))
             got.append([ss.row_stats(rows, sampling=law, backend=cuda_on_cpu.NAME) for law in laws])
@@ -178,11 +196,11 @@ def test_a_residual_with_more_candidates_than_the_list_holds():
 # -- what the emulation catches ------------------------------------------------------------------------------------
 
 
-def run_bad(name, threads=0, shuffle=0):
-    """(what was found, the output) of a kernel of csrc/testing/bad_kernels.h on 64 threads"""
+def run_bad(name, shuffle=0, team=1):
+    """(what was found, the output) of a kernel of csrc/testing/bad_kernels.h on 64 threads a block"""
     values = buffer(ctypes.c_float, range(64))
     out, message = buffer(ctypes.c_float, [-1.0] * 64), ctypes.create_string_buffer(500)
-    with cuda_on_cpu.launches(threads, shuffle):
+    with cuda_on_cpu.launches(0, shuffle, team):
         cuda_on_cpu.load().specsample_cuda_on_cpu_bad(name.encode(), values, out, 64, message, 500)
     return message.value.decode(), list(out)
 
@@ -202,11 +220,27 @@ def test_control_wrong_synchronisation_is_reported(name, finding):
     assert run_bad("none")[0] == run_bad("order")[0] == ""  # and the emulation is whole again
 
 
+@pytest.mark.parametrize(
+    "name, finding",
+    [
+        ("block that has not begun", "shared memory of a block that has not begun"),
+        ("block that leaves", "shared memory of a block that has left"),
+        ("uneven team", "a barrier after some threads have left"),
+    ],
+)
+def test_control_wrong_use_of_a_team_is_reported(name, finding):
+    for team in (2, 8):
+        assert finding in run_bad(name, team=team)[0]
+        assert run_bad("team", team=team)[0] == ""
+
+
 def test_control_a_missing_barrier_changes_results():
     reverse = [float(i) for i in reversed(range(64))]
     for shuffle in range(6):
         assert run_bad("none", shuffle=shuffle) == run_bad("order", shuffle=shuffle) == ("", reverse)
         assert run_bad("missing barrier", shuffle=shuffle)[1] != reverse
+        assert run_bad("team", shuffle, team=4) == ("", reverse)
+        assert run_bad("missing team barrier", shuffle, team=4)[1] != reverse
 
 
 # -- sanitizers ----------------------------------------------------------------------------------------------------
@@ -236,9 +270,9 @@ def run(code, env):
 def test_no_sanitizer_report(sanitized):
     code = (
         "import torch, cuda_on_cpu, test_cuda_on_cpu as t, specsample as ss; cuda_on_cpu.load()\n"
-        "for V, dtype in ((1, torch.float32), (777, torch.bfloat16), (1032, torch.float16)):\n"
+        "for V, dtype, team in ((1, torch.float32, 1), (777, torch.bfloat16, 1), (1032, torch.float16, 4)):\n"
         "    for s in (ss.Sampling(), ss.Sampling(0.8, 700, 0.95, 0.001)):\n"
-        "        assert len(t.everything(V, dtype, s)) > 40\n"
+        "        with cuda_on_cpu.launches(32, 1, team, team > 1): assert len(t.everything(V, dtype, s)) > 40\n"
         "t.test_a_residual_with_more_candidates_than_the_list_holds()\n"
         "print('done')"
     )
@@ -270,10 +304,11 @@ def races():
     return program
 
 
-GOOD = ["kernels", "good", "good twice", "good order"]
+GOOD = ["kernels", "good", "good twice", "good order", "good team"]
+BAD = ["missing barrier", "missing barrier before reuse", "missing meeting", "missing team barrier"]
 
 
-@pytest.mark.parametrize("what", [*GOOD, "missing barrier", "missing barrier before reuse", "missing meeting"])
+@pytest.mark.parametrize("what", [*GOOD, *BAD])
 def test_only_bad_kernels_have_a_race(races, what):
     """Threads of a block are ordered by the kernels' barriers and warp exchanges alone; a missing one is a data race."""
     done = subprocess.run([races, *([] if what == "kernels" else [what])], capture_output=True, text=True)

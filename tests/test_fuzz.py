@@ -1,5 +1,7 @@
 """A slice of the random calls of tests/fuzz.py; `make fuzz` runs 100 000 of them."""
 
+import contextlib
+
 import cuda_on_cpu
 import fuzz
 import on_gpu
@@ -7,6 +9,8 @@ import pytest
 from conftest import require
 
 BACKENDS = ("cpu", *on_gpu.NAMES, cuda_on_cpu.NAME)
+# Of the emulation, in each part: threads of a crew, seed of their order, blocks of a team, whether all rows are read ahead.
+LAUNCHES = [(64,), (64, 1, 2, True), (32, 2, 4, False), (32, 3, 8, True)]
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -17,8 +21,10 @@ def test_random_calls(backend, part):
     backend = require(backend)
     compared = 0
     calls = 75 if backend == cuda_on_cpu.NAME else 150
-    for index in range(calls * part, calls * (part + 1)):
-        name, requests, differing = fuzz.run(seed=1, index=index, compare=True, backend=backend)
-        assert differing == 0, f"call {index} ({name}): python tests/fuzz.py --seed 1 --first {index} --calls 1 --compare 1"
-        compared += requests
+    emulated = cuda_on_cpu.launches(*LAUNCHES[part]) if backend == cuda_on_cpu.NAME else contextlib.nullcontext()
+    with emulated:
+        for index in range(calls * part, calls * (part + 1)):
+            name, requests, differing = fuzz.run(seed=1, index=index, compare=True, backend=backend)
+            assert differing == 0, f"call {index} ({name}): python tests/fuzz.py --seed 1 --first {index} --calls 1 --compare 1"
+            compared += requests
     assert compared > calls / 2

@@ -1,37 +1,14 @@
-// The crew as a unit: reductions and values computed once.
+// The team as a unit: reductions and values computed once.
 //
-// Every function here is collective: all threads of the crew call it, with the same control flow, and all of them get the
-// result. Nothing depends on how many threads there are, down to the last bit: floating-point sums are sums of tiles
-// (sums.h), and what the threads themselves merge is a maximum, a count or a sum of integers.
+// Every function here is collective: all threads of the team's crews call it (of one crew, where it says so), with the same
+// control flow, and all of them get the result. Nothing depends on how many threads or blocks there are, down to the last bit:
+// floating-point sums are sums of tiles (sums.h), and what the threads themselves merge is a maximum, a count or a sum of integers.
 #pragma once
-#include "state.h"
+#include "team.h"
 
 namespace specsample {
 
 constexpr uint32_t kFullWarp = 0xFFFFFFFFu;
-
-SPS_DEVICE int thread_id() {
-  int id = static_cast<int>(threadIdx.x);
-#if defined(__CUDACC__)
-  asm volatile("" : "+r"(id));  // or all that is made of it would be held in registers from one order to the next
-#endif
-  return id;
-}
-#if defined(__CUDACC__)
-SPS_DEVICE constexpr int thread_count() { return kCrew; }
-#else
-inline int thread_count() { return static_cast<int>(blockDim.x) - kConductor; }  // as a test chooses
-#endif
-SPS_DEVICE bool conducts() { return thread_id() >= thread_count(); }
-// Barriers: of the crew, and of all, which conductor and crew reach at different places.
-#if defined(__CUDACC__)
-SPS_DEVICE void named_barrier(int id, int count) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory"); }
-#define SPS_CREW_BARRIER() named_barrier(1, thread_count())
-#define SPS_MEET() named_barrier(2, kBlock)
-#else
-#define SPS_CREW_BARRIER() cuda_on_cpu::machine.barrier(1, thread_count(), SPS_HERE)
-#define SPS_MEET() cuda_on_cpu::machine.barrier(2, static_cast<int>(blockDim.x), "conductor and crew")
-#endif
 
 // Shares the work on a coupling (coupling.h).
 struct Crew {
@@ -61,7 +38,7 @@ SPS_DEVICE T warp_sum(T v) {  // the same bits in every lane: both sides of an e
   return v;
 }
 
-// A number that one thread computes: exp and log in double are dear on small GPUs.
+// A number that one thread of a crew computes: exp and log in double are dear on small GPUs.
 template <class F>
 SPS_DEVICE double once(Scratch& s, const F& f) {
   if (thread_id() == 0) s.once = f();
@@ -71,17 +48,28 @@ SPS_DEVICE double once(Scratch& s, const F& f) {
   return value;
 }
 
-SPS_DEVICE float block_max(Scratch& s, float v) {
+// Writes a value that all lanes of a warp have to the same place in every block's shared memory.
+template <class T>
+SPS_DEVICE void tell(T& place, const T& value) {
+  if (lane_id() < team_size()) at_rank(place, lane_id()) = value;
+}
+
+// Warps of the team: which one this is, and how many.
+SPS_DEVICE int team_warp() { return team_rank() * warp_count() + warp_id(); }
+SPS_DEVICE int team_warps() { return team_size() * warp_count(); }
+
+SPS_DEVICE float team_max(Scratch& s, float v) {
+  tell(s.real[team_warp()], warp_max(v));
+  SPS_TEAM_BARRIER(s);
+  v = -HUGE_VALF;
+  for (int w = lane_id(); w < team_warps(); w += 32) v = s.real[w] > v ? s.real[w] : v;
   v = warp_max(v);
-  if (lane_id() == 0) s.real[warp_id()] = v;
-  SPS_CREW_BARRIER();
-  v = s.real[0];
-  for (int w = 1; w < warp_count(); ++w) v = s.real[w] > v ? s.real[w] : v;
-  SPS_CREW_BARRIER();
+  SPS_TEAM_BARRIER(s);
   return v;
 }
 
-SPS_DEVICE int64_t block_sum(Scratch& s, int64_t v) {
+// Of one block's crew.
+SPS_DEVICE int64_t crew_sum(Scratch& s, int64_t v) {
   v = warp_sum(static_cast<long long>(v));
   if (lane_id() == 0) s.whole[warp_id()] = v;
   SPS_CREW_BARRIER();
@@ -91,19 +79,37 @@ SPS_DEVICE int64_t block_sum(Scratch& s, int64_t v) {
   return v;
 }
 
-SPS_DEVICE Best block_best(Scratch& s, Best v) {
+SPS_DEVICE Best warp_best(Best v) {
 #pragma unroll
   for (int bits = 16; bits > 0; bits >>= 1) {
     const double score = __shfl_xor_sync(kFullWarp, v.score, bits);
     const long long id = __shfl_xor_sync(kFullWarp, static_cast<long long>(v.id), bits);
     v.merge(Best{score, id});
   }
-  if (lane_id() == 0) s.best[warp_id()] = v;
-  SPS_CREW_BARRIER();
-  v = s.best[0];
-  for (int w = 1; w < warp_count(); ++w) v.merge(s.best[w]);
-  SPS_CREW_BARRIER();
   return v;
+}
+SPS_DEVICE Best team_best(Scratch& s, Best v) {
+  tell(s.best[team_warp()], warp_best(v));
+  SPS_TEAM_BARRIER(s);
+  v = Best::none();
+  for (int w = lane_id(); w < team_warps(); w += 32) v.merge(s.best[w]);
+  v = warp_best(v);
+  SPS_TEAM_BARRIER(s);
+  return v;
+}
+
+// The team's blocks have each counted their tokens in s.histogram: each then has the sums of all. Every bin is added up by one
+// thread, which alone reads and writes it in all blocks.
+SPS_DEVICE void merge_histograms(Scratch& s, int bins) {
+  SPS_TEAM_BARRIER(s);
+  if (team_size() > 1) {
+    for (int i = team_thread(); i < bins; i += team_threads()) {
+      unsigned long long sum = 0;
+      for (int rank = 0; rank < team_size(); ++rank) sum += at_rank(s.histogram[i], rank);
+      for (int rank = 0; rank < team_size(); ++rank) at_rank(s.histogram[i], rank) = sum;
+    }
+    SPS_TEAM_BARRIER(s);
+  }
 }
 
 // Floats as integers in the same order (-0 below 0), for atomicMax.

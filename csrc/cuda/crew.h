@@ -5,12 +5,10 @@
 
 namespace specsample {
 
-// The law of a row; its mass only when `normalised`.
+// The law of a row that must be read for it; its mass only when `normalised`.
 SPS_DEVICE Law law_of(Scratch& s, const Rows& rows, int64_t index, const Sampling& sampling, bool normalised) {
-  Law law;
-  law.row = rows.at(index), law.vocab = rows.vocab, law.scale = sampling.scale();
+  Law law = Law::unread(rows.at(index), rows.vocab, sampling);
   const bool greedy = sampling.greedy(), filtered = !greedy && sampling.filters(rows.vocab);
-  if (!greedy && !filtered && !normalised) return law;
   if (greedy || filtered) {
     law.max = row_max(s, law, rows.dtype, Skip());
   } else {
@@ -54,10 +52,17 @@ SPS_DEVICE void crew(Scratch& s) {
         value = rest_mass(s, o);
       } else if (task == Task::kHistogram) {
         value = histogram(s, o);
-      } else if (task == Task::kThreshold) {
-        value = o.coupling.kseq_threshold(Crew());
-      } else {
-        o.coupling.solve(Crew());
+      } else {  // O(bins): by one block, of whose result the others learn
+        if (team_rank() == 0) {
+          if (task == Task::kThreshold) {
+            value = o.coupling.kseq_threshold(Crew());
+            if (warp_id() == 0) tell(s.threshold, value);
+          } else {
+            o.coupling.solve(Crew());
+          }
+        }
+        SPS_TEAM_BARRIER(s);
+        if (task == Task::kThreshold) value = s.threshold;
       }
       if (thread_id() == 0) s.value = value;
     }

@@ -1,6 +1,7 @@
 // The conductor's side: orders to the crew, and the CUDA executor of one request (see walk.h) made of them.
 //
-// All lanes of the conductor call these functions, with the same values, and get the same results.
+// All lanes of the conductor, and of the conductors of all blocks of a team, call these functions, with the same values, and get the
+// same results.
 #pragma once
 #include <type_traits>
 
@@ -15,6 +16,7 @@ class Conductor {
   SPS_DEVICE explicit Conductor(Scratch& scratch) : s(scratch) {}
 
   SPS_DEVICE Law law(const Rows& rows, int64_t row, const Sampling& sampling, bool normalised) const {
+    if (!normalised && !sampling.greedy() && !sampling.filters(rows.vocab)) return Law::unread(rows.at(row), rows.vocab, sampling);
     ask(Task::kLaw, rows.dtype, [&](Order& o) { o.rows = rows, o.row = row, o.sampling = sampling, o.normalised = normalised; });
     return *s.law;
   }
@@ -57,30 +59,48 @@ class CudaExecutor : public Conductor {
   SPS_DEVICE CudaExecutor(Scratch& scratch, double* memory, int most_bins)
       : Conductor(scratch), memory_(memory), most_bins_(most_bins) {}
 
-  SPS_DEVICE Law target(int row, bool normalised) const {
+  // Asks at once for what was found ahead and for the logits of drafted tokens: a walk would wait for one after the other.
+  SPS_DEVICE void prefetch_walk() const {
+    const Request& request = *s.request;
     const Inputs& in = *s.inputs;
-    return law(in.target, row, in.sampling, normalised);
+    for (int node = lane_id(); node < request.nodes; node += 32) {
+      if (!request.exists(node)) continue;
+      const int above = static_cast<int>(request.parent(node));
+      if (request.has_row(above)) prefetch_row(in.target_ahead, in.target, request.target_row(above), request.token(node));
+      if (request.has_draft) prefetch_row(in.draft_ahead, in.draft, request.draft_row(node), request.token(node));
+    }
+    SPS_BARRIER();
+  }
+  // A law that was computed ahead may have a mass that was not asked for.
+  SPS_DEVICE Law target(int row, bool normalised) {
+    const Inputs& in = *s.inputs;
+    row_ = row;
+    return in.target_ahead ? in.target_ahead[row].law : law(in.target, row, in.sampling, normalised);
   }
   SPS_DEVICE Law draft(int node) const {
     const Request& request = *s.request;
     if (!request.has_draft) return Law::point(request.token(node));
     const Inputs& in = *s.inputs;
     const int64_t row = request.draft_row(node);
-    Sampling own = in.draft_numbers;
-    if (in.draft_sampling) {
-      const double* p = in.draft_sampling + in.draft_first + row * in.draft_step;
-      own = Sampling{p[0], p[in.draft_columns], p[2 * in.draft_columns], p[3 * in.draft_columns]};
-    }
-    // Kept statistics serve where float32 determines the law to 1e-6; other rows are read again.
-    if (in.kept_max && !own.greedy() && fabsf(in.kept_logsumexp[row]) <= 32.f) {
-      Law law;
-      law.row = in.draft.at(row), law.vocab = in.draft.vocab, law.scale = own.scale();
+    const Sampling own = draft_sampling(row);
+    if (keeps(row, own)) {
+      Law law = Law::unread(in.draft.at(row), in.draft.vocab, own);
       law.max = in.kept_max[row];
       law.cutoff = in.kept_cutoff[row] > -FLT_MAX ? in.kept_cutoff[row] : -FLT_MAX;
       law.mass = exp(in.kept_logsumexp[row] - law.max * law.scale);
       return law;
     }
-    return law(in.draft, row, own, true);
+    return in.draft_ahead ? in.draft_ahead[row].law : law(in.draft, row, own, true);
+  }
+  // For another launch: what it then finds in `target_ahead` or `draft_ahead`. The law has a mass, or there is a race. Where kept
+  // statistics serve, none is looked for.
+  SPS_DEVICE void run_ahead(bool of_draft, int64_t row, bool races) const {
+    const Inputs& in = *s.inputs;
+    const Sampling own = of_draft ? draft_sampling(row) : in.sampling;
+    const bool kept = of_draft && keeps(row, own);
+    Ahead found{kept ? Law::none() : law(of_draft ? in.draft : in.target, row, own, !races), -1, races ? depth_of(row) : -1};
+    if (found.depth >= 0) found.winner = race(found.law, dtype(), stream(kClock, static_cast<int>(found.depth))).id;
+    if (lane_id() == 0 && team_rank() == 0) (of_draft ? in.draft_ahead : in.target_ahead)[row] = found;
   }
 
   SPS_DEVICE double prob(const Law& law, int64_t token) const {
@@ -93,6 +113,9 @@ class CudaExecutor : public Conductor {
   }
   // The winner over the least clock of several lists is the best of their winners.
   SPS_DEVICE int64_t clock_race(const Law& law, int depth, const int64_t* lists = nullptr, int count = 0) const {
+    const Inputs& in = *s.inputs;
+    if (in.target_ahead && count == 0 && law.row == in.target.at(row_) && in.target_ahead[row_].depth == depth)
+      return in.target_ahead[row_].winner;
     Best best = Best::none();
     for (int i = 0; i < (count > 0 ? count : 1); ++i)
       best.merge(race(law, dtype(), stream(kClock, depth, count > 0 ? lists[i] : 0)));
@@ -178,6 +201,36 @@ class CudaExecutor : public Conductor {
   }
 
  private:
+  SPS_DEVICE static void prefetch_row(const Ahead* ahead, const Rows& rows, int64_t row, int64_t token) {
+    prefetch(ahead + row), prefetch(reinterpret_cast<const char*>(ahead + row + 1) - 1);
+    if (token < rows.vocab) prefetch(static_cast<const char*>(rows.at(row)) + token * (rows.dtype == kFloat32 ? 4 : 2));
+  }
+  SPS_DEVICE Sampling draft_sampling(int64_t row) const {
+    const Inputs& in = *s.inputs;
+    if (!in.draft_sampling) return in.draft_numbers;
+    const double* p = in.draft_sampling + in.draft_first + row * in.draft_step;
+    return Sampling{p[0], p[in.draft_columns], p[2 * in.draft_columns], p[3 * in.draft_columns]};
+  }
+  // Kept statistics serve where float32 determines the law to 1e-6; other rows are read again.
+  SPS_DEVICE bool keeps(int64_t row, const Sampling& own) const {
+    const Inputs& in = *s.inputs;
+    return in.kept_max && !own.greedy() && fabsf(in.kept_logsumexp[row]) <= 32.f;
+  }
+  // Of the first node that has this target row; -1 where there is none.
+  SPS_DEVICE int depth_of(int64_t row) const {
+    const Request& request = *s.request;
+    for (int node = -1; node < request.nodes; ++node) {
+      if (request.target_row(node) != row) continue;
+      int depth = 0;
+      for (int64_t at = node; at >= 0; ++depth) {
+        const int64_t above = request.parent(static_cast<int>(at));
+        if (above < -1 || above >= at) return -1;
+        at = above;
+      }
+      return depth;
+    }
+    return -1;
+  }
   SPS_DEVICE int dtype() const { return (*s.inputs).target.dtype; }
   SPS_DEVICE Stream stream(Purpose purpose, int depth = 0, int64_t slot = 0) const {
     return Stream((*s.request).seed, (*s.request).position + depth, purpose, slot);
@@ -194,6 +247,7 @@ class CudaExecutor : public Conductor {
   double* memory_;
   int most_bins_;
   bool others_ = false;
+  int row_ = 0;  // of the target's law that was asked for last
 };
 
 }  // namespace specsample

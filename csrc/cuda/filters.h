@@ -72,7 +72,7 @@ SPS_DEVICE float select(Scratch& s, const Law& law, int dtype, float bound, doub
         if ((key & mask) == prefix) add_wide(&s.histogram[key >> shift & (bins - 1)], weigh(z));
       }
     });
-    SPS_CREW_BARRIER();
+    merge_histograms(s, bins);
     const uint32_t highest = order_key(law.max);
     const int top = (highest & mask) == prefix ? static_cast<int>(highest >> shift & (bins - 1)) : bins - 1;
     find_bin(s, bins, top, above, goal);
@@ -87,7 +87,8 @@ SPS_DEVICE float select(Scratch& s, const Law& law, int dtype, float bound, doub
   }
 }
 
-// A bound that at least k logits reach: the k-th largest of the threads' own maxima. -FLT_MAX for k above their number.
+// A bound that at least k logits reach: the k-th largest of the maxima of a crew's threads, of the crew where that is largest.
+// -FLT_MAX for k above their number.
 SPS_DEVICE float kth_bound(Scratch& s, const Law& law, int dtype, double k) {
   if (k > thread_count()) return -FLT_MAX;
   const float top = clamp_logit(fmaxf(thread_top(law.row, dtype, law.vocab), -FLT_MAX));
@@ -98,9 +99,7 @@ SPS_DEVICE float kth_bound(Scratch& s, const Law& law, int dtype, double k) {
   for (int i = 0; i < thread_count(); ++i) larger += maxima[i] > top || (maxima[i] == top && i < thread_id());
   if (larger + 1 == static_cast<int>(k)) s.once = top;
   SPS_CREW_BARRIER();
-  const float bound = static_cast<float>(s.once);
-  SPS_CREW_BARRIER();
-  return bound;
+  return team_max(s, static_cast<float>(s.once));
 }
 
 // What the filters keep of a row whose maximum is finite; law.max and law.scale are set, nothing is filtered yet.

@@ -166,15 +166,23 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
     }
   });
   SPS_CREW_BARRIER();
+  if (warp_id() == 0) tell(s.reached[team_rank()], Reached{s.goal, s.candidates, s.infinite});
+  SPS_TEAM_BARRIER(s);
+  int highest = s.goal;
+  bool all = false;  // a list overflowed
+  infinite = false;
+  for (int rank = 0; rank < team_size(); ++rank) {
+    const Reached& reached = s.reached[rank];
+    highest = reached.goal > highest ? reached.goal : highest;
+    infinite |= reached.infinite != 0, all |= reached.candidates > kCandidates;
+  }
 
-  // Exact scores. When the list overflowed (a law so nearly covered by its draft that nothing could be excluded), every token
-  // that can reach the goal is scored.
-  const float goal = from_ordered(s.goal);
-  infinite = s.infinite != 0;
-  const bool all = s.candidates > kCandidates;
+  // Exact scores, by each block of its own candidates. When a list overflowed (a law so nearly covered by its draft that nothing
+  // could be excluded), every token that can reach the goal is scored.
+  const float goal = from_ordered(highest);
   const int64_t count = all ? law.vocab : s.candidates;
   Best best = Best::none();
-  for (int64_t i = thread_id(); i < count; i += thread_count()) {
+  for (int64_t i = all ? team_thread() : thread_id(); i < count; i += all ? team_threads() : thread_count()) {
     int64_t token = i;
     if (!all) {
       token = s.candidate[i].id;
@@ -188,7 +196,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
     }
     best.offer(exact_score(race, token, z, dtype), token);
   }
-  return block_best(s, best);
+  return team_best(s, best);
 }
 
 constexpr double kPlainScores = 1e6;  // larger ones, not relative to the row's maximum, would cost the clocks digits

@@ -184,37 +184,55 @@ SPS_DEVICE void scatter(Scratch& s, const Order& o, unsigned long long* histogra
   });
 }
 
-// The sums of o.coupling. -> the tail's bin
-SPS_DEVICE int histogram(Scratch& s, const Order& o) {
+// By the first block, from the team's histogram to the sums of o.coupling: that which is O(bins).
+SPS_DEVICE void gather_sums(Scratch& s, const Order& o, bool here, double tail_t, double tail_d) {
   Coupling coupling = o.coupling;
   const int count = coupling.binning.count;
-  const bool here = count <= kShared, point = o.draft.only >= 0;
-  auto* const fixed = here ? s.histogram : reinterpret_cast<unsigned long long*>(coupling.sums);
-  for (int i = thread_id(); i < 2 * count; i += thread_count()) fixed[i] = 0;
-  SPS_CREW_BARRIER();
-  double tail_t = 0, tail_d = 0;
-  if (!point) {
-    if (here) {
-      scatter(s, o, s.histogram);
-    } else {
-      scatter(s, o, reinterpret_cast<unsigned long long*>(coupling.sums));
-    }
-    SPS_CREW_BARRIER();
-    const int tiles = tile_count(o.law.vocab);
-    tail_t = total(s.tile_sum, tiles) * o.norms.t, tail_d = total(s.other_sum, tiles) * o.norms.d;
+  for (int i = thread_id(); i < 2 * count; i += thread_count()) {
+    unsigned long long sum = here ? 0 : reinterpret_cast<unsigned long long*>(coupling.sums)[i];
+    for (int rank = 0; here && rank < team_size(); ++rank) sum += at_rank(s.histogram[i], rank);
+    coupling.sums[i] = static_cast<double>(sum) * (1.0 / kFixed) + (i == 1 ? o.beyond : 0);  // what the target lacks has ratio 0
   }
-  for (int i = thread_id(); i < 2 * count; i += thread_count())  // what the target lacks has ratio 0
-    coupling.sums[i] = static_cast<double>(fixed[i]) * (1.0 / kFixed) + (i == 1 ? o.beyond : 0);
   if (thread_id() == 0) coupling.target(count) = tail_t, coupling.draft(count) = tail_d;
   SPS_CREW_BARRIER();
-  if (point && thread_id() == 0) {  // tokens that are never drawn belong to the last bin
+  if (o.draft.only >= 0 && thread_id() == 0) {  // tokens that are never drawn belong to the last bin
     const int bin = coupling.binning.of_ratio(o.point, 1);
     coupling.target(bin) = o.point, coupling.draft(bin) = 1;
     coupling.target(count - 1) += 1 - o.point;
   }
   SPS_CREW_BARRIER();
   coupling.close_sums(Crew());
-  return coupling.binning.tail_bin;
+}
+
+// The sums of o.coupling. -> the tail's bin
+SPS_DEVICE int histogram(Scratch& s, const Order& o) {
+  const Binning binning = o.coupling.binning;
+  const bool here = binning.count <= kShared;  // in each block's shared memory, or else in the coupling's own
+  auto* const shared = s.histogram;
+  auto* const own = reinterpret_cast<unsigned long long*>(o.coupling.sums);
+  SPS_TEAM_BARRIER(s);  // every conductor has read what it wanted of the coupling before
+  for (int i = thread_id(); i < 2 * binning.count; i += thread_count()) {
+    if (here) {
+      shared[i] = 0;
+    } else if (team_rank() == 0) {
+      own[i] = 0;
+    }
+  }
+  SPS_TEAM_BARRIER(s);
+  double tail_t = 0, tail_d = 0;
+  if (!(o.draft.only >= 0)) {
+    if (here) {
+      scatter(s, o, shared);
+    } else {
+      scatter(s, o, own);
+    }
+    SPS_TEAM_BARRIER(s);
+    const int tiles = tile_count(o.law.vocab);
+    tail_t = total(s.tile_sum, tiles) * o.norms.t, tail_d = total(s.other_sum, tiles) * o.norms.d;
+  }
+  if (team_rank() == 0) gather_sums(s, o, here, tail_t, tail_d);
+  SPS_TEAM_BARRIER(s);
+  return binning.of_ratio(tail_t, tail_d);  // as close_sums has it
 }
 
 }  // namespace specsample

@@ -1,4 +1,4 @@
-// sample, draft and row_stats: a block a row, one kernel for all.
+// sample, draft and row_stats: a team a row, one kernel for all.
 #pragma once
 #include "kernels.h"
 
@@ -22,13 +22,13 @@ SPS_DEVICE void write_stats(const RowArgs& a, int64_t i, const Law& law) {
   else if (law.max >= kLargest) max = cutoff = HUGE_VALF, logsumexp = law.only >= 0 ? 0 : HUGE_VALF;
   else if (law.only >= 0) logsumexp = 0, cutoff = max;
   else if (cutoff <= -FLT_MAX) cutoff = -HUGE_VALF;
-  if (lane_id() == 0) a.max[i] = max, a.logsumexp[i] = logsumexp, a.cutoff[i] = cutoff;
+  if (lane_id() == 0 && team_rank() == 0) a.max[i] = max, a.logsumexp[i] = logsumexp, a.cutoff[i] = cutoff;
 }
 
-// k children of a row; earlier ones, which later ones leave out, are read back from the output.
+// k children of a row; later ones leave out earlier ones.
 SPS_DEVICE void draft_children(const Conductor& conductor, const RowArgs& a, int64_t i, const Law& law) {
   const int64_t seed = a.seed[i], position = a.position[i], own = position + a.depth[i], node = a.node[i];
-  int64_t* token = a.token + i * a.k;
+  int64_t* const token = conductor.s.children;
   float z = HUGE_VALF;
   int64_t last = -1;
   bool more = !law.broken;
@@ -55,21 +55,23 @@ SPS_DEVICE void draft_children(const Conductor& conductor, const RowArgs& a, int
       more = !again || winner >= 0;
     }
     if (lane_id() == 0) token[j] = winner;
+    if (lane_id() == 0 && team_rank() == 0) a.token[i * a.k + j] = winner;
     SPS_BARRIER();
   }
 }
 
 __global__ void __launch_bounds__(kBlock, 1) row_kernel(RowArgs a) {
   SPS_SHARED(s);
+  SPS_START_TEAM(s);
   if (!conducts()) return crew<false>(s);
-  const int64_t i = blockIdx.x;
+  const int64_t i = team_index();
   const Conductor conductor(s);
   const Law law = conductor.law(a.rows, i, a.sampling[i], a.op == RowOp::kStats);
   if (a.op == RowOp::kStats) {
     write_stats(a, i, law);
   } else if (a.op == RowOp::kSample) {
     const int64_t token = conductor.race(law, a.rows.dtype, Stream(a.seed[i], a.position[i], kClock)).id;
-    if (lane_id() == 0) a.token[i] = token;
+    if (lane_id() == 0 && team_rank() == 0) a.token[i] = token;
   } else {
     draft_children(conductor, a, i, law);
   }

@@ -20,7 +20,7 @@ Tensor sample(const Tensor& logits, const std::vector<double>& numbers, const Op
   RowArgs a = common(kept, logits, RowOp::kSample, numbers, sampling_rows);
   a.seed = kept.per_row(seed, seeds, count, 1, "seed"), a.position = kept.per_row(position, positions, count, 0, "position");
   a.token = static_cast<int64_t*>(out.mutable_data_ptr());
-  launch(row_kernel, logits, count, a);
+  launch(row_kernel, logits, count, a.rows.vocab, a);
   return out;
 }
 
@@ -42,7 +42,7 @@ Tensor draft(const Tensor& logits, int64_t k, const std::string& kind, const std
   a.seed = kept.per_row(seed, seeds, count, 1, "seed"), a.position = kept.per_row(position, positions, count, 0, "position");
   a.depth = kept.per_row(depth, depths, count, 0, "depth"), a.node = kept.per_row(node, nodes, count, 0, "node");
   a.token = static_cast<int64_t*>(out.mutable_data_ptr());
-  launch(row_kernel, logits, count, a);
+  launch(row_kernel, logits, count, a.rows.vocab, a);
   return out;
 }
 
@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor> row_stats(const Tensor& logits, const std::ve
   RowArgs a = common(kept, logits, RowOp::kStats, numbers, sampling_rows);
   a.max = static_cast<float*>(max.mutable_data_ptr()), a.logsumexp = static_cast<float*>(logsumexp.mutable_data_ptr());
   a.cutoff = static_cast<float*>(cutoff.mutable_data_ptr());
-  launch(row_kernel, logits, count, a);
+  launch(row_kernel, logits, count, a.rows.vocab, a);
   return {max, logsumexp, cutoff};
 }
 

@@ -44,10 +44,15 @@ struct Batch {
     if (dtype == kFloat32) {
 #pragma unroll
       for (int u = 0; u < 2 * kUnits; ++u) {
+        const int begin = first + (u >> 1) * step + (u & 1) * 4;
+        if (aligned && begin + 4 <= end) {  // the team's last turn: only some units are beyond the end
+          word[u] = load16(static_cast<const float*>(row) + begin);
+          continue;
+        }
         uint32_t z[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const int i = first + (u >> 1) * step + (u & 1) * 4 + j;
+          const int i = begin + j;
           z[j] = i < end ? __ldg(static_cast<const uint32_t*>(row) + i) : 0xFF800000u;
         }
         word[u] = uint4{z[0], z[1], z[2], z[3]};
@@ -56,10 +61,15 @@ struct Batch {
     }
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
+      const int begin = first + u * step;
+      if (aligned && begin + kUnit <= end) {
+        word[u] = load16(static_cast<const uint16_t*>(row) + begin);
+        continue;
+      }
       uint32_t z[kUnit];
 #pragma unroll
       for (int j = 0; j < kUnit; ++j) {
-        const int i = first + u * step + j;
+        const int i = begin + j;
         z[j] = i < end ? __ldg(static_cast<const uint16_t*>(row) + i) : dtype == kBfloat16 ? 0xFF80u : 0xFC00u;
       }
       word[u] = uint4{z[0] | z[1] << 16, z[2] | z[3] << 16, z[4] | z[5] << 16, z[6] | z[7] << 16};
@@ -151,13 +161,13 @@ SPS_DEVICE Unit read_unit(const void* row, int dtype, int first, int end) {
   return unit[0];
 }
 
-// test(u, largest of eight logits, first of them) over the whole row, by all threads of the block, and work(first token) where
+// test(u, largest of eight logits, first of them) over the whole row, by all threads of the team, and work(first token) where
 // the test says so: that reads the logits again (read_unit), which few units are worth. Some tests, numbered by u from 0 on, come
 // before their work. No barrier inside.
 template <class Test, class Work>
 SPS_DEVICE void each_unit(const void* row, int dtype, int vocab, const Test& test, const Work& work) {
   constexpr int kAtOnce = 4;
-  const int step = thread_count() * kUnit, start = thread_id() * kUnit;
+  const int step = team_threads() * kUnit, start = team_thread() * kUnit;
   Batch<kAtOnce> batch = {};
   for (int first = start - kAtOnce * step; first < vocab;) {  // the first turn only loads
     float top[kAtOnce];

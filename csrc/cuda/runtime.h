@@ -3,6 +3,10 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
+#include <map>
+#include <mutex>
+
 #include "kernels.h"
 
 #define SPS_LIBRARY specsample
@@ -31,16 +35,91 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// `blocks` blocks of a kernel on the device of `like`, on the current stream.
+inline void check(cudaError_t error, const char* what) {
+  STD_TORCH_CHECK(error == cudaSuccess, "specsample: ", what, ": ", cudaGetErrorString(error));
+}
+
+// Multiprocessors of the device of `like`.
+inline int processors(const torch::stable::Tensor& like) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device_index(like)), "device attributes");
+  return count;
+}
+
+// How a kernel is launched; see `launch`.
+struct Setting {
+  cudaLaunchConfig_t config{};
+  cudaLaunchAttribute attributes[2] = {};
+
+  Setting(int64_t blocks, int team, bool early, cudaStream_t stream) {
+    config.gridDim = dim3(static_cast<unsigned>(blocks)), config.blockDim = dim3(kBlock), config.stream = stream;
+    config.attrs = attributes;
+    if (team > 1) {
+      cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim.x = static_cast<unsigned>(team), cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    }
+    if (early) {
+      cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+      overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization, overlap.val.programmaticStreamSerializationAllowed = 1;
+    }
+  }
+  Setting(const Setting&) = delete;
+};
+
+// What the GPU and the compiled kernel allow.
+struct Capacity {
+  bool teams = false;         // the kernel was compiled for compute capability 9.0 or later
+  int of[kMaxTeam + 1] = {};  // teams of so many blocks that run at once
+
+  // Blocks of a team (team.h): the most for which there is room, so that no team waits for another, and for which a row is long
+  // enough to give each thread something.
+  int team(int64_t count, int64_t vocab) const {
+    int size = kMaxTeam;
+    while (size > 1 && (count > of[size] || vocab < static_cast<int64_t>(size) * kCrew * kUnit)) size /= 2;
+    return size;
+  }
+};
 template <class Args>
-void launch(void (*kernel)(Args), const torch::stable::Tensor& like, int64_t blocks, const Args& args) {
-  if (blocks == 0) return;
-  STD_TORCH_CHECK(blocks <= INT32_MAX, "specsample: more than 2^31 - 1 rows in one call");
+const Capacity& capacity_of(void (*kernel)(Args), int32_t device) {
+  static std::mutex mutex;
+  static std::map<int32_t, Capacity> known;  // a kernel's: this function is one for each type of arguments
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [found, fresh] = known.try_emplace(device);
+  Capacity& capacity = found->second;
+  if (fresh) {
+    int processors = 0, major = 0;
+    cudaFuncAttributes attributes{};
+    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device attributes");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device attributes");
+    check(cudaFuncGetAttributes(&attributes, kernel), "kernel attributes");
+    capacity.teams = major >= 9 && attributes.ptxVersion >= 90;  // a kernel made from an older one's text knows blocks alone
+    for (int team = 2; capacity.teams && team <= kMaxTeam; team *= 2) {
+      const Setting setting(team, team, false, nullptr);
+      int clusters = 0;
+      if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &setting.config) != cudaSuccess) {
+        cudaGetLastError();  // none of this size
+        break;
+      }
+      capacity.of[team] = std::min(clusters, processors / team);
+    }
+  }
+  return capacity;
+}
+
+// `teams` teams of a kernel on the device of `like`, on the current stream. `early`: they may begin before the launch before has
+// ended, and wait for it themselves (await_launch_before); they do so once all of that launch's blocks let them (let_next_begin).
+template <class Args>
+void launch(void (*kernel)(Args), const torch::stable::Tensor& like, int64_t teams, int64_t vocab, const Args& args,
+            bool early = false) {
+  if (teams == 0) return;
+  STD_TORCH_CHECK(teams <= INT32_MAX, "specsample: more than 2^31 - 1 rows in one call");
   const int32_t device = device_index(like);
   const torch::stable::accelerator::DeviceGuard guard(device);
-  kernel<<<static_cast<unsigned>(blocks), kBlock, 0, current_stream(device)>>>(args);
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "specsample: CUDA launch failed: ", cudaGetErrorString(error));
+  const Capacity& capacity = capacity_of(kernel, device);
+  const int team = capacity.team(teams, vocab);
+  const Setting setting(teams * team, team, early && capacity.teams, current_stream(device));
+  check(cudaLaunchKernelEx(&setting.config, kernel, args), "CUDA launch failed");
 }
 
 }  // namespace specsample

@@ -2,7 +2,8 @@
 //
 // The last warp of a block, the conductor, runs the scheme and its scalars; the other threads, the crew, run the passes over rows.
 // The conductor writes an order here and meets the crew at a barrier, they meet again when it is done. So a kernel holds each
-// pass once, whatever the number of schemes, and the registers of a pass are not the scheme's.
+// pass once, whatever the number of schemes, and the registers of a pass are not the scheme's. Where several blocks are a team
+// (team.h), each has a conductor, and all of them come to the same orders: what they decide by is what all crews have found.
 #pragma once
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -18,7 +19,13 @@
 namespace specsample {
 
 constexpr int kConductor = 32, kCrew = 352, kBlock = kCrew + kConductor;  // threads of a block
-constexpr int kMaxWarps = 32, kMaxTiles = 256;
+constexpr int kMaxTeam = 8;  // blocks
+#if defined(__CUDACC__)
+constexpr int kMaxWarps = kCrew / 32;
+#else
+constexpr int kMaxWarps = 32;
+#endif
+constexpr int kMaxTiles = 256;
 constexpr int kMaxNodes = 1024, kMaxOptions = 4;
 constexpr int kBins = 2048;        // of a digit of the selection (filters.h)
 constexpr int kShared = 1040;      // bins of a coupling whose histogram is taken in shared memory (ratios.h)
@@ -126,6 +133,18 @@ struct Order {
   Coupling coupling;
 };
 
+// How a block's part of a race went (race.h).
+struct Reached {
+  int goal;
+  uint32_t candidates, infinite;
+};
+
+// Of a row, computed by a launch before the round's: its law and, for the race, the winner at the depth where the row is come to.
+struct Ahead {
+  Law law;
+  int64_t winner, depth;  // depth -1: no race was run
+};
+
 // What the executor reads of a request (executor.h), beside `Request`.
 struct Inputs {
   Rows target, draft;  // from the request's first row
@@ -135,6 +154,7 @@ struct Inputs {
   const double* draft_sampling;
   int64_t draft_columns, draft_first, draft_step;
   const float *kept_max, *kept_logsumexp, *kept_cutoff;  // RowStats of the draft rows, or null
+  Ahead *target_ahead, *draft_ahead;  // of the rows; or null
 };
 
 struct Scratch {
@@ -144,18 +164,21 @@ struct Scratch {
   };
   double tile_sum[kMaxTiles], other_sum[kMaxTiles];
   float tile_max[kMaxTiles];
-  union {
-    double number[kMaxWarps];
-    float real[kMaxWarps];
+  union {  // a warp of the team each
+    float real[kMaxTeam * kMaxWarps];
     int64_t whole[kMaxWarps];
-    Best best[kMaxWarps];
+    Best best[kMaxTeam * kMaxWarps];
   };
+  Reached reached[kMaxTeam];
   double once;
   unsigned long long above;
   int bin;
   int goal;  // of a race: what its best score is known to reach, as ordered bits
   uint32_t candidates;
   uint32_t infinite;
+  alignas(8) unsigned long long arrivals[2];  // of the team's barriers, and how many there were
+  uint32_t turn;
+  double threshold;  // as the team's first block has found it
   Stored<Order> order;
   Stored<Race> race;
   Stored<Law> law;  // what the crew found: of kLaw,
@@ -167,7 +190,12 @@ struct Scratch {
   Stored<SiblingList> siblings;
   alignas(8) unsigned char room[kRoom];  // the scheme's own (Room in walk.h)
   uint8_t live[kMaxNodes + 1];
-  int32_t tokens[kMaxNodes], parents[kMaxNodes], rows[kMaxNodes + 1], draft_rows[kMaxNodes], lists[kMaxNodes];
+  union {
+    struct {
+      int32_t tokens[kMaxNodes], parents[kMaxNodes], rows[kMaxNodes + 1], draft_rows[kMaxNodes], lists[kMaxNodes];
+    };
+    int64_t children[kMaxNodes];  // that were drawn (row_kernels.h)
+  };
 };
 
 }  // namespace specsample

@@ -51,11 +51,12 @@ SPS_DEVICE int tile_length(int vocab) {
 }
 SPS_DEVICE int tile_count(int vocab) { return (vocab + tile_length(vocab) - 1) / tile_length(vocab); }
 
-// A warp's way through its tiles, `kStep` tokens at a time; it begins before the first.
+// A warp's way through its tiles, which the team's warps share, `kStep` tokens at a time; it begins before the first.
 template <int kStep>
 struct Way {
   const int vocab, length = tile_length(vocab), count = tile_count(vocab);
-  int tile = warp_id() - warp_count(), at = 0, end = 0;
+  const int warps = team_warps();
+  int tile = team_warp() - warps, at = 0, end = 0;
 
   SPS_DEVICE explicit Way(int vocab) : vocab(vocab) {}
   SPS_DEVICE bool begun() const { return tile >= 0; }
@@ -65,13 +66,13 @@ struct Way {
   SPS_DEVICE bool next() {
     at += kStep;
     if (at < end) return false;
-    tile += warp_count(), at = tile * length;
+    tile += warps, at = tile * length;
     end = at + length < vocab ? at + length : vocab;
     return true;
   }
 };
 
-// Sum of the tiles' sums, which are in shared memory: every warp adds them alike.
+// Sum of the tiles' sums, which are in every block's shared memory: every warp adds them alike.
 SPS_DEVICE double total(const double* tile_sum, int count) {
   double sum = 0;
   for (int i = lane_id(); i < count; i += 32) sum += tile_sum[i];
@@ -105,17 +106,16 @@ SPS_DEVICE void sum_tiles(Scratch& s, const void* const (&row)[kRows], const int
     if (!done) continue;
 #pragma unroll
     for (int i = 0; i < kSums; ++i) {
-      const double all = warp_sum(sum[i]);
-      if (lane_id() == 0) (i ? s.other_sum : s.tile_sum)[tile] = all;
+      tell((i ? s.other_sum : s.tile_sum)[tile], warp_sum(sum[i]));
       sum[i] = 0;
     }
   }
 }
 
 SPS_DEVICE double sum_of_tiles(Scratch& s, int vocab) {
-  SPS_CREW_BARRIER();
+  SPS_TEAM_BARRIER(s);
   const double sum = total(s.tile_sum, tile_count(vocab));
-  SPS_CREW_BARRIER();
+  SPS_TEAM_BARRIER(s);
   return sum;
 }
 
@@ -198,8 +198,7 @@ SPS_DEVICE void tile_masses(Scratch& s, const Law& law, int dtype) {
     sum += fma(static_cast<double>(part), static_cast<double>(off * fmaf(off, 0.5f, -1.f)), static_cast<double>(part));
     fresh = done;
     if (!done) continue;
-    const double all = warp_sum(sum);
-    if (lane_id() == 0) s.tile_max[tile] = a.max, s.tile_sum[tile] = all;
+    tell(s.tile_max[tile], a.max), tell(s.tile_sum[tile], warp_sum(sum));
     sum = 0;
   }
 }
@@ -207,7 +206,7 @@ SPS_DEVICE void tile_masses(Scratch& s, const Law& law, int dtype) {
 // Largest logit and the mass of an unfiltered row in one read.
 SPS_DEVICE void max_and_mass(Scratch& s, Law& law, int dtype) {
   tile_masses(s, law, dtype);
-  SPS_CREW_BARRIER();
+  SPS_TEAM_BARRIER(s);
   const int count = tile_count(law.vocab);
   float top = -HUGE_VALF;
   for (int i = lane_id(); i < count; i += 32) top = s.tile_max[i] > top ? s.tile_max[i] : top;
@@ -217,7 +216,7 @@ SPS_DEVICE void max_and_mass(Scratch& s, Law& law, int dtype) {
       s.tile_sum[i] *= exp((static_cast<double>(s.tile_max[i]) - law.max) * law.scale);
   SPS_CREW_BARRIER();
   law.mass = fmax(total(s.tile_sum, count), 1.0);  // the largest weight is 1, but for rounding: no probability exceeds 1
-  SPS_CREW_BARRIER();
+  SPS_TEAM_BARRIER(s);
 }
 
 // Largest logit of the row but for some tokens; -inf when nothing is finite.
@@ -233,7 +232,7 @@ SPS_DEVICE float row_max(Scratch& s, const Law& law, int dtype, const Skip& skip
       for (int j = 0; j < kUnit; ++j) top = fmaxf(top, unit.z[j]);
     });
   }
-  return clamp_logit(block_max(s, top));
+  return clamp_logit(team_max(s, top));
 }
 
 // The kept token after (z, id) in the order of the logits, largest first, the lowest id on ties; its id is -1 when there is none.
@@ -250,7 +249,7 @@ SPS_DEVICE Best next_likeliest(Scratch& s, const Law& law, int dtype, float afte
       if (z >= law.cutoff && after && z > top) top = z, id = first + j;
     }
   });
-  return block_best(s, Best{static_cast<double>(top), id});
+  return team_best(s, Best{static_cast<double>(top), id});
 }
 
 }  // namespace specsample

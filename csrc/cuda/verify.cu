@@ -1,4 +1,4 @@
-// verify on CUDA: one launch (and one for log-probabilities).
+// verify on CUDA: one launch, one before it where rows are few, and one after it for log-probabilities.
 #include "arguments.h"
 #include "verify_kernel.h"
 
@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
   a.rows = kept.node_ints(rows, "rows");
   a.draft_row_of = kept.node_ints(draft_rows, "draft_rows");
   a.lists = kept.node_ints(entry.by_lists ? lists : OptionalTensor(), "lists");
-  a.scheme = static_cast<int>(&entry - kSchemes), a.by_lists = entry.by_lists;
+  a.by_lists = entry.by_lists;
   a.nodes = packed ? draft_tokens.size(0) : draft_tokens.size(1);
   for (const NodeInts* list : {&a.parents, &a.draft_row_of, &a.rows, &a.lists})
     STD_TORCH_CHECK(!list->ints.data || list->size >= a.nodes, "per-node inputs: expected a value for each node");
@@ -102,11 +102,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
   const int64_t doubles = a.most_bins > 0 ? a.batch * coupling_memory(a.most_bins) : 0;
   const Tensor memory = empty(target_logits, {doubles, 2}, ScalarType::Float);
   if (doubles > 0) a.memory = static_cast<double*>(memory.mutable_data_ptr());
-  launch(verify_kernel, target_logits, a.batch, a);
-  if (logprobs) {
-    a.scheme = kLogprobs;
-    launch(verify_kernel, target_logits, a.batch * (max_depth + 1), a);
+
+  const auto run = [&](int work, int64_t teams, bool early = false) {
+    a.scheme = work;
+    launch(verify_kernel, target_logits, teams, a.target.vocab, a, early);
+  };
+  // All rows at once, ahead, where that leaves half of the GPU idle: the scheme then waits for no row that it comes to.
+  // Where requests fill the GPU, it reads what it comes to, and stops early.
+  const auto in_all = [&](int64_t each) { return packed ? each : a.batch * each; };
+  const bool races = !entry.uses_draft_law;
+  const int64_t rows_in_all = in_all(a.target_rows) + (has_draft ? in_all(a.draft_rows) : 0);
+  const bool ahead = !entry.by_lists && a.target.vocab > 0 && (!has_draft || a.draft.vocab > 0) &&
+                     2 * rows_in_all <= processors(target_logits);
+  const int64_t floats = ahead ? rows_in_all * static_cast<int64_t>(sizeof(Ahead) / sizeof(float)) : 0;
+  const Tensor found = empty(target_logits, {floats}, ScalarType::Float);
+  if (ahead) {
+    a.ahead = static_cast<Ahead*>(found.mutable_data_ptr());
+    run(races ? kRaces : kLaws, rows_in_all);
   }
+  run(static_cast<int>(&entry - kSchemes), a.batch, ahead);
+  if (logprobs) run(kLogprobs, a.batch * (max_depth + 1));
   return {out_tokens, out_count, out_nodes, out_logprobs};
 }
 

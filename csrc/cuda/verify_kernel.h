@@ -1,4 +1,4 @@
-// verify: a block a request, one kernel for all schemes.
+// verify: a team a request, one kernel for all schemes.
 #pragma once
 #include "../schemes/table.h"
 #include "kernels.h"
@@ -14,7 +14,7 @@ struct VerifyArgs {
   const int32_t* cu_rows;               // packed when not null
   bool has_draft, row_a_node;
   int max_depth;
-  int scheme;                           // by its place in SPS_CUDA_SCHEMES; kLogprobs: those of what was emitted
+  int scheme;                           // by its place in SPS_CUDA_SCHEMES, or another Work
   bool by_lists;
   double options[kMaxOptions];
   double* memory;                       // of the couplings: coupling_memory(most_bins) a request; or null
@@ -23,10 +23,14 @@ struct VerifyArgs {
   const float *kept_max, *kept_logsumexp, *kept_cutoff;
   PerRow seed, position;
   int logprobs;                         // 0 none, 1 filtered, 2 raw
+  Ahead* ahead;                         // of all target rows, then all draft rows; or null
   int64_t* out_tokens;
   int32_t *out_count, *out_nodes;
   float* out_logprobs;
 };
+
+// Rows of all requests.
+SPS_DEVICE int64_t all_rows(const VerifyArgs& a, int64_t rows) { return a.cu_rows ? rows : a.batch * rows; }
 
 // Where a request's rows and nodes lie. Rows and nodes that the tensors do not have do not exist.
 struct Span {
@@ -40,7 +44,7 @@ SPS_DEVICE Span span_of(Scratch& s, const VerifyArgs& a, int64_t b) {
     const int64_t count = static_cast<int64_t>(a.cu_rows[i + 1]) - a.cu_rows[i];
     before += count > 1 ? count - 1 : 0;
   }
-  before = block_sum(s, before);
+  before = crew_sum(s, before);
   const int64_t first = a.cu_rows[b];
   int64_t count = static_cast<int64_t>(a.cu_rows[b + 1]) - first;
   count = count > 0 ? count : 0;
@@ -87,8 +91,9 @@ SPS_DEVICE void set_up(Scratch& s, const VerifyArgs& a, int64_t b) {
     request.rows = staged(a.rows.ints.from(packed ? span.row : b * a.rows.stride), nodes + 1, s.rows);
   if (request.parents.data) request.live = s.live;
 
+  const int64_t target_start = packed ? span.row : b * a.target_rows;
   const int64_t draft_start = packed ? (a.row_a_node ? span.node : span.row) : b * a.draft_rows;
-  const int64_t draft_total = packed ? a.draft_rows : a.batch * a.draft_rows;
+  const int64_t draft_total = all_rows(a, a.draft_rows);
   int64_t draft_count = packed ? (a.row_a_node ? span.nodes : span.rows) : a.draft_rows;
   if (draft_count > draft_total - draft_start) draft_count = draft_total - draft_start;
   request.draft_row_count = static_cast<int>(draft_count > 0 ? draft_count : 0);
@@ -107,20 +112,31 @@ SPS_DEVICE void set_up(Scratch& s, const VerifyArgs& a, int64_t b) {
     in.kept_max = a.kept_max ? a.kept_max + draft_start : nullptr;
     in.kept_logsumexp = a.kept_max ? a.kept_logsumexp + draft_start : nullptr;
     in.kept_cutoff = a.kept_max ? a.kept_cutoff + draft_start : nullptr;
+    in.target_ahead = a.ahead ? a.ahead + target_start : nullptr;
+    in.draft_ahead = a.ahead ? a.ahead + all_rows(a, a.target_rows) + draft_start : nullptr;
   }
 }
 
-enum Scheme : int {
-  kLogprobs = -1,
+enum Work : int {
+  kLaws = -3,  // a team a row, ahead: its normalised law,
+  kRaces,      // or its law and race
+  kLogprobs,   // a team an emitted token
+  // and a team a request:
 #define SPS_ID(name, uses_draft_law, by_lists) k_##name,
   SPS_CUDA_SCHEMES(SPS_ID)
 #undef SPS_ID
 };
 
 SPS_DEVICE void conduct_round(Scratch& s, const VerifyArgs& a, int64_t b) {
-  const Output out{a.out_tokens + b * (a.max_depth + 1), a.out_nodes + b * a.max_depth, a.out_count + b};
+  const bool first = team_rank() == 0;
+  const Output out{first ? a.out_tokens + b * (a.max_depth + 1) : nullptr, first ? a.out_nodes + b * a.max_depth : nullptr,
+                   first ? a.out_count + b : nullptr};
   const Request& request = *s.request;
   CudaExecutor ex(s, a.memory ? a.memory + b * coupling_memory(a.most_bins) : nullptr, a.most_bins);
+  if (a.ahead) {
+    await_launch_before();
+    ex.prefetch_walk();
+  }
   switch (a.scheme) {
 #define SPS_CASE(name, uses_draft_law, by_lists) \
   case k_##name:                                 \
@@ -140,33 +156,70 @@ SPS_DEVICE void conduct_logprob(Scratch& s, const VerifyArgs& a, int64_t b, int 
   const Law law = conductor.law(in.target, (*s.request).target_row(node), a.logprobs == 2 ? Sampling() : in.sampling, true);
   const double value = law.only >= 0 ? (law.only == token ? 0 : -kInfinity)
                                      : law.log_prob(logit(law.row, in.target.dtype, token));
-  if (lane_id() == 0) a.out_logprobs[b * (a.max_depth + 1) + depth] = static_cast<float>(value);
+  if (lane_id() == 0 && team_rank() == 0) a.out_logprobs[b * (a.max_depth + 1) + depth] = static_cast<float>(value);
   conductor.dismiss();
 }
 
-// A block a request; for log-probabilities, a block a position.
+// The request that a row belongs to, and which of its rows it is; request -1 for a row of none.
+struct RowOf {
+  int64_t request, row;
+  bool of_draft;
+};
+SPS_DEVICE RowOf row_of(const VerifyArgs& a, int64_t i) {
+  const int64_t targets = all_rows(a, a.target_rows);
+  const bool of_draft = i >= targets;
+  if (of_draft) i -= targets;
+  if (!a.cu_rows) {
+    const int64_t rows = of_draft ? a.draft_rows : a.target_rows;
+    return RowOf{i / rows, i % rows, of_draft};
+  }
+  int64_t node = 0;  // nodes of the requests before
+  for (int64_t b = 0; b < a.batch; ++b) {
+    const int64_t first = a.cu_rows[b], count = static_cast<int64_t>(a.cu_rows[b + 1]) - first;
+    const bool by_node = of_draft && a.row_a_node;
+    const int64_t start = by_node ? node : first, rows = by_node ? count - 1 : count;
+    if (i >= start && i - start < rows) return RowOf{b, i - start, of_draft};
+    node += count > 1 ? count - 1 : 0;
+  }
+  return RowOf{-1, 0, of_draft};
+}
+
+// A team's work is numbered by its index: a request, a row (kLaws, kRaces) or an emitted token (kLogprobs).
 __global__ void __launch_bounds__(kBlock, 1) verify_kernel(VerifyArgs a) {
   SPS_SHARED(s);
   const int width = a.max_depth + 1;
-  const bool round = a.scheme != kLogprobs;
-  const int64_t b = round ? blockIdx.x : blockIdx.x / width;
-  const int depth = round ? 0 : static_cast<int>(blockIdx.x % width);
-  const int64_t token = round ? 0 : a.out_tokens[b * width + depth];
-  if (token < 0) {
-    if (threadIdx.x == 0) a.out_logprobs[b * width + depth] = 0;
-    return;
+  const int64_t i = team_index();
+  const bool round = a.scheme >= 0;
+  int64_t b = i, token = 0;
+  RowOf row{};
+  const bool ahead = a.scheme == kLaws || a.scheme == kRaces;
+  if (ahead) {
+    let_next_begin();
+    row = row_of(a, i), b = row.request;
+    if (b < 0) return;
+  } else if (!round) {
+    b = i / width, token = a.out_tokens[i];
+    if (token < 0) {
+      if (thread_id() == 0 && team_rank() == 0) a.out_logprobs[i] = 0;
+      return;
+    }
   }
+  SPS_START_TEAM(s);
   if (conducts()) {
     SPS_MEET();  // the request is in shared memory
     if (round) {
       conduct_round(s, a, b);
+    } else if (ahead) {
+      const CudaExecutor ex(s, nullptr, 0);
+      ex.run_ahead(row.of_draft, row.row, a.scheme == kRaces);
+      ex.dismiss();
     } else {
-      conduct_logprob(s, a, b, depth, token);
+      conduct_logprob(s, a, b, static_cast<int>(i % width), token);
     }
   } else {
-    for (int i = thread_id(); round && i < width; i += thread_count()) {
-      a.out_tokens[b * width + i] = -1;
-      if (i < a.max_depth) a.out_nodes[b * a.max_depth + i] = -1;
+    for (int j = thread_id(); round && team_rank() == 0 && j < width; j += thread_count()) {
+      a.out_tokens[b * width + j] = -1;
+      if (j < a.max_depth) a.out_nodes[b * a.max_depth + j] = -1;
     }
     set_up(s, a, b);
     SPS_MEET();

@@ -73,6 +73,22 @@ __global__ inline void uneven_meeting_kernel(BadArgs a) {  // the crew comes onc
   a.out[threadIdx.x] = 1;
 }
 
+// out[i] = in[count - 1 - i] by a team, each block reading what another one wrote: block r has the elements from r count / team on.
+enum class Team { kGood, kNoStart, kNoBarrier, kLeaves, kUneven };
+
+template <Team kHow>
+__global__ void team_kernel(BadArgs a) {
+  BadScratch& s = cuda_on_cpu::machine.shared<BadScratch>();
+  if (kHow != Team::kNoStart) SPS_START_TEAM(s);
+  if (conducts()) return;
+  const int part = a.count / team_size(), other = team_size() - 1 - team_rank(), first = team_rank() * part;
+  for (int i = thread_id(); i < part; i += thread_count()) s.value[i] = a.in[first + i];
+  if (kHow != Team::kNoBarrier && kHow != Team::kNoStart) SPS_TEAM_BARRIER(s);
+  for (int i = thread_id(); i < part; i += thread_count()) a.out[first + i] = at_rank(s.value[part - 1 - i], other);
+  if (kHow != Team::kLeaves) SPS_TEAM_BARRIER(s);
+  if (kHow == Team::kUneven && team_rank() == 0) SPS_TEAM_BARRIER(s);
+}
+
 __global__ inline void half_a_warp_kernel(BadArgs a) {
   float v = a.in[threadIdx.x];
   if (threadIdx.x % 32 < 16) v = __shfl_xor_sync(kFullWarp, v, 1);

@@ -10,7 +10,9 @@
 
 using namespace specsample;
 
-SPS_EXPORT void specsample_cuda_on_cpu_settings(int threads, uint32_t shuffle) { cuda_on_cpu::settings = {threads, shuffle}; }
+SPS_EXPORT void specsample_cuda_on_cpu_settings(int threads, uint32_t shuffle, int team, int ahead) {
+  cuda_on_cpu::settings = {threads, shuffle, team, ahead != 0};
+}
 
 namespace {
 struct PhiloxArgs {
@@ -61,7 +63,7 @@ SPS_EXPORT void specsample_cuda_on_cpu_words(int64_t seed, int64_t position, int
   cuda_on_cpu::machine.launch(dim3(1), dim3(32), [&] { words_kernel(args); });
 }
 
-// Runs a kernel of bad_kernels.h by name on `count` threads; writes what the emulation found (empty: nothing) to `message`.
+// Runs a kernel of bad_kernels.h by name on `count` threads a block, in one team of as many blocks as are set; writes what the emulation found (empty: nothing) to `message`.
 SPS_EXPORT void specsample_cuda_on_cpu_bad(const char* name, const float* in, float* out, int count, char* message, int size) {
   const struct {
     const char* name;
@@ -72,6 +74,11 @@ SPS_EXPORT void specsample_cuda_on_cpu_bad(const char* name, const float* in, fl
                  {"early exit", early_exit_kernel},
                  {"order", order_kernel<true>},
                  {"uneven meeting", uneven_meeting_kernel},
+                 {"team", team_kernel<Team::kGood>},
+                 {"missing team barrier", team_kernel<Team::kNoBarrier>},
+                 {"block that has not begun", team_kernel<Team::kNoStart>},
+                 {"block that leaves", team_kernel<Team::kLeaves>},
+                 {"uneven team", team_kernel<Team::kUneven>},
                  {"half a warp", half_a_warp_kernel},
                  {"read beyond the row", read_beyond_the_row_kernel},
                  {"write beyond shared memory", write_beyond_shared_memory_kernel}};
@@ -81,7 +88,8 @@ SPS_EXPORT void specsample_cuda_on_cpu_bad(const char* name, const float* in, fl
     found.clear();
     try {
       const BadArgs args{in, out, count};
-      cuda_on_cpu::machine.launch(dim3(1), dim3(count), [&] { entry.kernel(args); });
+      const int team = cuda_on_cpu::settings.team;
+      cuda_on_cpu::machine.launch(dim3(team), dim3(count), [&] { entry.kernel(args); }, team);
     } catch (const std::runtime_error& error) {
       found = error.what();
     }

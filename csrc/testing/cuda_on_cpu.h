@@ -1,11 +1,12 @@
 // CUDA kernels on the CPU, for the tests: kernel sources compiled by an ordinary C++ compiler, a fibre for every CUDA thread.
 //
-// Blocks run one after the other in one OS thread. A fibre runs until it waits at a barrier or in a warp exchange; the
-// scheduler then picks the next one, by index or in an order shuffled by a seed, which lets missing barriers change results.
-// Reported as errors: barriers that only a part of the block reaches, threads that wait at different barriers or in different
-// warp operations, lanes missing from a warp's mask, and deadlocks. Shared memory is a heap allocation of its exact size,
-// filled with 0xA5 for every block, so that AddressSanitizer sees the reads and writes beyond it.
-// Not modelled: blocks that run at once, asynchronous copies, clusters, memory order.
+// Teams of blocks (clusters; csrc/cuda/team.h) run one after the other in one OS thread, the blocks of a team at once. A fibre
+// runs until it waits at a barrier or in a warp exchange; the scheduler then picks the next one, by index or in an order shuffled
+// by a seed, which lets missing barriers change results. Reported as errors: barriers that only a part of the block or team
+// reaches, threads that wait at different barriers or in different warp operations, lanes missing from a warp's mask, the shared
+// memory of a block that has not begun or has left, and deadlocks. Shared memory is a heap allocation of its exact size, filled
+// with 0xA5 for every block and freed when its threads have left, so that AddressSanitizer sees the reads and writes beyond it.
+// Not modelled: teams that run at once, asynchronous copies, memory order.
 #pragma once
 #define SPS_CUDA_ON_CPU 1
 #include <sys/mman.h>
@@ -56,12 +57,16 @@ struct uint4 {
 namespace cuda_on_cpu {
 
 constexpr size_t kStack = 256 << 10, kGuard = 4096;
-constexpr int kWarp = 32, kMaxThreads = 1024, kBarriers = 4;
+constexpr int kWarp = 32, kMaxThreads = 1024, kMaxBlocks = 8;  // threads of a block, blocks of a team
+// Barriers of a block: of all its threads, and two more. Barriers of a team: of the crews, and of all threads.
+constexpr int kBlockBarriers = 3, kTeamCrews = 3, kTeamStart = 4, kBarriers = 5;
 
 // What a test may choose for the launches of this process.
 struct Settings {
   int threads = 0;       // of a block's crew; 0: as on a GPU
   uint32_t shuffle = 0;  // seed of the order in which threads run; 0: by index
+  int team = 1;          // blocks of a team
+  bool ahead = false;    // all rows are read before the round (verify.cu)
 };
 inline Settings settings;
 
@@ -129,8 +134,20 @@ struct Fibre {
 
 class Machine {
  public:
-  dim3 grid, block, block_index;
+  dim3 grid, block;
 
+  dim3 block_index() {
+    const Unwatched unwatched;
+    return dim3(first_block_.x + current_ / count_, first_block_.y, first_block_.z);
+  }
+  int team_size() const {
+    const Unwatched unwatched;
+    return team_;
+  }
+  int team_rank() const {
+    const Unwatched unwatched;
+    return current_ / count_;
+  }
   dim3& thread_index() {
     const Unwatched unwatched;
     return fibres_[current_].index;
@@ -141,23 +158,25 @@ class Machine {
   }
 
   template <class Body>
-  void launch(dim3 grid_size, dim3 block_size, const Body& body) {
+  void launch(dim3 grid_size, dim3 block_size, const Body& body, int team = 1) {
     grid = grid_size, block = block_size, body_ = body;
-    count_ = static_cast<int>(block.x * block.y * block.z);
+    count_ = static_cast<int>(block.x * block.y * block.z), team_ = team, total_ = team * count_;
     if (count_ < 1 || count_ > kMaxThreads) throw std::runtime_error("cuda_on_cpu: block of " + std::to_string(count_));
+    if (team_ < 1 || team_ > kMaxBlocks || grid.x % team_ || (team_ > 1 && count_ % kWarp))
+      throw std::runtime_error("cuda_on_cpu: team of " + std::to_string(team_));
     reserve();
     uint32_t state = settings.shuffle;
-    order_.resize(count_);
+    order_.resize(total_);
     std::iota(order_.begin(), order_.end(), 0);
     for (unsigned z = 0; z < grid.z; ++z)
       for (unsigned y = 0; y < grid.y; ++y)
-        for (unsigned x = 0; x < grid.x; ++x) {
-          block_index = dim3(x, y, z);
-          shared_.reset();
+        for (unsigned x = 0; x < grid.x; x += team_) {
+          first_block_ = dim3(x, y, z);
+          for (auto& memory : shared_) memory.reset();
           before(&started_);
           {
             const Unwatched unwatched;
-            run_block(state);
+            run_team(state);
           }
           after(&ended_);
         }
@@ -168,20 +187,31 @@ class Machine {
   template <class T>
   T& shared() {
     const Unwatched unwatched;
-    if (!shared_) {
+    auto& mine = shared_[current_ / count_];
+    if (!mine) {
       void* memory = ::operator new(sizeof(T), std::align_val_t{alignof(T)});
       std::memset(memory, 0xA5, sizeof(T));
-      shared_ = {memory, [](void* p) { ::operator delete(p, std::align_val_t{alignof(T)}); }};
+      mine = {memory, [](void* p) { ::operator delete(p, std::align_val_t{alignof(T)}); }};
     }
-    return *static_cast<T*>(shared_.get());
+    return *static_cast<T*>(mine.get());
+  }
+  // The same place in the shared memory of another block of the team.
+  template <class T>
+  T& at_rank(T& mine, int rank) {
+    const Unwatched unwatched;
+    const char* const here = static_cast<const char*>(shared_[current_ / count_].get());
+    if (rank < 0 || rank >= team_) fail("a block that the team does not have", std::to_string(rank).c_str());
+    if (live_in_[rank] == 0) fail("shared memory of a block that has left", std::to_string(rank).c_str());
+    if (!shared_[rank]) fail("shared memory of a block that has not begun", std::to_string(rank).c_str());
+    return *reinterpret_cast<T*>(static_cast<char*>(shared_[rank].get()) + (reinterpret_cast<const char*>(&mine) - here));
   }
 
-  // Barrier `id` of `count` threads (0: all).
+  // Barrier `id` of `count` threads (0: all) of the block, or of the team.
   void barrier(int id, int count, const char* where) {
     char* event = nullptr;
     {
       const Unwatched unwatched;
-      event = &barrier_[id][fibres_[current_].barriers[id]++ & 1];
+      event = &barrier_[id < kBlockBarriers ? current_ / count_ : 0][id][fibres_[current_].barriers[id]++ & 1];
     }
     before(event);
     {
@@ -192,6 +222,8 @@ class Machine {
     after(event);
   }
   void barrier(const char* where) { barrier(0, 0, where); }
+  void team_barrier(int crew, const char* where) { barrier(kTeamCrews, team_ * crew, where); }
+  void start_team(const char* where) { barrier(kTeamStart, total_, where); }
   void meet_warp(const char* where) {
     char* warp = next(warp_[warp_index()], &Fibre::meetings);
     before(warp);
@@ -250,8 +282,8 @@ class Machine {
       for (Fibre& f : fibres_) prepare(f.context, f.stack, entry), f.fake_stack = nullptr, f.state = State::kDone;
       broken_ = false;
     }
-    fibres_.reserve(kMaxThreads);
-    while (static_cast<int>(fibres_.size()) < count_) {
+    fibres_.reserve(kMaxThreads * kMaxBlocks);
+    while (static_cast<int>(fibres_.size()) < total_) {
       Fibre& f = fibres_.emplace_back();
       char* memory = static_cast<char*>(
           mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -262,17 +294,19 @@ class Machine {
     }
   }
 
-  void run_block(uint32_t& random) {
-    for (int i = 0; i < count_; ++i) {
+  void run_team(uint32_t& random) {
+    for (int i = 0; i < total_; ++i) {
       Fibre& f = fibres_[i];
       f.state = State::kReady, f.exchanges = f.meetings = 0;
       std::fill(f.barriers, f.barriers + kBarriers, 0);
-      f.index = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
+      const unsigned thread = i % count_;
+      f.index = dim3(thread % block.x, thread / block.x % block.y, thread / (block.x * block.y));
     }
-    live_ = count_;
+    live_ = total_;
+    std::fill(live_in_, live_in_ + team_, count_);
     while (live_ > 0) {
       if (settings.shuffle)
-        for (int i = count_ - 1; i > 0; --i) {
+        for (int i = total_ - 1; i > 0; --i) {
           random = random * 1664525u + 1013904223u;
           std::swap(order_[i], order_[(random >> 8) % static_cast<uint32_t>(i + 1)]);
         }
@@ -283,28 +317,31 @@ class Machine {
           resume(i);
           if (!error_.empty()) stop();
         }
-      for (int id = 0; id < kBarriers; ++id) ran |= release_barrier(id);
+      for (int rank = 0; rank < team_; ++rank)
+        for (int id = 0; id < kBlockBarriers; ++id) ran |= release_barrier(id, rank * count_, count_, live_in_[rank]);
+      for (int id = kBlockBarriers; id < kBarriers; ++id) ran |= release_barrier(id, 0, total_, live_);
       if (ran) continue;
       error_ = "deadlock: " + waiting();
       stop();
     }
   }
 
-  bool release_barrier(int id) {
+  // Among `count` threads from `first`, of which `live` have not left.
+  bool release_barrier(int id, int first, int count, int live) {
     int waiting_here = 0, awaited = 0;
     const char* where = nullptr;
-    for (int i = 0; i < count_; ++i) {
+    for (int i = first; i < first + count; ++i) {
       const Fibre& f = fibres_[i];
       if (f.state != State::kBarrier || f.barrier != id) continue;
       ++waiting_here, awaited = f.awaited;
       if (where && differ(where, f.where)) error_ = std::string("divergent barriers: ") + where + " and " + f.where;
       where = f.where;
     }
-    if (waiting_here == 0 || waiting_here < std::min(awaited, live_)) return false;
+    if (waiting_here == 0 || waiting_here < std::min(awaited, live)) return false;
     if (waiting_here < awaited) error_ = std::string("a barrier after some threads have left: ") + where;
     if (waiting_here > awaited) error_ = std::string("more threads than a barrier awaits: ") + where;
     if (!error_.empty()) stop();
-    for (int i = 0; i < count_; ++i)
+    for (int i = first; i < first + count; ++i)
       if (fibres_[i].state == State::kBarrier && fibres_[i].barrier == id) fibres_[i].state = State::kReady;
     return true;
   }
@@ -320,7 +357,7 @@ class Machine {
     f.mask = mask, f.where = where, f.state = State::kExchange;
     for (int i = 0; i < kWarp; ++i) {
       if (!(mask >> i & 1)) continue;
-      if (first + i >= count_) fail("the mask names lanes that the block does not have", where);
+      if (first + i >= total_) fail("the mask names lanes that the block does not have", where);
       const Fibre& other = fibres_[first + i];
       if (other.state == State::kDone) fail("the mask names a lane that has left", where);
       if (other.state != State::kExchange) return wait(State::kExchange, mask, where), slot;
@@ -343,9 +380,10 @@ class Machine {
   }
   std::string waiting() const {
     std::string text;
-    for (int i = 0; i < count_ && text.size() < 400; ++i)
-      if (fibres_[i].state != State::kDone && (i == 0 || differ(fibres_[i].where, fibres_[i - 1].where)))
-        text += "thread " + std::to_string(i) + " waits at " + fibres_[i].where + "; ";
+    for (int i = 0; i < total_ && text.size() < 400; ++i)
+      if (fibres_[i].state != State::kDone && (i % count_ == 0 || differ(fibres_[i].where, fibres_[i - 1].where)))
+        text += "thread " + std::to_string(i % count_) + " of block " + std::to_string(i / count_) + " waits at " +
+                fibres_[i].where + "; ";
     return text;
   }
   [[noreturn]] void stop() {
@@ -386,16 +424,30 @@ class Machine {
 #endif
   }
   static void entry();
+  void leave() {
+    fibres_[current_].state = State::kDone;
+    --live_;
+    if (--live_in_[current_ / count_] == 0) shared_[current_ / count_].reset();
+    to_scheduler();
+  }
 
   std::vector<Fibre> fibres_;
   std::vector<int> order_;
   std::function<void()> body_;
-  std::unique_ptr<void, void (*)(void*)> shared_{nullptr, [](void*) {}};
+  struct Memory : std::unique_ptr<void, void (*)(void*)> {
+    using Base = std::unique_ptr<void, void (*)(void*)>;
+    Memory() : Base(nullptr, [](void*) {}) {}
+    using Base::operator=;
+  };
+  Memory shared_[kMaxBlocks];
   std::string error_;
-  uint64_t slots_[kMaxThreads / kWarp][2][kWarp];
-  int count_ = 0, current_ = 0, live_ = 0;
+  uint64_t slots_[kMaxBlocks * kMaxThreads / kWarp][2][kWarp];
+  dim3 first_block_;  // of the team
+  int count_ = 1, team_ = 1, total_ = 1;  // threads of a block, blocks of the team, threads of the team
+  int current_ = 0, live_ = 0, live_in_[kMaxBlocks] = {};
   bool broken_ = false;
-  char started_ = 0, ended_ = 0, barrier_[kBarriers][2] = {}, warp_[kMaxThreads / kWarp][2] = {};  // events
+  char started_ = 0, ended_ = 0, barrier_[kMaxBlocks][kBarriers][2] = {};  // events
+  char warp_[kMaxBlocks * kMaxThreads / kWarp][2] = {};
   void* main_watched_ = nullptr;
   Context main_;
   void* main_fake_stack_ = nullptr;
@@ -414,9 +466,7 @@ inline void Machine::entry() {
     machine.body_();
     before(&machine.ended_);
     const Unwatched unwatched;
-    machine.fibres_[machine.current_].state = State::kDone;
-    --machine.live_;
-    machine.to_scheduler();
+    machine.leave();
   }
 }
 
@@ -435,7 +485,7 @@ T update(T* at, const F& f) {
 #define SPS_HERE __FILE__ ":" SPS_TEXT(__LINE__)
 
 #define threadIdx (cuda_on_cpu::machine.thread_index())
-#define blockIdx (cuda_on_cpu::machine.block_index)
+#define blockIdx (cuda_on_cpu::machine.block_index())
 #define blockDim (cuda_on_cpu::machine.block)
 #define gridDim (cuda_on_cpu::machine.grid)
 #define __syncthreads() cuda_on_cpu::machine.barrier(SPS_HERE)

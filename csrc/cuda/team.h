@@ -1,0 +1,126 @@
+// A team: the blocks that serve one request, or one row, together.
+//
+// On GPUs from compute capability 9.0 a team is a cluster of 1, 2, 4 or 8 blocks, whose shared memory all of them can reach;
+// elsewhere it is a block alone. The crews of all blocks are one crew to whatever runs over a row. Each block's conductor runs the
+// whole scheme: it is told the same as the others, so nothing has to be told to it. The first block (rank 0) alone writes what
+// the kernel returns. Barriers: of a block's crew; of a block's conductor and crew; of the team's crews.
+#pragma once
+#include "state.h"
+
+namespace specsample {
+
+SPS_DEVICE int thread_id() {
+  int id = static_cast<int>(threadIdx.x);
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(id));  // or all that is made of it would be held in registers from one order to the next
+#endif
+  return id;
+}
+
+#if defined(__CUDACC__)
+SPS_DEVICE constexpr int thread_count() { return kCrew; }
+SPS_DEVICE void named_barrier(int id, int count) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory"); }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+SPS_DEVICE int team_size() {
+  int size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+SPS_DEVICE int team_rank() {
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+SPS_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// All threads, conductors too, before anything else: no block reaches into another that has not begun.
+SPS_DEVICE void start_team(Scratch& s) {
+  if (team_size() == 1) return;
+  if (thread_id() == 0) {
+    s.turn = 0;
+    for (int i = 0; i < 2; ++i)
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&s.arrivals[i])), "r"(team_size()) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// The hardware's own barrier of a cluster would count the conductors. Here the blocks count each other's crews: each tells all
+// that its crew has come, and waits for as many arrivals as there are blocks. Two counters in turn: a block may be at the next
+// barrier while an arrival at this one is still on its way to a third block, which must not take the one for the other.
+SPS_DEVICE void team_barrier(Scratch& s) {
+  if (team_size() == 1) return named_barrier(1, thread_count());
+  const uint32_t turn = s.turn, mine = shared_address(&s.arrivals[turn & 1]);
+  named_barrier(1, thread_count());
+  if (thread_id() == 0) s.turn = turn + 1;
+  if (thread_id() < team_size())
+    asm volatile(
+        "{\n\t.reg .b32 theirs;\n\t"
+        "fence.acq_rel.cluster;\n\t"
+        "mapa.shared::cluster.u32 theirs, %0, %1;\n\t"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [theirs];\n\t}" ::"r"(mine),
+        "r"(thread_id())
+        : "memory");
+  asm volatile(
+      "{\n\t.reg .pred complete;\n\t"
+      "TRY: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%0], %1;\n\t"
+      "@!complete bra TRY;\n\t}" ::"r"(mine),
+      "r"(turn >> 1 & 1)
+      : "memory");
+  __syncwarp();
+}
+
+// The same place in the shared memory of another block.
+template <class T>
+SPS_DEVICE T& at_rank(T& mine, int rank) {
+  uint64_t theirs;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(theirs) : "l"(&mine), "r"(rank));
+  return *reinterpret_cast<T*>(theirs);
+}
+
+// The next launch may begin, while this one runs (runtime.h). And: the one before has ended, what it wrote can be read.
+SPS_DEVICE void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+SPS_DEVICE void await_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+#else
+SPS_DEVICE constexpr int team_size() { return 1; }
+SPS_DEVICE constexpr int team_rank() { return 0; }
+SPS_DEVICE void start_team(Scratch&) {}
+SPS_DEVICE void team_barrier(Scratch&) { named_barrier(1, thread_count()); }
+template <class T>
+SPS_DEVICE T& at_rank(T& mine, int) {
+  return mine;
+}
+SPS_DEVICE void let_next_begin() {}
+SPS_DEVICE void await_launch_before() {}
+#endif
+SPS_DEVICE void prefetch(const void* p) { asm volatile("prefetch.L1 [%0];" ::"l"(p)); }
+#define SPS_CREW_BARRIER() named_barrier(1, thread_count())
+#define SPS_MEET() named_barrier(2, kBlock)
+#define SPS_TEAM_BARRIER(s) team_barrier(s)
+#define SPS_START_TEAM(s) start_team(s)
+#else
+inline int thread_count() { return static_cast<int>(blockDim.x) - kConductor; }  // as a test chooses
+inline int team_size() { return cuda_on_cpu::machine.team_size(); }
+inline int team_rank() { return cuda_on_cpu::machine.team_rank(); }
+template <class T>
+T& at_rank(T& mine, int rank) {
+  return cuda_on_cpu::machine.at_rank(mine, rank);
+}
+inline void let_next_begin() {}
+inline void await_launch_before() {}
+inline void prefetch(const void* p) { static_cast<void>(*static_cast<const volatile char*>(p)); }
+#define SPS_CREW_BARRIER() cuda_on_cpu::machine.barrier(1, thread_count(), SPS_HERE)
+#define SPS_MEET() cuda_on_cpu::machine.barrier(2, static_cast<int>(blockDim.x), "conductor and crew")
+#define SPS_TEAM_BARRIER(s) cuda_on_cpu::machine.team_barrier(thread_count(), SPS_HERE)
+#define SPS_START_TEAM(s) cuda_on_cpu::machine.start_team(SPS_HERE)
+#endif
+
+SPS_DEVICE bool conducts() { return thread_id() >= thread_count(); }
+
+// Threads of the team: which one this is, and how many. Which team this block is in.
+SPS_DEVICE int team_thread() { return team_rank() * thread_count() + thread_id(); }
+SPS_DEVICE int team_threads() { return team_size() * thread_count(); }
+SPS_DEVICE int64_t team_index() { return static_cast<unsigned>(blockIdx.x) / static_cast<unsigned>(team_size()); }
+
+}  // namespace specsample
