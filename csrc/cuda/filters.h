@@ -110,7 +110,7 @@ SPS_DEVICE float filter_cutoff(Scratch& s, Law law, int dtype, const Sampling& s
     law.cutoff = select(s, law, dtype, bound, k, true, [](float) { return 1ull; });
   }
   if (sampling.by_p()) {
-    const double mass = kept_mass(s, law, dtype);
+    const double mass = kept_mass<true>(s, law, dtype);
     const double top_p = sampling.top_p > 0 ? sampling.top_p : 0, goal = top_p * (1 - kSlack) * mass;
     if (goal > 0) {
       // The tokens at or below the answer hold at least mass - goal, so its weight is at least their V-th part.

@@ -148,6 +148,8 @@ SPS_DEVICE void leave_out(const Skip& skip, int first, Unit& unit) {
     if (skip.has(first + j)) unit.z[j] = -HUGE_VALF;
 }
 
+// kClose: by the polynomial, whose error is far below the slack that keeps ties of mass (kSlack).
+template <bool kClose = false>
 SPS_DEVICE double kept_mass(Scratch& s, const Law& law, int dtype, const Skip& skip = Skip()) {
   constexpr int kUnits = 4;
   const Affine a = Affine::of(law);
@@ -159,7 +161,7 @@ SPS_DEVICE double kept_mass(Scratch& s, const Law& law, int dtype, const Skip& s
       if (without) leave_out(skip, first + u * 32 * kUnit, unit[0][u]);
       if (infinite) clamp(unit[0][u]);
     }
-    part[0] = sum_units(unit[0], [&](float z) { return a.kept(z); });
+    part[0] = sum_units(unit[0], [&](float z) { return kClose ? a.weight(z) : a.kept(z); });
   });
   return sum_of_tiles(s, vocab);
 }
