@@ -57,8 +57,7 @@ class RowRunner {
   // The law of a row; its mass only when `normalised`.
   Law law(const Rows& rows, int64_t index, const Sampling& sampling, bool normalised) const {
     const Passes& passes = *rows.passes;
-    Law law;
-    law.row = rows.at(index), law.vocab = rows.vocab, law.scale = sampling.scale();
+    Law law = Law::unread(rows.at(index), rows.vocab, sampling);
     const bool greedy = sampling.greedy(), filtered = !greedy && sampling.filters(rows.vocab);
     if (!greedy && !filtered && !normalised) return law;
 
@@ -388,8 +387,7 @@ class CpuExecutor {
     const Sampling& s = draft_sampling[row * draft_sampling_stride];
     // Kept statistics serve where float32 determines the law to 1e-6; other rows are read again.
     if (kept_max && !s.greedy() && std::fabs(kept_logsumexp[row]) <= 32.f) {
-      Law law;
-      law.row = draft_rows.at(row), law.vocab = draft_rows.vocab, law.scale = s.scale();
+      Law law = Law::unread(draft_rows.at(row), draft_rows.vocab, s);
       law.max = kept_max[row];
       law.cutoff = std::max(kept_cutoff[row], -FLT_MAX);
       law.mass = std::exp(kept_logsumexp[row] - law.max * law.scale);
