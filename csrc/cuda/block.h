@@ -98,14 +98,20 @@ SPS_DEVICE Best team_best(Scratch& s, Best v) {
   return v;
 }
 
+// A bin of the histograms that the team's blocks have in shared memory, added up.
+SPS_DEVICE unsigned long long team_bin(Scratch& s, int i) {
+  unsigned long long sum = 0;
+  for (int rank = 0; rank < team_size(); ++rank) sum += at_rank(s.histogram[i], rank);
+  return sum;
+}
+
 // The team's blocks have each counted their tokens in s.histogram: each then has the sums of all. Every bin is added up by one
 // thread, which alone reads and writes it in all blocks.
 SPS_DEVICE void merge_histograms(Scratch& s, int bins) {
   SPS_TEAM_BARRIER(s);
   if (team_size() > 1) {
     for (int i = team_thread(); i < bins; i += team_threads()) {
-      unsigned long long sum = 0;
-      for (int rank = 0; rank < team_size(); ++rank) sum += at_rank(s.histogram[i], rank);
+      const unsigned long long sum = team_bin(s, i);
       for (int rank = 0; rank < team_size(); ++rank) at_rank(s.histogram[i], rank) = sum;
     }
     SPS_TEAM_BARRIER(s);

@@ -180,6 +180,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
   // Exact scores, by each block of its own candidates. When a list overflowed (a law so nearly covered by its draft that nothing
   // could be excluded), every token that can reach the goal is scored.
   const float goal = from_ordered(highest);
+  known = offset - goal;
   const int64_t count = all ? law.vocab : s.candidates;
   Best best = Best::none();
   for (int64_t i = all ? team_thread() : thread_id(); i < count; i += all ? team_threads() : thread_count()) {
@@ -190,10 +191,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype, bool& infinite) {
     }
     const float z = logit(law.row, dtype, token);
     if (!(z >= law.cutoff)) continue;
-    if (all) {
-      const float bound = fmaf(z - base, t.high, offset - goal);
-      if (!reaches(race.stream.word(token), bound) || race.skip.has(token)) continue;
-    }
+    if (all && (!reaches(race.stream.word(token), bound_of(z)) || race.skip.has(token))) continue;
     best.offer(exact_score(race, token, z, dtype), token);
   }
   return team_best(s, best);

@@ -189,8 +189,7 @@ SPS_DEVICE void gather_sums(Scratch& s, const Order& o, bool here, double tail_t
   Coupling coupling = o.coupling;
   const int count = coupling.binning.count;
   for (int i = thread_id(); i < 2 * count; i += thread_count()) {
-    unsigned long long sum = here ? 0 : reinterpret_cast<unsigned long long*>(coupling.sums)[i];
-    for (int rank = 0; here && rank < team_size(); ++rank) sum += at_rank(s.histogram[i], rank);
+    const unsigned long long sum = here ? team_bin(s, i) : reinterpret_cast<unsigned long long*>(coupling.sums)[i];
     coupling.sums[i] = static_cast<double>(sum) * (1.0 / kFixed) + (i == 1 ? o.beyond : 0);  // what the target lacks has ratio 0
   }
   if (thread_id() == 0) coupling.target(count) = tail_t, coupling.draft(count) = tail_d;

@@ -39,12 +39,12 @@ inline void check(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(error == cudaSuccess, "specsample: ", what, ": ", cudaGetErrorString(error));
 }
 
-// Multiprocessors of the device of `like`.
-inline int processors(const torch::stable::Tensor& like) {
-  int count = 0;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device_index(like)), "device attributes");
-  return count;
+inline int attribute(cudaDeviceAttr which, int32_t device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "device attributes");
+  return value;
 }
+inline int processors(int32_t device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
 
 // How a kernel is launched; see `launch`.
 struct Setting {
@@ -88,12 +88,9 @@ const Capacity& capacity_of(void (*kernel)(Args), int32_t device) {
   const auto [found, fresh] = known.try_emplace(device);
   Capacity& capacity = found->second;
   if (fresh) {
-    int processors = 0, major = 0;
     cudaFuncAttributes attributes{};
-    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device attributes");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device attributes");
     check(cudaFuncGetAttributes(&attributes, kernel), "kernel attributes");
-    capacity.teams = major >= 9 && attributes.ptxVersion >= 90;  // a kernel made from an older one's text knows blocks alone
+    capacity.teams = attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9 && attributes.ptxVersion >= 90;  // a kernel made from an older one's text knows blocks alone
     for (int team = 2; capacity.teams && team <= kMaxTeam; team *= 2) {
       const Setting setting(team, team, false, nullptr);
       int clusters = 0;
@@ -101,7 +98,7 @@ const Capacity& capacity_of(void (*kernel)(Args), int32_t device) {
         cudaGetLastError();  // none of this size
         break;
       }
-      capacity.of[team] = std::min(clusters, processors / team);
+      capacity.of[team] = std::min(clusters, processors(device) / team);
     }
   }
   return capacity;

@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
   const bool races = !entry.uses_draft_law;
   const int64_t rows_in_all = in_all(a.target_rows) + (has_draft ? in_all(a.draft_rows) : 0);
   const bool ahead = !entry.by_lists && a.target.vocab > 0 && (!has_draft || a.draft.vocab > 0) &&
-                     2 * rows_in_all <= processors(target_logits);
+                     2 * rows_in_all <= processors(device_index(target_logits));
   const int64_t floats = ahead ? rows_in_all * static_cast<int64_t>(sizeof(Ahead) / sizeof(float)) : 0;
   const Tensor found = empty(target_logits, {floats}, ScalarType::Float);
   if (ahead) {

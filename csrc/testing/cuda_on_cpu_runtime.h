@@ -12,7 +12,7 @@ inline bool on_device(const torch::stable::Tensor& t) { return t.is_cpu(); }
 inline int32_t device_type() { return aoti_torch_device_type_cpu(); }
 inline int32_t device_index(const torch::stable::Tensor&) { return 0; }
 
-inline int processors(const torch::stable::Tensor&) { return cuda_on_cpu::settings.ahead ? INT32_MAX : 0; }
+inline int processors(int32_t) { return cuda_on_cpu::settings.ahead ? INT32_MAX : 0; }
 
 template <class Args>
 void launch(void (*kernel)(Args), const torch::stable::Tensor&, int64_t teams, int64_t, const Args& args, bool = false) {
