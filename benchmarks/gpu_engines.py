@@ -1,7 +1,7 @@
 """Competitors of the GPU benchmarks (gpu_competitors.py) from serving engines: vLLM, SGLang, FlashInfer.
 
 Each function imports its engine, which may fail, and returns a Peer. What arguments mean and their dtypes is the engines' own
-convention, as released (vLLM 0.33, SGLang 0.5.23, FlashInfer 0.7); tests/test_benchmarks.py has modules that check it.
+convention, as released (vLLM 0.33, SGLang 0.5.23, FlashInfer 0.7); tests/fake_gpu.py has modules that check it.
 """
 
 import importlib
@@ -9,6 +9,7 @@ import inspect
 from types import SimpleNamespace
 
 import torch
+from competitors import scaled
 from gpu_competitors import Peer, law_of, probabilities
 
 
@@ -42,10 +43,7 @@ def _named(module, *names):
 
 def _vllm_scaled(logits, sampling):
     """As its samplers do: a float32 copy over the temperature, its own top-k and top-p, min-p as its logits processor."""
-    rows = logits.flatten(0, 1).float() / sampling.temperature
-    if sampling.min_p:
-        p = rows.softmax(-1)
-        rows = rows.masked_fill(p < sampling.min_p * p.amax(-1, keepdim=True), -torch.inf)
+    rows = scaled(logits.flatten(0, 1), sampling._replace(top_k=0, top_p=1.0))
     if sampling.top_k or sampling.top_p < 1:
         from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 

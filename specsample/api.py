@@ -173,6 +173,7 @@ def verify(
                     block, and always allowed for race and lists. V' may differ from V: missing ids have weight 0. Packed
                     like the target, or one row a node
     parents         [N] or [B, N] int, tensor or list; −1 = child of the root, parent < own index. None = a chain
+                    Of a node's children the first 64 count.
     rows            [N + 1] or [B, N + 1] int: target row of the root and of each node. None = 0..N
     draft_rows      [N] or [B, N] int: draft row each node was drawn from. None = its parent's target row index
     lists           [N] or [B, N] int in [0, 1024): clock list of each node (scheme "lists"). None = 0..K − 1 for the root's

@@ -67,7 +67,8 @@ def demo(options):
 
     settings = choose(options, parts.student is not None)
     dtype = getattr(torch, options.dtype) if options.dtype else quickest_dtype(parts, prompts[0])
-    parts.target.to(dtype), parts.student is not None and parts.student.to(dtype)
+    for model in filter(None, (parts.target, parts.student)):
+        model.to(dtype)
     generate(parts.target, parts.student, prompts[0], max_new_tokens=8)  # the first calls of a process are slow
     results = []
     with tqdm(total=len(settings) * len(prompts), desc="measuring", unit="text", file=sys.stderr, leave=False) as bar:

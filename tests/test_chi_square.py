@@ -22,19 +22,24 @@ def chain(vocab, depth, noise, seed=1):
     return target, target[:, :depth] + numbers(1, depth, vocab, seed=seed + 1, scale=noise)
 
 
-def drafts(draft, kind, backend, sampling=None):
+def settings(sampling, backend, start):
+    """Of the requests from `start` on."""
+    return {**ROUND, "seed": ROUND["seed"] + start, "sampling": sampling or ss.Sampling(), "backend": backend}
+
+
+def drafts(draft, kind, backend, sampling=None, start=0, count=TRIALS):
+    common = settings(sampling, backend, start)
     rows = [
-        ss.draft(draft[:, i].expand(TRIALS, -1), kind=kind, sampling=sampling or ss.Sampling(), depth=i, node=i, backend=backend,
-                 **ROUND)
-        for i in range(draft.shape[1])
+        ss.draft(draft[:, i].expand(count, -1), kind=kind, depth=i, node=i, **common) for i in range(draft.shape[1])
     ]  # fmt: skip
     return torch.cat(rows, 1)
 
 
-def verdict(scheme, backend, target, draft, tokens=None, sampling=None):
-    tokens = drafts(draft, ss.schemes()[scheme].draft_kind, backend, sampling) if tokens is None else tokens
-    big = target.expand(TRIALS, -1, -1), tokens, draft.expand(TRIALS, -1, -1)
-    return ss.verify(*big, scheme=scheme, sampling=sampling or ss.Sampling(), backend=backend, **ROUND)
+def verdict(scheme, backend, target, draft, tokens=None, sampling=None, start=0, count=TRIALS):
+    if tokens is None:
+        tokens = drafts(draft, ss.schemes()[scheme].draft_kind, backend, sampling, start, count)
+    big = target.expand(count, -1, -1), tokens, draft.expand(count, -1, -1)
+    return ss.verify(*big, scheme=scheme, **settings(sampling, backend, start))
 
 
 def pooled(law, tokens, least=50):
@@ -80,18 +85,10 @@ def test_wide_vocabulary(backend, scheme):
         pytest.skip("minutes; with SPECSAMPLE_LONG=1. (That it emits the same tokens as cpu is in test_same_integers.py.)")
     target, draft = chain(4096, 1, noise=0.7, seed=7)
     step = 500 if backend == "reference" else TRIALS  # requests at a time
-    first = [in_part(start, step, scheme, backend, target, draft) for start in range(0, TRIALS, step)]
-    law, cells = pooled(probabilities(target[0])[0], torch.cat(first))
+    parts = [verdict(scheme, backend, target, draft, start=i, count=step) for i in range(0, TRIALS, step)]
+    law, cells = pooled(probabilities(target[0])[0], torch.cat([part.tokens[:, 0] for part in parts]))
     assert len(cells) == TRIALS and len(law) > 500
     assert p_value(cells, law) > FAILURE_RATE
-
-
-def in_part(start, count, scheme, backend, target, draft):
-    """The first tokens of the requests start .. start + count - 1."""
-    stream = {"seed": ROUND["seed"] + start, "position": ROUND["position"], "backend": backend}
-    draft, kind = draft.expand(count, -1, -1), ss.schemes()[scheme].draft_kind
-    tokens = ss.draft(draft[:, 0], kind=kind, **stream)
-    return ss.verify(target.expand(count, -1, -1), tokens, draft, scheme=scheme, **stream).tokens[:, 0]
 
 
 def test_control_unclipped_residual_is_caught():
