@@ -58,16 +58,16 @@ def test_decoding_accepts_what_theory_says(experiments, scheme, paths):
 def test_experiments_run(experiments, tmp_path, name, arguments):
     pytest.importorskip("matplotlib")
     module = experiments(name)
-    few = ["--prompts", "2", "--tokens", "5", "--positions", "8", "--out", str(tmp_path / f"{name}.json")]
+    few = ["--prompts", "2", "--repeats", "2", "--tokens", "5", "--positions", "8", "--out", str(tmp_path / f"{name}.json")]
     module.main([*arguments, *few])
     results = sorted(tmp_path.glob("*.json"))
     assert results and len(list(tmp_path.glob("*.md"))) == len(results) and list(tmp_path.glob("*.png"))
     for path in results:
         result = json.loads(path.read_text())
-        assert result["pair"] == "tiny" and result["prompts"] == 2 and result["rows"]
+        assert result["pair"] == "tiny" and (result["prompts"], result["repeats"]) == (2, 2) and result["rows"]
         for row in result["rows"]:
             if "missing" not in row and "block_efficiency" in row:
-                assert 1 <= row["block_efficiency"] <= 6 and row["rounds"] <= row["emitted"] == 10
+                assert 1 <= row["block_efficiency"] <= 6 and row["rounds"] <= row["emitted"] == 20
         assert not [row for row in result["rows"] if "missing" in row]
 
 
@@ -171,9 +171,10 @@ def test_time_that_is_used_up_takes_no_new_prompts(experiments, monkeypatch, tmp
     """All cells have as many prompts, but for those of the last round; none at all are named."""
     which, common = experiments("which"), experiments("common")
     for cells, reached in ((5, [2, 2, 1]), (2, [1, 1, None])):
-        left = iter([False] * (cells + 1))
+        left = iter([False] * (1 + 3 + cells))  # the first call of all, every cell against the clock, the sample's cells
         monkeypatch.setattr(common.Bench, "late", lambda self: next(left, True))
-        few = ["--prompts", "3", "--tokens", "5", "--temperatures", "1", "--depths", "1", "-k", "1", "--schemes", "token", "race"]
+        few = ["--prompts", "3", "--batch", "1", "--timed", "1", "--tokens", "5"]
+        few += ["--temperatures", "1", "--depths", "1", "-k", "1", "--schemes", "token", "race"]
         which.main([*few, "--out", str(tmp_path / "x.json")])
         rows = json.loads((tmp_path / "x-page.json").read_text())["rows"]
         assert [row.get("prompts") for row in rows] == reached

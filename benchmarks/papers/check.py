@@ -43,7 +43,7 @@ def measured(bench, options, rows, tables):
     settings = {}
     for name in options.schemes:
         settings[name] = Setting(name, options.k if ss.schemes()[name].trees else 1, 1)
-    found = bench.sweep(settings, range(len(bench.prompts)), lambda name, i: one(bench, settings[name], i))
+    found = bench.sweep(settings, range(len(bench.decoded)), lambda name, i: one(bench, settings[name], i))
     cells = []
     for name, setting in settings.items():
         row = found[name] if isinstance(found[name], dict) else total(found[name])
@@ -57,7 +57,7 @@ def measured(bench, options, rows, tables):
 
 def one(bench, setting, i):
     """Decode the i-th prompt with drafts of one token. -> (accepted, the chances that they were float64 [rounds])"""
-    ids, streamer = bench.prompts[i], Rounds()
+    ids, streamer = bench.decoded[i], Rounds()
     text = ss.generate(
         bench.pair.target, bench.pair.draft, ids, streamer=streamer, seed=1000 * bench.options.seed + i,
         **bench.arguments(setting),

@@ -43,6 +43,7 @@ def parser(description, name, tokens=48):
                      help="prompts: text (one a line), .jsonl with --field, or a data set's name[:split]")  # fmt: skip
     out.add_argument("--field", default="prompt", help="the prompts' field in a .jsonl or data set (prompt)")
     out.add_argument("--prompts", type=int, default=8, help="how many of them (8)")
+    out.add_argument("--repeats", type=int, default=1, help="decode each prompt so many times, each with its own streams (1)")
     out.add_argument("--tokens", type=int, default=tokens, help=f"new tokens a prompt ({tokens})")
     out.add_argument("--positions", type=int, default=320, help="of the text, for teacher-forced acceptance (320)")
     out.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
@@ -114,6 +115,7 @@ class Bench:
         texts = questions(options)
         self.pair = load_pair(options.target, options.draft, getattr(torch, options.dtype))
         self.prompts = [self.pair.encode(text) for text in texts]
+        self.decoded = self.prompts * options.repeats
         self.warm, self.known = False, {}
 
     def late(self):
@@ -139,18 +141,20 @@ class Bench:
             self.stopped = True
         return {cell: results or {"missing": "out of time"} for cell, results in found.items()}
 
-    def decode(self, settings):
-        """Decode the prompts under every setting. {key: Setting} -> {key: figures, or {"missing": why}}"""
+    def decode(self, settings, prompts=None, batch=None):
+        """Decode under every setting. {key: Setting} -> {key: figures, or {"missing": why}}
+        prompts, batch: instead of the prompts as often as --repeats says, and of --batch"""
         if not self.warm and not self.late():  # the first calls of a process are slow
             self.warm = True
             ss.generate(self.pair.target, self.pair.draft, self.prompts[0], max_new_tokens=4)
-        firsts = range(0, len(self.prompts), self.options.batch)
-        found = self.sweep(settings, firsts, lambda key, first: self.one_batch(settings[key], first), names)
+        prompts, batch = prompts or self.decoded, batch or self.options.batch
+        firsts = range(0, len(prompts), batch)
+        one = lambda key, first: self.one_batch(settings[key], prompts[first : first + batch], first)  # noqa: E731
+        found = self.sweep(settings, firsts, one, names)
         return {key: one if isinstance(one, dict) else figures(one) for key, one in found.items()}
 
-    def one_batch(self, setting, first):
-        """-> (Stats, seconds, prompts) of the prompts from `first` on"""
-        prompts = self.prompts[first : first + self.options.batch]
+    def one_batch(self, setting, prompts, first):
+        """-> (Stats, seconds, prompts) of these prompts, the `first` of all and those after it"""
         ids, mask = left_padded(prompts)
         begin = time.perf_counter()
         _, stats = ss.generate(
@@ -207,7 +211,7 @@ class Bench:
 
     def head(self):
         """What the figures belong to."""
-        facts = {key: getattr(self.options, key) for key in ("data", "tokens", "seed", "batch", "dtype")}
+        facts = {key: getattr(self.options, key) for key in ("data", "repeats", "tokens", "seed", "batch", "dtype")}
         return {"machine": machine(), "pair": self.pair.name, "prompts": len(self.prompts), **facts}
 
 
@@ -326,10 +330,11 @@ def write(result, tables, path):
     """JSON and, beside it, the tables"""
     write_json(path, result)
     facts = result["machine"]
-    reached = sorted({row["prompts"] for row in result["rows"] if "prompts" in row} - {result["prompts"]})
+    reached = sorted({row["prompts"] for row in result["rows"] if "prompts" in row} - {result["prompts"] * result["repeats"]})
+    often = f", each {result['repeats']} times" if result["repeats"] > 1 else ""
     few = f" ({', '.join(map(str, reached))} in cells that time or Ctrl-C cut short)" if reached else ""
     source = (
-        f"{result['pair']}; {result['prompts']} prompts{few}, {result['tokens']} new tokens each, batches of {result['batch']}, "
+        f"{result['pair']}; {result['prompts']} prompts{often}{few}, {result['tokens']} new tokens each, batches of {result['batch']}, "
         f"seed {result['seed']}, {result['dtype']}. {facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}, "
         f"transformers {facts['transformers']}, {facts['date'][:10]}, revision {facts['revision']}. ± is half a 95 % interval."
     )
