@@ -4,7 +4,8 @@
 
 K paths of L drafts a request, as K chains in one tree whose equal prefixes share rows. Within a shape all schemes are timed together,
 with `token` (for `optimal_block` also `block`, for `race` and `lists` also `race`) on the first path alone: the ratio says what the
-other paths cost. Every scheme's tokens are compared with the reference's first. Writes benchmarks/results/multi_draft.{json,md}.
+other paths cost. `weighted` has drafts of K laws, one row at K temperatures. Every scheme's tokens are compared with the reference's
+first. Writes benchmarks/results/multi_draft.{json,md}.
 """
 
 import argparse
@@ -55,8 +56,13 @@ def shapes(quick=False):
 
 def schemes(shape):
     """Those that take several children; the deeper trees are drawn for i.i.d. children only."""
-    cards = [c for c in ss.schemes().values() if "cpu" in c.backends and c.name not in ("token", "block", "weighted")]
-    return [c for c in cards if shape.L == 1 or c.draft_kind == "iid"]
+    cards = [c for c in ss.schemes().values() if "cpu" in c.backends and c.name not in ("token", "block")]
+    return [c for c in cards if shape.L == 1 or c.draft_kind == "iid" and c.name != "weighted"]
+
+
+def drafts_of(card):
+    """How the scheme's drafts are drawn here: as its card says, or for `weighted` each from a law of its own."""
+    return "models" if card.name == "weighted" else card.draft_kind
 
 
 class Tree(NamedTuple):
@@ -64,12 +70,14 @@ class Tree(NamedTuple):
     draft: torch.Tensor  # the same, of the drafts' model
     tokens: torch.Tensor  # int64 [R, K L]: path after path
     rows: torch.Tensor  # int64 [R, 1 + K L]: the row of the first node with the same prefix
+    draft_rows: torch.Tensor  # int64 [R, K L]
     parents: list
 
 
 @functools.lru_cache(maxsize=4)
 def tree_of(shape, kind):
-    """The drafts of all requests, drawn from the rows of their prefixes."""
+    """The drafts of all requests, drawn from the rows of their prefixes; "models": the K of a root from K laws, of one row at
+    temperatures that differ."""
     R, nodes = max(registry.REQUESTS, shape.B), shape.K * shape.L
     target, draft = (part.to(registry.DTYPES[shape.dtype]) for part in registry._pool(shape.rows, shape.V))
     index = torch.arange(R * (1 + nodes)).view(R, 1 + nodes) % registry.POOL
@@ -77,6 +85,13 @@ def tree_of(shape, kind):
     seeds, each = registry.SEED + torch.arange(R), torch.arange(R)
     tokens, rows = torch.empty(R, nodes, dtype=torch.int64), torch.zeros(R, 1 + nodes, dtype=torch.int64)
     parents = [k * shape.L + i - 1 if i else -1 for k in range(shape.K) for i in range(shape.L)]
+    if kind == "models":
+        draft[:, : shape.K] = draft[:, :1] * torch.linspace(1.0, 0.7, shape.K, dtype=draft.dtype)[:, None]
+        for c in range(shape.K):
+            tokens[:, c : c + 1] = ss.draft(
+                draft[:, c], sampling=registry.SAMPLING, seed=seeds, position=registry.POSITION, node=c
+            )  # fmt: skip
+        return Tree(target, draft, tokens, rows, torch.arange(nodes).repeat(R, 1), parents)
     stream = {"kind": kind, "sampling": registry.SAMPLING, "seed": seeds, "position": registry.POSITION}
     for i in range(shape.L):
         for k in range(1 if i == 0 else shape.K):
@@ -92,7 +107,8 @@ def tree_of(shape, kind):
                 node = k * shape.L + i
                 prefix = tuple(tokens[r, k * shape.L : node + 1].tolist())
                 rows[r, node + 1] = first.setdefault(prefix, node + 1)
-    return Tree(target, draft, tokens, rows, parents)
+    above = torch.cat([rows[:, 1 + p : 2 + p] for p in parents], 1)
+    return Tree(target, draft, tokens, rows, above, parents)
 
 
 def call(shape, tree, scheme, part, backend="cpu", paths=None):
@@ -100,8 +116,8 @@ def call(shape, tree, scheme, part, backend="cpu", paths=None):
     nodes = (paths or shape.K) * shape.L
     rows = tree.rows[part, : nodes + 1].contiguous()
     seeds = registry.SEED + torch.arange(len(tree.target))[part]
+    above = tree.draft_rows[part, :nodes].contiguous()
     parents = torch.tensor(tree.parents[:nodes])
-    above = torch.cat([rows[:, 1 + p : 2 + p] for p in tree.parents[:nodes]], 1)
     arguments = (tree.target[part], tree.tokens[part, :nodes].contiguous(), tree.draft[part])
     return functools.partial(
         ss.verify, *arguments, parents=parents, rows=rows, draft_rows=above, max_depth=shape.L, scheme=scheme,
@@ -117,7 +133,7 @@ def run(shape, agreement, budget):
     for name, tree in single.items():
         calls[name, 1] = [call(shape, tree, name, part, paths=1) for part in parts]
     for card in schemes(shape):
-        tree = tree_of(shape, card.draft_kind)
+        tree = tree_of(shape, drafts_of(card))
         few = slice(0, 2)
         agreement.count(call(shape, tree, card.name, few)().tokens, call(shape, tree, card.name, few, "reference")().tokens)
         calls[card.name, shape.K] = [call(shape, tree, card.name, part) for part in parts]
@@ -151,7 +167,7 @@ def _acceptance(rows, V, K, names):
 
 def _curves(shape):
     """{scheme: exact acceptance of the root's K children, the mean over some rows}"""
-    names = [card.name for card in schemes(shape) if card.name in theory.SCHEMES and card.name != "recursive_distinct"]
+    names = [c.name for c in schemes(shape) if c.name in theory.SCHEMES and c.name not in ("recursive_distinct", "weighted")]
     return _acceptance(shape.rows, shape.V, shape.K, (*names, "optimum"))
 
 

@@ -59,6 +59,7 @@ ASSUMED = {
     "scores of the tokens that may win": 2.0,
     "step of a token's walk": 1.2,  # two laws, two logits, two exponentials and a random number, asked for beforehand
     "step of a race's walk": 0.5,
+    "sums and law of a selection": 8.0,  # O(bins) in double: the histogram's sums, two scalars, the coupling
 }
 AHEAD = {"launch": 1, "set-up of a request": 1, "first load of a row": 1}
 RACE = {"scores of the tokens that may win": 1}
@@ -76,6 +77,19 @@ CALLS = {
     "race-B1-L4-V128256-T1-plain": (  # all accepted
         ["race, no token may win"],
         [AHEAD, {"barrier of a team": 1 + 3}, RACE, {"launch that began early": 1, "step of a race's walk": 5}]),
+}
+# `optimal` with four drafts of one token: a histogram has four barriers, what follows from its sums one.
+for _bins in ("all in the tail", "none in the tail"):
+    CALLS[f"optimal-B1-K4-L1-V128256, {_bins}"] = (
+        ["row statistics", f"ratio histogram, {_bins}", "race, no token may win"],
+        [AHEAD, {"barrier of a team": 1 + 2}, RACE, {
+            "launch that began early": 1, "barrier of a team": 4 + 1 + 3, "first load of a row": 2, "sums and law of a selection": 1,
+            "step of a token's walk": 1}])
+# What a request reads when an SM has one or more, in passes: both laws, the test or the selection, the law after it and a race.
+MANY = {
+    "`token`, one draft": ["row statistics"] * 3 + ["race, no token may win"],
+    "`optimal`, four drafts, all in the tail": ["row statistics"] * 3 + ["ratio histogram, all in the tail", "race, no token may win"],
+    "`optimal`, four drafts, none in the tail": ["row statistics"] * 3 + ["ratio histogram, none in the tail", "race, no token may win"],
 }
 KERNEL = """
 #include "csrc/cuda/kernels.h"
@@ -183,7 +197,7 @@ def call(passes, counts, times):
 
 
 def main():
-    times = {}
+    times, shared = {}, {}
     lines = [
         "# Predicted, not measured",
         "",
@@ -214,7 +228,7 @@ def main():
             unit = special * VOCAB / 16 / CLOCK
             memory = rows * VOCAB * 2 * SMS / BANDWIDTH
             times[name] = max(issue / ISSUED[0], unit)
-            full = [max(issue / used, unit, memory / COPIED) for used in ISSUED]
+            full = shared[name] = [max(issue / used, unit, memory / COPIED) for used in ISSUED]
             figures = [f"{x * 1e6:.1f}" for x in (issue, unit, memory, max(issue / ISSUED[0], unit))]
             figures += [f"{memory / x:.0%}" for x in full]
             lines.append(f"| {name} | {instructions:.1f} | {wide:.1f} | {special:.1f} | {' | '.join(figures)} |")
@@ -233,6 +247,20 @@ def main():
         ranges = call(passes, counts, times)
         texts = ["–".join(dict.fromkeys(f"{x:.1f}" for x in part)) for part in ranges]
         lines.append(f"| `{name}` | {' | '.join(texts)} | {sum(ranges[-1]) / 2:.0f} |")
+    lines += [
+        "",
+        "## Many requests",
+        "",
+        "An SM has a request or more; passes alone, one after the other, µs a request and SM if a half or three quarters of the issue "
+        "slots are used, and the time over that of `token`.",
+        "",
+        "| call | half | × | three quarters | × |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    sums = {name: [sum(shared[x][i] for x in passes) for i in range(2)] for name, passes in MANY.items()}
+    first = next(iter(sums.values()))
+    for name, both in sums.items():
+        lines.append(f"| {name} | " + " | ".join(f"{x * 1e6:.0f} | {x / y:.2f}" for x, y in zip(both, first)) + " |")
     path = ROOT / "benchmarks/results/predicted.md"
     path.write_text("\n".join(lines) + "\n")
     print(path.read_text())
