@@ -120,17 +120,43 @@ def cut_at(row, vocab, law, least, goal, COUNT: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
+def max_and_mass(row, vocab, scale, BLOCK: tl.constexpr):
+    """In one reading: the largest logit (−inf: none) and the weight of all tokens relative to it. Each lane's sum is relative to
+    the largest logit that the lane has seen, and moves with it once in four tiles."""
+    peak = tl.full((BLOCK,), -LARGEST, tl.float32)
+    total = tl.zeros((BLOCK,), tl.float64)
+    ids = tl.arange(0, BLOCK)
+    one, none = tl.full((), 1.0, tl.float64), tl.full((), -1, tl.int64)
+    floor = tl.full((), -LARGEST, tl.float32)
+    for first in range(0, vocab, 4 * BLOCK):
+        a, b = load_logits(row, first + ids, vocab), load_logits(row, first + BLOCK + ids, vocab)
+        c, d = load_logits(row, first + 2 * BLOCK + ids, vocab), load_logits(row, first + 3 * BLOCK + ids, vocab)
+        top = tl.maximum(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), peak)
+        law = Law(top, floor, scale, one, none)
+        part = (weights(a, law) + weights(b, law)) + (weights(c, law) + weights(d, law))
+        total = total * weights(peak, law).to(tl.float64) + part.to(tl.float64)
+        peak = top
+    top = tl.max(peak, 0)
+    mass = tl.sum(total * tl.exp((peak.to(tl.float64) - top) * scale), 0)
+    return tl.where(mass > 0, top, float("-inf")), mass
+
+
+@triton.jit
 def row_law(row, vocab, temperature, top_k, top_p, min_p, NORMALISED: tl.constexpr, BLOCK: tl.constexpr):
     """The law of a row; its mass only when NORMALISED."""
-    peak = tl.full((BLOCK,), float("-inf"), tl.float32)
-    for first in range(0, vocab, BLOCK):
-        peak = tl.maximum(peak, load_logits(row, first + tl.arange(0, BLOCK), vocab))
-    top = tl.max(peak, 0)
     greedy = (temperature > 0) == 0  # includes NaN
-    infinite = top >= LARGEST
-    scale = tl.where(infinite, 0.0, 1.0 / tl.maximum(tl.where(greedy, 1.0, temperature), 1e-30)).to(tl.float64)
-    cutoff = tl.where(infinite, LARGEST, -LARGEST).to(tl.float32)
+    scale = (1.0 / tl.maximum(tl.where(greedy, 1.0, temperature), 1e-30)).to(tl.float64)
     mass = tl.full((), 1.0, tl.float64)
+    if NORMALISED:
+        top, mass = max_and_mass(row, vocab, scale, BLOCK)
+    else:
+        peak = tl.full((BLOCK,), float("-inf"), tl.float32)
+        for first in range(0, vocab, BLOCK):
+            peak = tl.maximum(peak, load_logits(row, first + tl.arange(0, BLOCK), vocab))
+        top = tl.max(peak, 0)
+    infinite = top >= LARGEST
+    scale = tl.where(infinite, 0.0, scale)
+    cutoff = tl.where(infinite, LARGEST, -LARGEST).to(tl.float32)
     only = tl.full((), -1, tl.int64)
     if (top > float("-inf")) == 0:
         only = tl.full((), BROKEN, tl.int64)
@@ -159,7 +185,7 @@ def row_law(row, vocab, temperature, top_k, top_p, min_p, NORMALISED: tl.constex
             rounded = tl.maximum(bound, -LARGEST).to(tl.float32)
             rounded = tl.where(rounded.to(tl.float64) < bound, logit(key(rounded) + 1), rounded)
             cutoff = tl.maximum(cutoff, rounded)
-        if NORMALISED:
+        if NORMALISED & (infinite | (cutoff > -LARGEST)):  # not all tokens count alike: a reading more
             law = Law(top, cutoff, scale, mass, only)
             mass, _least, _below = measure(row, vocab, law, cutoff, False, BLOCK)
     return Law(top, cutoff, scale, mass, only)
