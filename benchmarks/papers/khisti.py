@@ -36,6 +36,7 @@ def main(arguments=None):
     parser.add_argument("--draft-temperatures", type=float, nargs="+", default=[1.2], help="of Table 1 (1.2)")
     parser.add_argument("--alphabet", type=int, nargs="+", default=[10, 20, 40], help="tokens of `importance` (10 20 40)")
     parser.add_argument("--free", type=int, nargs="+", default=[2, 5, 10], help="letters in its linear program (2 5 10)")
+    parser.add_argument("--untimed", action="store_true", help="the machine has other work: leave out the token rates")
     options = parser.parse_args(arguments)
     common.run(options, {"acceptance": acceptance, "efficiency": tempered, "truncation": truncation, "mixed": mixed})
 
@@ -75,7 +76,8 @@ def tempered(bench, options, rows, tables):
     single = decoded["single draft"]
     for key, setting in cells.items():
         facts = {"scheme": setting.scheme, "paths": setting.paths, "draft_temperature": setting.draft_temperature or 1.0}
-        rows.append({**facts, **decoded[key]})
+        timed = ("tokens_per_second", "seconds") if options.untimed else ()
+        rows.append({**facts, **{name: value for name, value in decoded[key].items() if name not in timed}})
     if "missing" in single:
         return
     for temperature in options.draft_temperatures:
@@ -84,8 +86,9 @@ def tempered(bench, options, rows, tables):
         title = f"Block efficiency, drafts of {options.depth} tokens at T = {temperature:g} (single draft at T = 1: {{}})"
         title = title.format(f"{single['block_efficiency']:.2f} ± {single['half_width_95']:.2f}")
         tables.append(table(title, head, [[NAMES.get(n, n), *(efficiency(found[n, k]) for k in options.k)] for n in DECODED]))
-        rate = [[NAMES.get(n, n), *(relative(found[n, k], single) for k in options.k)] for n in DECODED]
-        tables.append(table("Token rate relative to the single draft", head, rate))
+        if not options.untimed:
+            rate = [[NAMES.get(n, n), *(relative(found[n, k], single) for k in options.k)] for n in DECODED]
+            tables.append(table("Token rate relative to the single draft", head, rate))
         figure, panel = plt.subplots(figsize=(6, 4.2))
         for name in DECODED:
             points = [(k, *efficiency(found[name, k])) for k in options.k if efficiency(found[name, k])]
