@@ -78,6 +78,8 @@ CALLS = {
         ["race, no token may win"],
         [AHEAD, {"barrier of a team": 1 + 3}, RACE, {"launch that began early": 1, "step of a race's walk": 5}]),
 }
+# What a request reads when an SM has one or more, in passes: both laws, the law after them and a race.
+MANY = {"`token`, one draft": ["row statistics"] * 3 + ["race, no token may win"]}
 # `optimal` with four drafts of one token: a histogram has four barriers, what follows from its sums one.
 for _bins in ("all in the tail", "none in the tail"):
     CALLS[f"optimal-B1-K4-L1-V128256, {_bins}"] = (
@@ -85,12 +87,7 @@ for _bins in ("all in the tail", "none in the tail"):
         [AHEAD, {"barrier of a team": 1 + 2}, RACE, {
             "launch that began early": 1, "barrier of a team": 4 + 1 + 3, "first load of a row": 2, "sums and law of a selection": 1,
             "step of a token's walk": 1}])
-# What a request reads when an SM has one or more, in passes: both laws, the test or the selection, the law after it and a race.
-MANY = {
-    "`token`, one draft": ["row statistics"] * 3 + ["race, no token may win"],
-    "`optimal`, four drafts, all in the tail": ["row statistics"] * 3 + ["ratio histogram, all in the tail", "race, no token may win"],
-    "`optimal`, four drafts, none in the tail": ["row statistics"] * 3 + ["ratio histogram, none in the tail", "race, no token may win"],
-}
+    MANY[f"`optimal`, four drafts, {_bins}"] = [*MANY["`token`, one draft"], f"ratio histogram, {_bins}"]
 KERNEL = """
 #include "csrc/cuda/kernels.h"
 namespace specsample {{

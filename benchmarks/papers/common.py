@@ -149,8 +149,8 @@ class Bench:
             ss.generate(self.pair.target, self.pair.draft, self.prompts[0], max_new_tokens=4)
         prompts, batch = prompts or self.decoded, batch or self.options.batch
         firsts = range(0, len(prompts), batch)
-        one = lambda key, first: self.one_batch(settings[key], prompts[first : first + batch], first)  # noqa: E731
-        found = self.sweep(settings, firsts, one, names)
+        run = lambda key, first: self.one_batch(settings[key], prompts[first : first + batch], first)  # noqa: E731
+        found = self.sweep(settings, firsts, run, names)
         return {key: one if isinstance(one, dict) else figures(one) for key, one in found.items()}
 
     def one_batch(self, setting, prompts, first):
