@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 TARGETS = os.environ.get("SPECSAMPLE_TRITON_TARGETS", "sm_90 gfx942").split()
+READS_ROWS = {f"{name}_kernel" for name in (
+    "laws", "race", "arrivals", "topk", "rest", "tree", "optimal_block", "lists", "masses", "finish", "winners")}  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.skipif(
@@ -36,6 +38,11 @@ def test_every_kernel_compiles_without_spills(target):
     bad = [line for line in lines if line.get("spills") != 0]
     assert status == 0 and not bad, bad
     assert all(0 < line["registers"] <= 256 for line in lines)
+    read = [line for line in lines if line["dtype"] == "bf16" and line["kernel"] in READS_ROWS]
+    assert {line["kernel"] for line in read} == READS_ROWS
+    if target.startswith("sm_"):  # with their wider waves other GPUs have less of a tile in a thread
+        narrow = [line for line in read if line["wide_loads"] == 0]
+        assert not narrow, narrow
     names = {line["kernel"] for line in lines}
     defined = {
         line.split("(")[0].removeprefix("def ")

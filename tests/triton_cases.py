@@ -41,13 +41,14 @@ def _philox(out, c0, c1, c2, c3, seed):
 
 
 @triton.jit
-def _words(out, clocks, seed, position, slot, PURPOSE: tl.constexpr, REFINE: tl.constexpr):
+def _words(out, least, clocks, seed, position, slot, PURPOSE: tl.constexpr, REFINE: tl.constexpr):
     at = tl.program_id(0).to(tl.int64)
     seed, position = streams.spread(seed, None, at, 1), streams.spread(position, None, at, 0)
     s = streams.stream(seed, position, PURPOSE, slot.to(tl.int64))
-    r = streams.words(s, 0, REFINE, 16)
+    r = streams.words_of(s, tl.arange(0, 16), REFINE)
     tl.store(out + tl.arange(0, 16), r.to(tl.int64))
-    tl.store(clocks + tl.arange(0, 16), streams.log_clocks(s, 0, r, 16))
+    tl.store(least + tl.arange(0, 4), streams.least_words(s, 0, 4).to(tl.int64))
+    tl.store(clocks + tl.arange(0, 16), streams.log_clocks(s, tl.arange(0, 16), r))
 
 
 def test_philox_known_answers():
@@ -62,13 +63,15 @@ def test_philox_known_answers():
 def test_stream_known_answers():
     """Words of the stream map, and clocks to 1e-13 of the reference's."""
     out, clocks = torch.zeros(16, dtype=torch.int64), torch.zeros(16, dtype=torch.float64)
+    least = torch.zeros(4, dtype=torch.int64)
     for known in KNOWN["streams"]:
         seed, position, purpose, slot = (known[name] for name in ("seed", "position", "purpose", "slot"))
         for name in ("words", "refine"):
             want = [int(w, 16) for w in known[name]]
-            _words[(1,)](out, clocks, seed, position, slot, PURPOSE=purpose, REFINE=name == "refine")
+            _words[(1,)](out, least, clocks, seed, position, slot, PURPOSE=purpose, REFINE=name == "refine")
             assert out[: len(want)].tolist() == want
             if name == "words":
+                assert torch.equal(least, out.view(4, 4).amin(1))
                 at = [torch.tensor([x]) for x in (seed, position)]
                 expected = ss.reference.rng.clocks(*at, purpose, torch.tensor([slot]), 16)[0].log()
                 torch.testing.assert_close(clocks, expected, rtol=1e-13, atol=1e-13)
@@ -78,7 +81,7 @@ def test_stream_known_answers():
 def _clock_of_words(words, out, seed):
     r = tl.load(words + tl.arange(0, 16)).to(tl.uint32)
     s = streams.stream(seed.to(tl.int64), seed.to(tl.int64), 0, seed.to(tl.int64))
-    tl.store(out + tl.arange(0, 16), streams.log_clocks(s, 0, r, 16))
+    tl.store(out + tl.arange(0, 16), streams.log_clocks(s, tl.arange(0, 16), r))
 
 
 def test_clocks_at_the_ends_of_the_range(monkeypatch):
@@ -90,6 +93,41 @@ def test_clocks_at_the_ends_of_the_range(monkeypatch):
     monkeypatch.setattr(ss.reference.rng, "words", lambda *a, refine=False: original(*a, refine=refine) if refine else forced[None])
     want = ss.reference.rng.clocks(seed, seed, 0, seed, 16)[0].log()
     torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
+
+
+@triton.jit
+def _log2_below(words, out):
+    tl.store(out + tl.arange(0, 64), streams.log2_below(tl.load(words + tl.arange(0, 64)).to(tl.uint32)))
+
+
+def test_bound_of_the_logarithm():
+    """Never above log2 of any uniform of the word (but for float32), and at most .0861 below that of the word."""
+    random = torch.randint(0, 1 << 32, (30,), generator=torch.Generator().manual_seed(3))
+    ends = [x for e in range(0, 33, 2) for x in ((1 << e) - 1, 1 << e)]
+    words = torch.cat([torch.tensor(ends).clamp(max=(1 << 32) - 1), random])[:64]
+    out = torch.zeros(64, dtype=torch.float32)
+    _log2_below[(1,)](words, out)
+    least = torch.where(words == 0, 2.0**-65, words / 2.0**32)  # a refined uniform of the word 0 is (r + ½)/2⁶⁴
+    assert (out <= least.log2() + 2e-5).all()
+    assert (out >= least.log2() - 0.0862)[words > 0].all()
+    assert out[words == 0].tolist() == [-67.0]
+
+
+def test_a_winner_beside_another_at_its_place():
+    """A race holds one four of each place of its tiles of 4096 tokens. Here all tokens with mass share one place, so that later
+    arrivals, and residuals, are found when the row is read again alone."""
+    logits = torch.full((4, 12288), -9.0)
+    logits[:, [1, 4098, 8195]] = torch.tensor([9.0, 8.5, 9.5])
+    at = {"seed": 5, "position": 7 * torch.arange(4)}
+    want = ss.draft(logits, 3, kind="arrivals", backend="reference", **at)
+    assert (want % 4096 // 4 == 0).all() and (want[0] != want[1]).any()
+    assert torch.equal(ss.draft(logits, 3, kind="arrivals", backend="triton", **at), want)
+    target, draft = logits[:, None].repeat(1, 2, 1), logits[:, None].clone()
+    draft[..., 4098] = 12.0  # drafted mostly, and more than the target has of it
+    tokens = torch.full((4, 1), 4098)
+    verdicts = [ss.verify(target, tokens, draft, scheme="token", backend=b, **at) for b in ("triton", "reference")]
+    identical(*verdicts)
+    assert (verdicts[1].num_accepted == 0).any()
 
 
 @pytest.mark.parametrize("i, V", list(enumerate((1, 2, 7, 33, 1000, 2051))))

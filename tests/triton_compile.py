@@ -1,7 +1,8 @@
 """Cross-compiles every Triton kernel for GPUs that need not be present, and reads registers and spills from the result.
 
 usage: python tests/triton_compile.py sm_90 gfx942 …   one JSON line a kernel and target; exit status 1 when one of them
-spills or fails. Kernels are compiled as they are launched: for the dtypes, layouts and settings of `VARIANTS`.
+spills or fails. Kernels are compiled as they are launched, for the dtypes, layouts and settings of `variants`: bf16 stands for rows
+that can be read 16 bytes at a time, fp32 and fp16 for any others.
 """
 
 import json
@@ -22,7 +23,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from specsample.triton import (  # noqa: E402
     block, kseq, law, lists, optimal, optimal_block, race, recursive, recursive_distinct, rows, token, top, tree, walk,
 )  # fmt: skip
-from specsample.triton.launch import ALONE, BLOCK, REGISTERS, WARPS  # noqa: E402
+from specsample.triton.launch import ALONE, BLOCK, LAST, REGISTERS, WARPS  # noqa: E402
 
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 # Arguments that are pointers, by name. Integers come as int32 or int64 by their value: WIDE ones are compiled as either.
@@ -39,6 +40,7 @@ NAMES_OF = {"logprobs_kernel": {"out": "*fp32", "nodes": "*i32"}, "spilling_kern
 DENSE = ("spans", "owner", "seeds", "positions", "depths", "nodes", "sampling", "kept_max", "kept_logsumexp", "kept_cutoff")
 CHAIN = (*DENSE, "parents", "rows_of", "draft_rows", "lists")
 ONE_HOT = ("draft", "draft_laws")
+ON_ITS_OWN = (tree.tree_kernel, optimal_block.optimal_block_kernel, lists.lists_kernel)
 
 
 @triton.jit
@@ -56,46 +58,51 @@ def variants():
     """(kernel, what is None or a constant, dtype)"""
     nodes = {"ROW_A_NODE": False, "P": 16}
     packed = {"ROW_A_NODE": True, "P": walk.MAX_NODES}
+    any_row = BLOCK // 4  # see `race_tile`
     none = lambda names, **constants: dict.fromkeys(names) | constants  # noqa: E731
     yield law.laws_kernel, none(DENSE, BY_ROW=False, NORMALISED=True, BLOCK=BLOCK), "bf16"
     yield law.laws_kernel, none((), BY_ROW=True, NORMALISED=True, BLOCK=BLOCK), "fp32"
     yield law.laws_kernel, none(("stats", *DENSE), BY_ROW=False, NORMALISED=False, BLOCK=BLOCK, vocab=1), "fp16"
     yield rows.race_kernel, none(("laws", *DENSE), PURPOSE=0, BLOCK=BLOCK), "bf16"
-    yield rows.race_kernel, none((), PURPOSE=4, BLOCK=BLOCK), "fp32"
-    yield rows.arrivals_kernel, none((), PURPOSE=0, BLOCK=BLOCK), "fp16"
+    yield rows.race_kernel, none((), PURPOSE=4, BLOCK=any_row), "fp32"
+    yield rows.arrivals_kernel, none((), PURPOSE=0, BLOCK=BLOCK), "bf16"
+    yield rows.arrivals_kernel, none((), PURPOSE=0, BLOCK=any_row), "fp16"
     yield rows.topk_kernel, none((), BLOCK=BLOCK), "bf16"
     yield rows.rest_kernel, none((), BLOCK=BLOCK), "bf16"
+    yield rows.rest_kernel, none((), BLOCK=any_row), "fp32"
     for kernel in (token.token_kernel, block.weights_kernel):
         yield kernel, none(CHAIN, **nodes), "bf16"
         yield kernel, none((*CHAIN, *ONE_HOT), **nodes), "fp16"
         yield kernel, none((), **packed), "fp32"
-    alone = {"BLOCK": ALONE["BLOCK"]}
+    alone, alone_any = ({"BLOCK": ALONE["BLOCK"], "RACE": ALONE["BLOCK"] // n} for n in (1, 4))
     for scheme in (recursive, recursive_distinct, kseq, optimal, top):
         yield tree.tree_kernel, none(CHAIN, STEP=scheme.step, **nodes, **alone), "bf16"
-        yield tree.tree_kernel, none((), STEP=scheme.step, **packed, **alone), "fp32"
+        yield tree.tree_kernel, none((), STEP=scheme.step, **packed, **alone_any), "fp32"
     yield optimal_block.optimal_block_kernel, none(CHAIN, **nodes, **alone), "bf16"
-    yield optimal_block.optimal_block_kernel, none((), **packed, **alone), "fp32"
-    yield lists.lists_kernel, none(CHAIN, P=16, BLOCK=BLOCK), "bf16"
-    yield lists.lists_kernel, none((), P=walk.MAX_NODES, BLOCK=BLOCK), "fp32"
+    yield optimal_block.optimal_block_kernel, none((), **packed, **alone_any), "fp32"
+    yield lists.lists_kernel, none(CHAIN, P=16, BLOCK=ALONE["BLOCK"]), "bf16"
+    yield lists.lists_kernel, none((), P=walk.MAX_NODES, BLOCK=ALONE["BLOCK"] // 4), "fp32"
     yield block.masses_kernel, none(DENSE, BLOCK=BLOCK), "bf16"
     yield block.masses_kernel, none(ONE_HOT, BLOCK=BLOCK), "fp32"
     yield block.longest_kernel, none(()), "bf16"
-    yield walk.finish_kernel, none(DENSE, BLOCK=BLOCK), "bf16"
-    yield walk.finish_kernel, none(ONE_HOT, BLOCK=BLOCK, vocab=1), "fp32"
+    yield walk.finish_kernel, none(DENSE, BLOCK=2 * BLOCK), "bf16"
+    yield walk.finish_kernel, none(ONE_HOT, BLOCK=2 * any_row, vocab=1), "fp32"
+    yield walk.finish_kernel, none((), BLOCK=2 * any_row), "fp16"
     yield walk.logprobs_kernel, none(()), "bf16"
     yield race.winners_kernel, none(("laws", *CHAIN), BLOCK=BLOCK), "bf16"
-    yield race.winners_kernel, none((), BLOCK=BLOCK), "fp16"
+    yield race.winners_kernel, none((), BLOCK=any_row), "fp16"
     yield race.race_walk_kernel, none(CHAIN, P=16), "bf16"
     yield race.race_walk_kernel, none((), P=walk.MAX_NODES), "bf16"
 
 
 def usage(binary, backend):
-    """Registers of a thread, and bytes or instructions of spilling (0 in a good kernel)."""
+    """Registers of a thread, bytes or instructions of spilling (0 in a good kernel), and loads of 16 bytes."""
     if backend == "hip":
         read = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", binary.asm["amdgcn"])[1])  # noqa: E731
         spills = read("vgpr_spill_count") + read("private_segment_fixed_size")
         # Scalar registers spill into lanes of vector registers, not to memory: told, not refused.
-        return {"registers": read("vgpr_count"), "spills": spills, "scalar_spills": read("sgpr_spill_count")}
+        wide = len(re.findall(r"\b(?:global|buffer)_load_(?:dwordx4|b128)\b", binary.asm["amdgcn"]))
+        return {"registers": read("vgpr_count"), "spills": spills, "wide_loads": wide, "scalar_spills": read("sgpr_spill_count")}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
@@ -105,18 +112,21 @@ def usage(binary, backend):
         report, code = run("cuobjdump", "-res-usage"), run("nvdisasm")
     read = lambda name: int(re.search(rf"\b{name}:(\d+)", report)[1])  # noqa: E731
     local = len(re.findall(r"\b(?:STL|LDL)\b", code))
-    return {"registers": read("REG"), "spills": read("STACK") + read("LOCAL") + local}
+    wide = len(re.findall(r"\bLDG\.E\.128\b", code))
+    return {"registers": read("REG"), "spills": read("STACK") + read("LOCAL") + local, "wide_loads": wide}
 
 
 def compile_one(kernel, fixed, dtype, target):
     names, pointers = kernel.arg_names, POINTERS | NAMES_OF.get(kernel.__name__, {})
     number = lambda n: "i64" if dtype == "fp32" and any(w in n for w in WIDE) else "i32"  # noqa: E731
+    sixteen = pointers if dtype != "bf16" else {*pointers, *(n for n in names if "vocab" in n or "stride" in n)}
     signature = {n: "constexpr" if n in fixed else pointers.get(n, number(n)).format(dtype=dtype) for n in names}
     constants = {(names.index(n),): value for n, value in fixed.items() if n in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in pointers and n not in fixed}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in sixteen and n not in fixed}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": ALONE["warps"] if fixed.get("BLOCK") == ALONE["BLOCK"] else WARPS}
-    options |= {"maxnreg": REGISTERS} if target.backend == "cuda" else {}
+    how = ALONE if kernel in ON_ITS_OWN else LAST if kernel is walk.finish_kernel else {}
+    options = {"num_warps": how.get("warps", WARPS)}
+    options |= {"maxnreg": how.get("registers", REGISTERS)} if target.backend == "cuda" else {}
     return triton.compile(source, target=target, options=options)
 
 

@@ -1,6 +1,6 @@
 """What the host side of every kernel shares: how arguments travel, and which launch settings are used.
 
-BLOCK is the tile of a row. Results depend on it (sums), so it is one constant and no launch setting is searched for.
+BLOCK is the tile of a row. Sums depend on it, so it is a constant of each kernel and no launch setting is searched for.
 """
 
 import contextlib
@@ -11,19 +11,26 @@ import torch
 from . import law
 
 BLOCK, WARPS = 1024, 4
-ALONE = {"BLOCK": 512, "warps": 8}  # of the largest kernels, whose programs work alone on a request
-# ptxas would rather spill some registers than have fewer programs side by side, unless it is told how many it may use.
-REGISTERS = 255
+REGISTERS = 168  # at most, on NVIDIA: three programs side by side. ptxas has its own idea of how many, unless it is told.
+ALONE = {"BLOCK": 512, "warps": 8, "registers": 255}  # of the largest kernels, whose programs work alone on a request
+LAST = {"warps": 8, "registers": 128}  # of the one race that a request ends with, over twice BLOCK
 
 
-def launch(kernel, grid, *args, warps=WARPS, **constants):
+def race_tile(logits, block=BLOCK):
+    """Tile of races over rows of logits. They have no sums, so it is a matter of speed: a quarter where rows cannot be read 16 bytes
+    at a time (Triton looks for multiples of 16), since then registers would not do."""
+    sizes = (logits.data_ptr(), logits.shape[-1], *logits.stride()[:-1])
+    return block if all(n % 16 == 0 for n in sizes) else block // 4
+
+
+def launch(kernel, grid, *args, warps=WARPS, registers=REGISTERS, **constants):
     """Run kernel over a grid of programs on the device of its tensors."""
     if grid[0] == 0:
         return
     device = next(a.device for a in args if isinstance(a, torch.Tensor))
     on = contextlib.nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device)
     with on:
-        limit = {"maxnreg": REGISTERS} if device.type == "cuda" and torch.version.hip is None else {}
+        limit = {"maxnreg": registers} if device.type == "cuda" and torch.version.hip is None else {}
         kernel[grid](*args, **constants, num_warps=warps, **limit)
 
 

@@ -1,7 +1,7 @@
 """The law of a row as five numbers, and the kernel that finds them: one program a row, over tiles of it.
 
-Sums are taken in float32 over a few tiles lane by lane, then in float64, and the lanes are added once at the end: a fixed
-order, so a row's numbers depend on the row and its settings alone. A filter's cut-off is found by bisection over the
+Four tiles are read at a time. Sums are taken in float32 over these, lane by lane, then in float64, and the lanes are added once at
+the end: a fixed order, so a row's numbers depend on the row and its settings alone. A filter's cut-off is found by bisection over the
 order-preserving bits of the logits; each step moves to a logit that occurs, so it ends early and at the exact one.
 """
 
@@ -15,7 +15,6 @@ LOG2E = tl.constexpr(1.4426950408889634)
 BROKEN = tl.constexpr(-2)  # in `only`: no finite logit
 FIELDS = tl.constexpr(5)  # of a law in memory, float64 each
 _SLACK = tl.constexpr(2.0**-20)  # of top-p and min-p, see `Sampling`
-_GROUP = tl.constexpr(8)  # tiles that are added in float32
 
 
 class Law(NamedTuple):
@@ -46,6 +45,14 @@ def load_logits(row, ids, vocab):
     """float32 logits; NaN and ids beyond the vocabulary count as −inf."""
     z = tl.load(row + ids, mask=(ids >= 0) & (ids < vocab), other=float("-inf")).to(tl.float32)
     return tl.minimum(tl.where(z == z, z, float("-inf")), LARGEST)
+
+
+@triton.jit
+def four_tiles(row, first, vocab, BLOCK: tl.constexpr):
+    """Logits of the tiles from `first` on"""
+    ids = first + tl.arange(0, BLOCK)
+    a, b = load_logits(row, ids, vocab), load_logits(row, ids + BLOCK, vocab)
+    return a, b, load_logits(row, ids + 2 * BLOCK, vocab), load_logits(row, ids + 3 * BLOCK, vocab)
 
 
 @triton.jit
@@ -86,23 +93,40 @@ def logit(k):
 
 
 @triton.jit
+def held_above(z, law, cut, COUNT: tl.constexpr):
+    """1 (COUNT) or the weight of each kept token at or above `cut`, else 0: float32"""
+    if COUNT:
+        share = ((z >= law.cutoff) & (z >= cut)).to(tl.float32)
+    else:
+        share = tl.where(z >= cut, weights(z, law), 0.0)
+    return share
+
+
+@triton.jit
+def least_above(z, bar):
+    return tl.where(z >= bar, z, float("inf"))
+
+
+@triton.jit
+def most_below(z, law, cut):
+    return tl.where((z >= law.cutoff) & (z < cut), z, float("-inf"))
+
+
+@triton.jit
 def measure(row, vocab, law, cut, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     """Of the kept tokens: the number (COUNT) or weight of those at or above `cut`; the least of them; the largest below."""
     total = tl.zeros((BLOCK,), tl.float64)
     least = tl.full((BLOCK,), float("inf"), tl.float32)
     below = tl.full((BLOCK,), float("-inf"), tl.float32)
-    for start in range(0, vocab, _GROUP * BLOCK):
-        part = tl.zeros((BLOCK,), tl.float32)
-        for first in range(start, tl.minimum(start + _GROUP * BLOCK, vocab), BLOCK):
-            z = load_logits(row, first + tl.arange(0, BLOCK), vocab)
-            kept, above = z >= law.cutoff, z >= cut
-            if COUNT:
-                part += (kept & above).to(tl.float32)
-            else:
-                part += tl.where(above, weights(z, law), 0.0)
-            least = tl.minimum(least, tl.where(kept & above, z, float("inf")))
-            below = tl.maximum(below, tl.where(kept & (z < cut), z, float("-inf")))
-        total += part.to(tl.float64)
+    bar = tl.maximum(law.cutoff, cut)
+    for first in range(0, vocab, 4 * BLOCK):
+        a, b, c, d = four_tiles(row, first, vocab, BLOCK)
+        part = held_above(a, law, cut, COUNT) + held_above(b, law, cut, COUNT)
+        total += (part + (held_above(c, law, cut, COUNT) + held_above(d, law, cut, COUNT))).to(tl.float64)
+        least = tl.minimum(tl.minimum(least_above(a, bar), least_above(b, bar)), least)
+        least = tl.minimum(tl.minimum(least_above(c, bar), least_above(d, bar)), least)
+        below = tl.maximum(tl.maximum(most_below(a, law, cut), most_below(b, law, cut)), below)
+        below = tl.maximum(tl.maximum(most_below(c, law, cut), most_below(d, law, cut)), below)
     return tl.sum(total, 0), tl.min(least, 0), tl.max(below, 0)
 
 
@@ -125,12 +149,10 @@ def max_and_mass(row, vocab, scale, BLOCK: tl.constexpr):
     the largest logit that the lane has seen, and moves with it once in four tiles."""
     peak = tl.full((BLOCK,), -LARGEST, tl.float32)
     total = tl.zeros((BLOCK,), tl.float64)
-    ids = tl.arange(0, BLOCK)
     one, none = tl.full((), 1.0, tl.float64), tl.full((), -1, tl.int64)
     floor = tl.full((), -LARGEST, tl.float32)
     for first in range(0, vocab, 4 * BLOCK):
-        a, b = load_logits(row, first + ids, vocab), load_logits(row, first + BLOCK + ids, vocab)
-        c, d = load_logits(row, first + 2 * BLOCK + ids, vocab), load_logits(row, first + 3 * BLOCK + ids, vocab)
+        a, b, c, d = four_tiles(row, first, vocab, BLOCK)
         top = tl.maximum(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), peak)
         law = Law(top, floor, scale, one, none)
         part = (weights(a, law) + weights(b, law)) + (weights(c, law) + weights(d, law))
@@ -151,8 +173,9 @@ def row_law(row, vocab, temperature, top_k, top_p, min_p, NORMALISED: tl.constex
         top, mass = max_and_mass(row, vocab, scale, BLOCK)
     else:
         peak = tl.full((BLOCK,), float("-inf"), tl.float32)
-        for first in range(0, vocab, BLOCK):
-            peak = tl.maximum(peak, load_logits(row, first + tl.arange(0, BLOCK), vocab))
+        for first in range(0, vocab, 4 * BLOCK):
+            a, b, c, d = four_tiles(row, first, vocab, BLOCK)
+            peak = tl.maximum(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), peak)
         top = tl.max(peak, 0)
     infinite = top >= LARGEST
     scale = tl.where(infinite, 0.0, scale)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .launch import BLOCK, launch
+from .launch import ALONE, launch, race_tile
 from .law import FIELDS, load_law
 from .passes import race_pass
 from .streams import CLOCK, spread, stream
@@ -86,9 +86,10 @@ def lists_kernel(
 
 def verify(round):
     laws = round.laws(normalised=False)
+    how = ALONE | {"BLOCK": race_tile(round.target, ALONE["BLOCK"])}
     inputs = (round.tokens, round.parents, round.rows, round.lists)
     launch(
         lists_kernel, (round.batch,), round.target, laws, round.spans, round.seeds, round.positions, round.emitted, round.path,
         round.num_accepted, *inputs, round.vocab, round.row_count, round.node_count, *round.strides(round.target), round.seed,
-        round.position, round.max_depth, *map(round.stride_of, inputs), round.id_limit, P=round.width, BLOCK=BLOCK,
+        round.position, round.max_depth, *map(round.stride_of, inputs), round.id_limit, P=round.width, **how,
     )  # fmt: skip

@@ -25,7 +25,8 @@ def optimal_block_kernel(
     target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, listed, sums, tables,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
-    s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit,
+    ROW_A_NODE: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
@@ -100,7 +101,7 @@ def optimal_block_kernel(
         )  # fmt: skip
         here = row_base(target, b, span, spans, stride_b, stride_r) + stop_row * stride_r
         s = last_stream(seed, position, stop, stop_count > 0, b * 0)
-        tl.store(first + stop, tl.maximum(last_race(here, vocab, law, s, rest, stop_count > 0, BLOCK), -1))
+        tl.store(first + stop, tl.maximum(last_race(here, vocab, law, s, rest, stop_count > 0, RACE), -1))
 
 
 def verify(round):

@@ -1,7 +1,10 @@
 """Passes over one row by one program: races and residual sums, over tiles in order.
 
-A race visits a tile's scores in float64 only when float32 says that the tile may hold a new best one (about ln(tiles)
-times a row): since E >= u, a token's log2 score is at most (z − level)·scale·log2(e) + offset − log2 u.
+A race reads the row once without a word between its threads. Since E >= u, log2 of a token's score is at most
+(z − max)·scale·log2(e) + offset − log2 u, and that of four tokens at most their ceiling: the same of the largest of their logits and
+the least of their uniforms, which float32 can tell but for its rounding. Of the fours at one place of all tiles the one with the
+highest ceiling is held, and how high the next is; at the end, tokens of those that may hold the winner are scored in float64. Only
+where another four may hold it still, the row is read again, with all of them in view.
 """
 
 from typing import NamedTuple
@@ -11,10 +14,11 @@ import triton.language as tl
 
 from .histogram import Pair, ratios_of
 from .law import LARGEST, LOG2E, Law, load_logits, prob, weights
-from .streams import log2_below, log_clocks, words
+from .streams import least_words, log2_below, log_clocks, words_of
 
 _FAR = tl.constexpr(1e6)  # scores beyond it, not relative to the row's maximum, would cost the clocks digits
 _NO_ID = tl.constexpr(2147483647)
+_LANES = tl.constexpr(64)  # fours that are scored at a time
 
 
 class Tokens(NamedTuple):
@@ -73,47 +77,100 @@ def residual_weights(row, vocab, law, relative, ids, rest):
 
 
 @triton.jit
+def tops_of(row, vocab, first, BLOCK: tl.constexpr):
+    """The largest logit of every four from `first` on: float32 [BLOCK], as `load_logits` reads them"""
+    ids = first + tl.arange(0, 4 * BLOCK)
+    z = tl.load(row + ids, mask=ids < vocab, other=float("-inf")).to(tl.float32)
+    top = tl.max(tl.reshape(z, (BLOCK, 4)), 1)  # of those that are no NaN
+    return tl.minimum(tl.where(top == top, top, float("-inf")), LARGEST)
+
+
+@triton.jit
+def ceilings(top, law, s, first, BLOCK: tl.constexpr):
+    """The ceilings of fours, float32; −inf: they take no part"""
+    ceiling = (top - law.max) * (law.scale * LOG2E).to(tl.float32) - log2_below(least_words(s, first, BLOCK))
+    return tl.where(top >= law.cutoff, ceiling, float("-inf"))
+
+
+@triton.jit
+def may_win(ceiling, best, offset):
+    """Whether a score below this ceiling can be `best` or more; the slack is float32's rounding."""
+    return (ceiling > float("-inf")) & (ceiling.to(tl.float64) + 2e-3 + 5e-7 * tl.abs(ceiling) >= best * LOG2E - offset)
+
+
+@triton.jit
+def score_of(row, vocab, law, exclude, s, after, after_id, rest, weighted, ids):
+    """log w − log E of tokens in float64, −inf where they take no part; see `race_pass`."""
+    z = load_logits(row, ids, vocab)
+    takes_part = z >= law.cutoff
+    if exclude is not None:
+        takes_part = takes_part & (is_in(ids, exclude) == 0)
+    log_weight = (z.to(tl.float64) - law.max) * law.scale
+    if rest is not None:
+        if weighted:
+            w = residual_weights(row, vocab, law, log_weight, ids, rest)
+            takes_part = takes_part & (w > 0)
+            log_weight = tl.log(tl.where(takes_part, w, 1.0))
+    score = log_weight - log_clocks(s, ids, words_of(s, ids, False))
+    takes_part = takes_part & ((score < after) | ((score == after) & (ids > after_id)))
+    return tl.where(takes_part, score, float("-inf"))
+
+
+@triton.jit
+def settle(
+    row, vocab, law, exclude, s, after, after_id, rest, weighted, offset, ceiling, four, best, best_id, BLOCK: tl.constexpr
+):  # fmt: skip
+    """(best, best_id) or a better token: the scores of the fours that may hold one, the highest of each lane first."""
+    ceiling, four = tl.reshape(ceiling, (_LANES, BLOCK // _LANES)), tl.reshape(four, (_LANES, BLOCK // _LANES))
+    highest = tl.max(ceiling, 1)
+    while may_win(tl.max(highest, 0), best, offset):
+        chosen = tl.min(tl.where(ceiling == highest[:, None], four, _NO_ID), 1)
+        ids = tl.reshape(4 * chosen[:, None] + tl.arange(0, 4)[None, :], (4 * _LANES,))
+        score, id = best_of(score_of(row, vocab, law, exclude, s, after, after_id, rest, weighted, ids), ids)
+        better = (score > best) | ((score == best) & (id < best_id))
+        best, best_id = tl.where(better, score, best), tl.where(better, id, best_id)
+        ceiling = tl.where(four == chosen[:, None], float("-inf"), ceiling)
+        highest = tl.max(ceiling, 1)
+    return best, best_id
+
+
+@triton.jit
 def race_pass(row, vocab, law, exclude, s, after, after_id, rest, weighted, BLOCK: tl.constexpr):
     """Winner of the scores log w − log E over the row: (score float64, id int64, largest logit); id −1 where none.
 
     log w = (z − law.max)·scale of the kept tokens, or where `weighted` that of the weights of `rest`, a Residual (None: never).
     exclude: Tokens that take no part, or None. Only scores below `after`, or equal with an id above after_id, take part.
     """
-    best = tl.full((), float("-inf"), tl.float64)
-    best_id = tl.full((), -1, tl.int32)
-    top = tl.full((), float("-inf"), tl.float32)
+    place = tl.arange(0, BLOCK)
     offset = tl.full((), 0.0, tl.float64)
     if rest is not None:
         offset = tl.where(weighted, tl.log(rest.scale / law.mass) * LOG2E, 0.0)
-    high = (law.scale * LOG2E).to(tl.float32)
-    for first in range(0, vocab, BLOCK):
-        ids = first + tl.arange(0, BLOCK)
-        z = load_logits(row, ids, vocab)
-        top = tl.maximum(top, tl.max(z, 0))
-        goal = best * LOG2E - offset
-        slack = 2e-3 + 5e-7 * tl.abs(goal)  # the float32 rounding of the bound grows with the scores
-        bias = tl.minimum(tl.maximum(slack - goal, -3e38), 3e38).to(tl.float32)
-        bound = tl.where(z >= law.cutoff, (z - law.max) * high + bias, float("-inf"))
-        if tl.max(bound, 0) >= -67.0:  # below log2 of the smallest uniform
-            r = words(s, first, False, BLOCK)
-            if tl.max((bound >= log2_below(r)).to(tl.int32), 0) > 0:
-                takes_part = z >= law.cutoff
-                if exclude is not None:
-                    takes_part = takes_part & (is_in(ids, exclude) == 0)
-                relative = (z.to(tl.float64) - law.max) * law.scale
-                if rest is not None:
-                    if weighted:
-                        w = residual_weights(row, vocab, law, relative, ids, rest)
-                        takes_part = takes_part & (w > 0)
-                        relative = tl.log(tl.where(takes_part, w, 1.0))
-                score = relative - log_clocks(s, first, r, BLOCK)
-                takes_part = takes_part & ((score < after) | ((score == after) & (ids > after_id)))
-                score = tl.where(takes_part, score, float("-inf"))
-                tile, tile_id = best_of(score, ids)
-                better = tile > best
-                best_id = tl.where(better, tile_id, best_id)
-                best = tl.where(better, tile, best)
-    return best, best_id.to(tl.int64), top
+    held = tl.full((BLOCK,), float("-inf"), tl.float32)
+    next, peak = held, held
+    tile = tl.zeros((BLOCK,), tl.int32)
+    for first in range(0, vocab, 4 * BLOCK):
+        top = tops_of(row, vocab, first, BLOCK)
+        peak = tl.maximum(peak, top)
+        some = law.cutoff <= -LARGEST
+        if some == 0:
+            some = tl.max(top, 0) >= law.cutoff
+        if some:
+            ceiling = ceilings(top, law, s, first, BLOCK)
+            next = tl.maximum(next, tl.minimum(held, ceiling))
+            tile = tl.where(ceiling > held, first, tile)
+            held = tl.maximum(held, ceiling)
+    best, best_id = tl.full((), float("-inf"), tl.float64), tl.full((), -1, tl.int32)
+    best, best_id = settle(
+        row, vocab, law, exclude, s, after, after_id, rest, weighted, offset, held, tile // 4 + place, best, best_id, BLOCK
+    )
+    if may_win(tl.max(next, 0), best, offset):
+        for first in range(0, vocab, 4 * BLOCK):
+            ceiling = ceilings(tops_of(row, vocab, first, BLOCK), law, s, first, BLOCK)
+            best, best_id = settle(
+                row, vocab, law, exclude, s, after, after_id, rest, weighted, offset, ceiling, first // 4 + place, best,
+                best_id, BLOCK,
+            )  # fmt: skip
+    return best, best_id.to(tl.int64), tl.max(peak, 0)
 
 
 @triton.jit
@@ -157,6 +214,17 @@ def last_race(row, vocab, law, s, rest, use_rest, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def residual_tile(row, vocab, law, rest, norm, draft_norm, first, BLOCK: tl.constexpr):
+    """(norm·t − ρ·draft_norm·d)⁺ of a tile's weights t, d: float32"""
+    ids = first + tl.arange(0, BLOCK)
+    t = weights(load_logits(row, ids, vocab), law) * norm
+    d = weights(load_logits(rest.row, ids, rest.vocab), rest.law) * draft_norm
+    if len(rest.bins) > 0:
+        d *= ratios_of(Pair(row, vocab, law, rest.row, rest.vocab, rest.law), ids, rest.bins).to(tl.float32)
+    return tl.maximum(t - d, 0.0)
+
+
+@triton.jit
 def residual_mass(row, vocab, law, rest, BLOCK: tl.constexpr):
     """Σ (scale·t − ρ·d)⁺ over the target's vocabulary, scale <= 1: float64"""
     mass = tl.full((), 0.0, tl.float64)
@@ -167,12 +235,8 @@ def residual_mass(row, vocab, law, rest, BLOCK: tl.constexpr):
     else:
         norm, draft_norm = (rest.scale / law.mass).to(tl.float32), (1.0 / rest.law.mass).to(tl.float32)
         total = tl.zeros((BLOCK,), tl.float64)
-        for first in range(0, vocab, BLOCK):
-            ids = first + tl.arange(0, BLOCK)
-            t = weights(load_logits(row, ids, vocab), law) * norm
-            d = weights(load_logits(rest.row, ids, rest.vocab), rest.law) * draft_norm
-            if len(rest.bins) > 0:
-                d *= ratios_of(Pair(row, vocab, law, rest.row, rest.vocab, rest.law), ids, rest.bins).to(tl.float32)
-            total += tl.maximum(t - d, 0.0).to(tl.float64)
+        for first in range(0, vocab, 2 * BLOCK):
+            one = residual_tile(row, vocab, law, rest, norm, draft_norm, first, BLOCK)
+            total += (one + residual_tile(row, vocab, law, rest, norm, draft_norm, first + BLOCK, BLOCK)).to(tl.float64)
         mass = tl.sum(total, 0)
     return mass

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import BLOCK, launch, plain, scale_bits
+from .launch import launch, plain, race_tile, scale_bits
 from .passes import race
 from .rows import law_or_plain
 from .streams import CLOCK, spread, stream
@@ -91,7 +91,8 @@ def verify(round):
     launch(
         winners_kernel, (slots,), round.target, laws, round.spans, owner, round.parents, round.rows, round.seeds,
         round.positions, winners, round.vocab, round.row_count, round.node_count, *round.strides(round.target),
-        scale_bits(round.settings[0]), round.seed, round.position, round.max_depth, parents_stride, rows_stride, BLOCK=BLOCK,
+        scale_bits(round.settings[0]), round.seed, round.position, round.max_depth, parents_stride, rows_stride,
+        BLOCK=race_tile(round.target),
     )  # fmt: skip
     launch(
         race_walk_kernel, (round.batch,), round.spans, winners, round.emitted, round.path, round.num_accepted,

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import BLOCK, laws_of, launch, per_row, plain, scale_bits
+from .launch import BLOCK, laws_of, launch, per_row, plain, race_tile, scale_bits
 from .law import FIELDS, LARGEST, Law, key, load_law, load_logits, number
 from .passes import Tokens, is_in, race, race_after
 from .streams import CLOCK, DISTINCT, DRAFT, spread, stream
@@ -118,19 +118,19 @@ def draft(
         node, nodes = 0, None
     else:
         depth, depths = 0, None
-    common, stride = (logits, laws, out), logits.stride(0)
+    common, stride, tile = (logits, laws, out), logits.stride(0), race_tile(logits)
     if kind in ("topk", "top"):
         if likeliest:
             launch(topk_kernel, (count,), *common, vocab, stride, likeliest, k, BLOCK=BLOCK)
         if kind == "top":
-            launch(rest_kernel, (count,), *common, seeds, positions, nodes, vocab, stride, seed, position, node, k, BLOCK=BLOCK)
+            launch(rest_kernel, (count,), *common, seeds, positions, nodes, vocab, stride, seed, position, node, k, BLOCK=tile)
         return out
     streams = (seeds, positions, depths, nodes, vocab, stride)
     numbers = (seed, position, depth, node, k)
     if ordered:
-        launch(arrivals_kernel, (count,), *common, *streams, *numbers, PURPOSE=purpose, BLOCK=BLOCK)
+        launch(arrivals_kernel, (count,), *common, *streams, *numbers, PURPOSE=purpose, BLOCK=tile)
     else:
-        launch(race_kernel, (count * k,), *common, *streams, scale_bits(sampling), *numbers, PURPOSE=purpose, BLOCK=BLOCK)
+        launch(race_kernel, (count * k,), *common, *streams, scale_bits(sampling), *numbers, PURPOSE=purpose, BLOCK=tile)
     return out
 
 

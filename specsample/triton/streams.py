@@ -36,21 +36,28 @@ def philox_of(s, block):
 
 
 @triton.jit
-def words(s, first, refine: tl.constexpr, BLOCK: tl.constexpr):
-    """Words of the tokens first .. first + BLOCK − 1 (first a multiple of 4): uint32 [BLOCK]"""
-    block = (first // 4 + tl.arange(0, BLOCK // 4)).to(tl.uint32)
-    if refine:
-        block = block | 0x80000000
-    r0, r1, r2, r3 = philox_of(s, block)
-    return tl.reshape(tl.join(tl.join(r0, r2), tl.join(r1, r3)), (BLOCK,))  # token 4 i + j takes r_j[i]
+def least_words(s, first, BLOCK: tl.constexpr):
+    """The least word of every four of the tokens first .. first + 4·BLOCK − 1 (first a multiple of 4): uint32 [BLOCK]"""
+    r0, r1, r2, r3 = philox_of(s, (first // 4 + tl.arange(0, BLOCK)).to(tl.uint32))
+    return tl.minimum(tl.minimum(r0, r1), tl.minimum(r2, r3))
 
 
 @triton.jit
-def log_clocks(s, first, r, BLOCK: tl.constexpr):
-    """log E of the exponential clocks E = −log1p(−u) of a tile whose words are r: float64 [BLOCK]"""
-    refined = tl.zeros((BLOCK,), tl.uint32)
-    if tl.max((r < REFINE_BELOW).to(tl.int32), 0) > 0:  # one tile of 1024 in a thousand
-        refined = words(s, first, True, BLOCK)
+def words_of(s, ids, refine: tl.constexpr):
+    """The word of each token: uint32 like ids"""
+    block = (ids >> 2).to(tl.uint32)
+    if refine:
+        block = block | 0x80000000
+    r0, r1, r2, r3 = philox_of(s, block)
+    return tl.where((ids & 2) == 0, tl.where((ids & 1) == 0, r0, r1), tl.where((ids & 1) == 0, r2, r3))
+
+
+@triton.jit
+def log_clocks(s, ids, r):
+    """log E of the exponential clocks E = −log1p(−u) of tokens whose words are r: float64"""
+    refined = r * 0
+    if tl.max((r < REFINE_BELOW).to(tl.int32), 0) > 0:
+        refined = words_of(s, ids, True)
     return log_exponential(unit(r, refined))
 
 
@@ -65,9 +72,10 @@ def log_exponential(u):
 
 @triton.jit
 def log2_below(r):
-    """A lower bound of log2 u, but for float32 rounding: float32 like r"""
-    some = tl.maximum(r.to(tl.float32), 1.0)
-    return tl.where(r == 0, -67.0, tl.log2(some) - 32.0)
+    """A lower bound of log2 u, at most .09 below it, but for float32 rounding: float32 like r. The bits of a float 2^e·(1 + m)
+    are e + m in fixed point."""
+    some = tl.maximum(r.to(tl.float32), 2.0**-35)  # a word of 0 stands for uniforms of 2^-65 or more
+    return some.to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-23 - (127 + 32)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .coupling import TABLES
 from .histogram import SPARE, Pair
-from .launch import ALONE, launch
+from .launch import ALONE, launch, race_tile
 from .law import FIELDS, Law, load_law, load_logits, prob, weights
 from .passes import Residual, Tokens, is_in, last_race
 from .streams import spread
@@ -144,7 +144,7 @@ def tree_kernel(
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
     s0, s1, s2, s3, draft_count, draft_total, id_limit,
-    STEP: tl.constexpr, ROW_A_NODE: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    STEP: tl.constexpr, ROW_A_NODE: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
@@ -165,7 +165,7 @@ def tree_kernel(
         going = token >= 0
         if token < 0:
             s = last_stream(seed, position, depth, at.count > 0, races)
-            token = tl.maximum(last_race(pair.row, vocab, pair.target, s, rest, at.count > 0, BLOCK), -1)
+            token = tl.maximum(last_race(pair.row, vocab, pair.target, s, rest, at.count > 0, RACE), -1)
             lanes = tl.arange(0, MAX_SIBLINGS)
             x, _node = child(at, lanes)
             going = tl.max(((x == token) & (lanes < takes)).to(tl.int32), 0) > 0
@@ -198,4 +198,4 @@ def tree_args(round, bins, tables=1):
 
 
 def tree_constants(round):
-    return {"ROW_A_NODE": round.row_a_node, "P": round.width} | ALONE
+    return {"ROW_A_NODE": round.row_a_node, "P": round.width, "RACE": race_tile(round.target, ALONE["BLOCK"])} | ALONE
