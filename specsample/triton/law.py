@@ -56,14 +56,19 @@ def four_tiles(row, first, vocab, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def weights(z, law):
-    """exp((z − max)·scale) of the kept tokens, else 0: float32. The scale goes in two floats, or the tail would lose 1e-6."""
-    scale = law.scale * LOG2E
+def power(gap, scale):
+    """exp(gap·scale), and 0 where that is tiny or no number: float32. The scale goes in two floats, or the tail would lose 1e-6."""
+    scale = scale * LOG2E
     high = scale.to(tl.float32)
     low = (scale - high.to(tl.float64)).to(tl.float32)
-    gap = z - law.max
     x = gap * high
-    return tl.where((z >= law.cutoff) & (x >= -126.0), tl.exp2(x + gap * low), 0.0)
+    return tl.where(x >= -126.0, tl.exp2(x + gap * low), 0.0)
+
+
+@triton.jit
+def weights(z, law):
+    """exp((z − max)·scale) of the kept tokens, else 0: float32"""
+    return tl.where(z >= law.cutoff, power(z - law.max, law.scale), 0.0)
 
 
 @triton.jit
@@ -144,23 +149,33 @@ def cut_at(row, vocab, law, least, goal, COUNT: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
+def larger(z, peak):
+    """The larger one; `peak` where z is no number"""
+    return tl.where(z > peak, z, peak)
+
+
+@triton.jit
+def raw_tile(row, ids, vocab):
+    return tl.load(row + ids, mask=ids < vocab, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
 def max_and_mass(row, vocab, scale, BLOCK: tl.constexpr):
-    """In one reading: the largest logit (−inf: none) and the weight of all tokens relative to it. Each lane's sum is relative to
-    the largest logit that the lane has seen, and moves with it once in four tiles."""
+    """In one reading: the largest logit (−inf: none) and the weight of all tokens relative to it (no use where it is infinite).
+    Each lane's sum is relative to the largest logit that the lane has seen, and moves with it once in four tiles."""
     peak = tl.full((BLOCK,), -LARGEST, tl.float32)
     total = tl.zeros((BLOCK,), tl.float64)
-    one, none = tl.full((), 1.0, tl.float64), tl.full((), -1, tl.int64)
-    floor = tl.full((), -LARGEST, tl.float32)
+    ids = tl.arange(0, BLOCK)
     for first in range(0, vocab, 4 * BLOCK):
-        a, b, c, d = four_tiles(row, first, vocab, BLOCK)
-        top = tl.maximum(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), peak)
-        law = Law(top, floor, scale, one, none)
-        part = (weights(a, law) + weights(b, law)) + (weights(c, law) + weights(d, law))
-        total = total * weights(peak, law).to(tl.float64) + part.to(tl.float64)
+        a, b = raw_tile(row, first + ids, vocab), raw_tile(row, first + BLOCK + ids, vocab)
+        c, d = raw_tile(row, first + 2 * BLOCK + ids, vocab), raw_tile(row, first + 3 * BLOCK + ids, vocab)
+        top = tl.minimum(larger(d, larger(c, larger(b, larger(a, peak)))), LARGEST)
+        part = (power(a - top, scale) + power(b - top, scale)) + (power(c - top, scale) + power(d - top, scale))
+        total = total * power(peak - top, scale).to(tl.float64) + part.to(tl.float64)
         peak = top
     top = tl.max(peak, 0)
     mass = tl.sum(total * tl.exp((peak.to(tl.float64) - top) * scale), 0)
-    return tl.where(mass > 0, top, float("-inf")), mass
+    return tl.where((mass > 0) | (top >= LARGEST), top, float("-inf")), mass
 
 
 @triton.jit
