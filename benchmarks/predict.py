@@ -1,6 +1,6 @@
-"""Predicted times of the CUDA row passes, from the SASS: nothing here runs on a GPU.
+"""Predicted times of the CUDA row passes, and Triton's beside them, from the SASS: nothing here runs on a GPU.
 
-    python benchmarks/predict.py -> benchmarks/results/predicted.md        (needs nvcc and nvdisasm, CUDA's or Triton's)
+    python benchmarks/predict.py -> benchmarks/results/predicted.md    (needs nvcc, triton, and nvdisasm, CUDA's or Triton's)
 
 Each pass is compiled alone. In the disassembly, the common way through one turn of its loop is the one of the fewest instructions
 that does what every turn must do for bfloat16 (PASSES says what, by the instructions that it takes): 16-byte loads, no slow path.
@@ -18,15 +18,18 @@ not a pass is counted in the kernels' text and priced by guesses that stand ther
 """
 
 import heapq
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import triton_compile  # noqa: E402
+from nvidia_tools import nvcc, nvidia_tool  # noqa: E402
+
 ARCH, SMS, CLOCK, BANDWIDTH = "90", 132, 1.75e9, 4.3e12  # H200; bandwidth of a copy, both directions
 VOCAB, ISSUED, COPIED = 128_256, (0.5, 0.75), 0.9
 LOADS, EXP2, TILE = ("LDG.E.128", 4), ("MUFU.EX2", 32), ("SHFL", 10)
@@ -46,6 +49,12 @@ PASSES = {
     "race, no token may win": (
         "bool infinite; out[thread_id()] = run_race(s, o.dtype, infinite).score", 1,
         [LOADS, ("HMNMX2", 4), ("IMAD.WIDE.U32", 4 * 36)], [], 1),
+}
+# The same pass as one of Triton's kernels has it: instructions of a turn, and tokens of a thread in it.
+TRITON = {
+    "row statistics": ("laws_kernel", [LOADS, EXP2], 32),
+    "residual mass": ("masses_kernel", [LOADS, EXP2], 16),
+    "race, no token may win": ("winners_kernel", [LOADS, ("IMAD.(HI|WIDE).U32", 4 * 36)], 32),
 }
 TEAM = 8
 TILES_WAITED = 2 * TEAM * 11 / (VOCAB / 1024)  # 126 tiles for 88 warps: some warps take two, all wait for them
@@ -102,16 +111,25 @@ __global__ void __launch_bounds__(kBlock, 1) pass_kernel(double* out) {{
 """
 
 
-def disassembled(statement, folder):
-    places = [os.environ.get("PATH", ""), *(str(p) for s in sys.path for p in Path(s or ".").glob("triton/backends/nvidia/bin"))]
-    tool = shutil.which("nvdisasm", path=os.pathsep.join(places))
-    if tool is None or shutil.which("nvcc") is None:
-        sys.exit("not on the path: nvcc, or nvdisasm")
+def compiled(statement, folder):
     source, cubin = folder / "pass.cu", folder / "pass.cubin"
     source.write_text(KERNEL.format(statement))
-    command = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{ARCH}", f"-I{ROOT}", "-cubin", str(source), "-o", str(cubin)]
+    command = [nvcc(), "-std=c++17", "-O3", f"-arch=sm_{ARCH}", f"-I{ROOT}", "-cubin", str(source), "-o", str(cubin)]
     subprocess.run(command, check=True, capture_output=True)
-    return subprocess.run([tool, "-c", "-ndf", str(cubin)], capture_output=True, text=True, check=True).stdout
+    return cubin
+
+
+def compiled_by_triton(name, folder):
+    kernel, fixed, dtype = next(x for x in triton_compile.variants() if x[0].__name__ == name and x[2] == "bf16")
+    target = triton_compile.GPUTarget("cuda", int(ARCH), 32)
+    cubin = folder / "triton.cubin"
+    cubin.write_bytes(triton_compile.compile_one(kernel, fixed, dtype, target).asm["cubin"])
+    return cubin
+
+
+def disassembled(cubin):
+    command = [nvidia_tool("nvdisasm"), "-c", "-ndf", str(cubin)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def blocks_of(text):
@@ -193,8 +211,40 @@ def call(passes, counts, times):
     return [*parts.values(), [low, high]]
 
 
+class Pass:
+    """Instructions of one token on the ways through a loop, and what follows from them, in seconds for a row on an SM"""
+
+    def __init__(self, ways, tokens, rows):
+        def each(pattern):
+            return sum(bool(re.search(pattern, op)) for way in ways for op in way) / tokens
+
+        self.instructions, self.wide, self.special = each(""), each(r"IMAD\.(WIDE|HI)"), each(r"MUFU|F2I|I2F|F2F")
+        self.issue = (self.instructions + self.wide) * VOCAB / 32 / 4 / CLOCK
+        self.unit = self.special * VOCAB / 16 / CLOCK
+        self.memory = rows * VOCAB * 2 * SMS / BANDWIDTH
+        self.alone = max(self.issue / ISSUED[0], self.unit)
+        self.shared = [max(self.issue / used, self.unit, self.memory / COPIED) for used in ISSUED]
+
+
+def passes_of(folder):
+    """{name: Pass} of CUDA, and of Triton"""
+    cuda, by_triton = {}, {}
+    for name, (statement, rows, always, last, turns) in PASSES.items():
+        text = disassembled(compiled(statement, folder))
+        ways = [common_way(text, always + last)] + [common_way(text, always)] * (turns - 1)
+        cuda[name] = Pass(ways, 32 / rows * turns, rows)
+    for name, (kernel, always, tokens) in TRITON.items():
+        way = common_way(disassembled(compiled_by_triton(kernel, folder)), always)
+        by_triton[name] = Pass([way], tokens, PASSES[name][1])
+    return cuda, by_triton
+
+
 def main():
-    times, shared = {}, {}
+    if nvcc() is None or nvidia_tool("nvdisasm") is None:
+        sys.exit("not on the path: nvcc, or nvdisasm")
+    with tempfile.TemporaryDirectory() as folder:
+        cuda, by_triton = passes_of(Path(folder))
+    times, shared = ({name: getattr(one, what) for name, one in cuda.items()} for what in ("alone", "shared"))
     lines = [
         "# Predicted, not measured",
         "",
@@ -211,24 +261,28 @@ def main():
         "| pass | instructions | of them to 64 bits | special functions | issue | special | memory | B = 1, half | half | three quarters |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (statement, rows, always, last, turns) in PASSES.items():
-            text = disassembled(statement, Path(folder))
-            ways = [common_way(text, always + last)] + [common_way(text, always)] * (turns - 1)
-            tokens = 32 / rows * turns
-
-            def each(pattern):
-                return sum(bool(re.search(pattern, op)) for way in ways for op in way) / tokens
-
-            instructions, wide, special = each(""), each(r"IMAD\.WIDE"), each(r"MUFU|F2I|I2F|F2F")
-            issue = (instructions + wide) * VOCAB / 32 / 4 / CLOCK
-            unit = special * VOCAB / 16 / CLOCK
-            memory = rows * VOCAB * 2 * SMS / BANDWIDTH
-            times[name] = max(issue / ISSUED[0], unit)
-            full = shared[name] = [max(issue / used, unit, memory / COPIED) for used in ISSUED]
-            figures = [f"{x * 1e6:.1f}" for x in (issue, unit, memory, max(issue / ISSUED[0], unit))]
-            figures += [f"{memory / x:.0%}" for x in full]
-            lines.append(f"| {name} | {instructions:.1f} | {wide:.1f} | {special:.1f} | {' | '.join(figures)} |")
+    for name, one in cuda.items():
+        figures = [f"{x:.1f}" for x in (one.instructions, one.wide, one.special)]
+        figures += [f"{x * 1e6:.1f}" for x in (one.issue, one.unit, one.memory, one.alone)]
+        figures += [f"{one.memory / x:.0%}" for x in one.shared]
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    lines += [
+        "",
+        "## Triton",
+        "",
+        "The same passes in Triton's kernels (its loop for rows that can be read 16 bytes at a time; four tiles of 1024 tokens a turn "
+        "of four warps, three programs an SM), and their time over CUDA's for a row an SM or more, if both use a half or three quarters "
+        "of the issue slots. Both read the row once; a race reads it again where two fours of tokens at one place of the tiles may hold "
+        "the winner. The multi-draft schemes have one program of eight warps a request, with loads of 4 or 8 bytes: "
+        "not predicted.",
+        "",
+        "| pass | instructions | of them to 64 bits | special functions | issue | half | × | three quarters | × |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, one in by_triton.items():
+        figures = [f"{x:.1f}" for x in (one.instructions, one.wide, one.special, one.issue * 1e6)]
+        figures += [f for x, y in zip(one.shared, cuda[name].shared) for f in (f"{one.memory / x:.0%}", f"{x / y:.2f}")]
+        lines.append(f"| {name} | {' | '.join(figures)} |")
     prices = ", ".join(f"{what} {'–'.join(map(str, x)) if isinstance(x, tuple) else x}" for what, x in ASSUMED.items())
     lines += [
         "",
