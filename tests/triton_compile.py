@@ -74,7 +74,7 @@ def variants():
         yield kernel, none(CHAIN, **nodes), "bf16"
         yield kernel, none((*CHAIN, *ONE_HOT), **nodes), "fp16"
         yield kernel, none((), **packed), "fp32"
-    alone, alone_any = ({"BLOCK": ALONE["BLOCK"], "RACE": ALONE["BLOCK"] // n} for n in (1, 4))
+    alone, alone_any = ({"BLOCK": ALONE["BLOCK"], "RACE": ALONE["BLOCK"] // n} for n in (1, 8))
     for scheme in (recursive, recursive_distinct, kseq, optimal, top):
         yield tree.tree_kernel, none(CHAIN, STEP=scheme.step, **nodes, **alone), "bf16"
         yield tree.tree_kernel, none((), STEP=scheme.step, **packed, **alone_any), "fp32"
@@ -125,6 +125,8 @@ def compile_one(kernel, fixed, dtype, target):
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in sixteen and n not in fixed}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     how = ALONE if kernel in ON_ITS_OWN else LAST if kernel is walk.finish_kernel else {}
+    if kernel is law.laws_kernel and dtype != "bf16":
+        how = {"registers": ALONE["registers"]}
     options = {"num_warps": how.get("warps", WARPS)}
     options |= {"maxnreg": how.get("registers", REGISTERS)} if target.backend == "cuda" else {}
     return triton.compile(source, target=target, options=options)

@@ -89,11 +89,11 @@ def histogram(pair, bins, BLOCK: tl.constexpr):
         at = first + tl.arange(0, BLOCK)
         tl.store(bins.sums + at, tl.zeros((BLOCK,), tl.int64), mask=at < 2 * bins.width)
     tl.debug_barrier()
-    tail_t, tail_d = tl.zeros((2 * BLOCK,), tl.float64), tl.zeros((2 * BLOCK,), tl.float64)
+    tail_t, tail_d = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
     for first in range(0, pair.vocab, 2 * BLOCK):
         t, d, bin, heavy = binned(pair, first + tl.arange(0, 2 * BLOCK), bins)
-        tail_t += tl.where(heavy, 0.0, t)
-        tail_d += tl.where(heavy, 0.0, d)
+        tail_t += tl.sum(tl.reshape(tl.where(heavy, 0.0, t), (BLOCK, 2)), 1).to(tl.float64)
+        tail_d += tl.sum(tl.reshape(tl.where(heavy, 0.0, d), (BLOCK, 2)), 1).to(tl.float64)
         if tl.max(heavy.to(tl.int32), 0) > 0:
             tl.atomic_add(bins.sums + bin, fixed(t), mask=heavy, sem="relaxed")
             tl.atomic_add(bins.sums + bins.width + bin, fixed(d), mask=heavy, sem="relaxed")

@@ -16,11 +16,14 @@ ALONE = {"BLOCK": 512, "warps": 8, "registers": 255}  # of the largest kernels, 
 LAST = {"warps": 8, "registers": 128}  # of the one race that a request ends with, over twice BLOCK
 
 
-def race_tile(logits, block=BLOCK):
-    """Tile of races over rows of logits. They have no sums, so it is a matter of speed: a quarter where rows cannot be read 16 bytes
-    at a time (Triton looks for multiples of 16), since then registers would not do."""
-    sizes = (logits.data_ptr(), logits.shape[-1], *logits.stride()[:-1])
-    return block if all(n % 16 == 0 for n in sizes) else block // 4
+def aligned(logits):
+    """Whether rows can be read 16 bytes at a time, as Triton sees it. Otherwise a tile takes more registers."""
+    return all(n % 16 == 0 for n in (logits.data_ptr(), logits.shape[-1], *logits.stride()[:-1]))
+
+
+def race_tile(logits, block=BLOCK, share=4):
+    """Tile of races over rows of logits, which have no sums: block // share where they are not aligned."""
+    return block if aligned(logits) else block // share
 
 
 def launch(kernel, grid, *args, warps=WARPS, registers=REGISTERS, **constants):
@@ -65,9 +68,11 @@ def laws_of(logits, numbers, sampling, *, owner=None, batch=None, kept=None, nor
     out = torch.empty(count, law.FIELDS.value, dtype=torch.float64, device=logits.device)
     columns = 0 if sampling is None else sampling.shape[1]
     stride_r = 0 if logits.dim() == 2 else logits.stride(1)
+    registers = REGISTERS if aligned(logits) else ALONE["registers"]
     launch(
         law.laws_kernel, (count,), logits, out, stats, owner, None if sampling is None else sampling.contiguous(),
         *(kept or (None, None, None)), logits.shape[-1], rows, logits.stride(0), stride_r, *map(bits, numbers), columns,
         count if owner_free else batch, BY_ROW=columns not in (0, batch), NORMALISED=normalised, BLOCK=BLOCK,
+        registers=registers,
     )  # fmt: skip
     return out

@@ -198,4 +198,4 @@ def tree_args(round, bins, tables=1):
 
 
 def tree_constants(round):
-    return {"ROW_A_NODE": round.row_a_node, "P": round.width, "RACE": race_tile(round.target, ALONE["BLOCK"])} | ALONE
+    return {"ROW_A_NODE": round.row_a_node, "P": round.width, "RACE": race_tile(round.target, ALONE["BLOCK"], 8)} | ALONE
