@@ -24,7 +24,8 @@ HEADERS = {
     "#define FLT_EPSILON 1.192092896e-07f\n#define DBL_MAX 1.7976931348623158e+308\n"
     "#define DBL_MIN 2.2250738585072014e-308\n#define DBL_EPSILON 2.2204460492503131e-16\n",
     "cmath": "#pragma once\n#define HUGE_VALF __builtin_bit_cast(float, 0x7f800000)\n"
-    "#define HUGE_VAL __builtin_bit_cast(double, 0x7ff0000000000000LL)\n#define INFINITY HUGE_VALF\n",
+    "#define HUGE_VAL __builtin_bit_cast(double, 0x7ff0000000000000LL)\n#define INFINITY HUGE_VALF\n"
+    "#define NAN __builtin_bit_cast(float, 0x7fc00000)\n",
     "type_traits": "#pragma once\n#include <cuda/std/type_traits>\nnamespace std { using namespace cuda::std; }\n",
 }
 

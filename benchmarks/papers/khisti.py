@@ -115,6 +115,7 @@ def truncation(bench, options, rows, tables):
         for alphabet in options.alphabet
         for free in options.free
     }
+    exactly = truncated_acceptance(bench, options, settings, rows)  # first, since decoding takes all the time that there is
     found = bench.decode(settings)
     for (alphabet, free), row in found.items():
         rows.append({"scheme": "importance", "alphabet": alphabet, "s": free, **row})
@@ -122,13 +123,17 @@ def truncation(bench, options, rows, tables):
     body = [[str(a), *(efficiency(found[a, free]) for free in options.free)] for a in options.alphabet]
     title = f"`importance` truncated: block efficiency, K = 2, drafts of {options.depth} tokens at T = 1"
     tables.append(table(title, head, body))
+    if exactly:
+        title, body = exactly
+        tables.append(table(title, head, body))
 
-    # The acceptance of a node needs no decoding; a sixth of the text will do for differences at the same positions.
+
+def truncated_acceptance(bench, options, settings, rows):
+    """(title, cells) of the acceptance of a node, which needs no decoding; None without a position that all cells have. A sixth of
+    the text will do for differences at the same positions."""
     pairs = []
     for target, draft in bench.logits(bench.texts()):
         pairs += zip(*laws(target[::6], draft[::6], ss.Sampling(), ss.Sampling()))
-    if not pairs:
-        return
 
     def exact(cell, i):
         return float(theory.importance_acceptance(*pairs[i], 2, cell[1], cell[0]))
@@ -136,17 +141,17 @@ def truncation(bench, options, rows, tables):
     found = bench.sweep(settings, range(len(pairs)), exact, common.names)
     counts = [len(x) for x in found.values() if isinstance(x, list)]
     shared = range(min(counts, default=0) if len(counts) == len(found) else 0)  # positions that all cells have
+    if not shared:
+        return None
     body = []
-    for alphabet in options.alphabet if shared else ():
+    for alphabet in options.alphabet:
         means = [sum(found[alphabet, free][i] for i in shared) / len(shared) for free in options.free]
         for free, mean in zip(options.free, means):
             facts = {"scheme": "importance", "alphabet": alphabet, "s": free, "positions": len(shared)}
             rows.append({**facts, "acceptance_of_a_node": mean})
         body.append([str(alphabet), *(f"{mean:.4f}" for mean in means)])
-    if shared:
-        best = sum(float(theory.optimal_acceptance(*pairs[i], 2)) for i in shared) / len(shared)
-        title = f"`importance` truncated: acceptance of a node, K = 2, {len(shared)} positions; the optimum is {best:.4f}"
-        tables.append(table(title, head, body))
+    best = sum(float(theory.optimal_acceptance(*pairs[i], 2)) for i in shared) / len(shared)
+    return f"`importance` truncated: acceptance of a node, K = 2, {len(shared)} positions; the optimum is {best:.4f}", body
 
 
 def mixed(bench, options, rows, tables):
