@@ -45,7 +45,7 @@ def nvcc():
 
 def nvrtc(source, folder, arch, include, flags=()):
     """Compiles CUDA C++ to folder/kernels.ptx with NVRTC, and that with ptxas. -> (cubin, what ptxas said)"""
-    packages = Path(PACKAGES)
+    packages = Path(PACKAGES).resolve()
     for name, text in HEADERS.items():
         (folder / name).write_text(text)
     library = ctypes.CDLL(str(next(packages.glob("cuda_nvrtc/lib/libnvrtc.so.*"))))
