@@ -7,6 +7,7 @@ import contextlib
 import struct
 
 import torch
+import triton
 
 from . import law
 
@@ -22,8 +23,10 @@ def aligned(logits):
 
 
 def race_tile(logits, block=BLOCK, share=4):
-    """Tile of races over rows of logits, which have no sums: block // share where they are not aligned."""
-    return block if aligned(logits) else block // share
+    """Tile of races over rows of logits, which have no sums: block // share where they are not aligned, and no more than it takes
+    (`race_pass` reads four at a time, and scores 64 places)."""
+    block = block if aligned(logits) else block // share
+    return max(64, min(block, triton.next_power_of_2(logits.shape[-1]) // 4))
 
 
 def launch(kernel, grid, *args, warps=WARPS, registers=REGISTERS, **constants):
