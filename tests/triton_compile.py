@@ -23,7 +23,9 @@ from triton.compiler import ASTSource  # noqa: E402
 from specsample.triton import (  # noqa: E402
     block, kseq, law, lists, optimal, optimal_block, race, recursive, recursive_distinct, rows, token, top, tree, walk,
 )  # fmt: skip
-from specsample.triton.launch import ALONE, BLOCK, LAST, REGISTERS, WARPS  # noqa: E402
+from specsample.triton.launch import (  # noqa: E402
+    ALONE, BLOCK, LAST, LAST_BLOCK, LAWS_REGISTERS, REGISTERS, SHARE, SHARE_ALONE, WARPS,
+)  # fmt: skip
 
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 # Arguments that are pointers, by name. Integers come as int32 or int64 by their value: WIDE ones are compiled as either.
@@ -58,7 +60,7 @@ def variants():
     """(kernel, what is None or a constant, dtype)"""
     nodes = {"ROW_A_NODE": False, "P": 16}
     packed = {"ROW_A_NODE": True, "P": walk.MAX_NODES}
-    any_row = BLOCK // 4  # see `race_tile`
+    any_row, last_any = BLOCK // SHARE, LAST_BLOCK // SHARE
     none = lambda names, **constants: dict.fromkeys(names) | constants  # noqa: E731
     yield law.laws_kernel, none(DENSE, BY_ROW=False, NORMALISED=True, BLOCK=BLOCK), "bf16"
     yield law.laws_kernel, none((), BY_ROW=True, NORMALISED=True, BLOCK=BLOCK), "fp32"
@@ -74,20 +76,20 @@ def variants():
         yield kernel, none(CHAIN, **nodes), "bf16"
         yield kernel, none((*CHAIN, *ONE_HOT), **nodes), "fp16"
         yield kernel, none((), **packed), "fp32"
-    alone, alone_any = ({"BLOCK": ALONE["BLOCK"], "RACE": ALONE["BLOCK"] // n} for n in (1, 8))
+    alone, alone_any = ({"BLOCK": ALONE["BLOCK"], "RACE": ALONE["BLOCK"] // n} for n in (1, SHARE_ALONE))
     for scheme in (recursive, recursive_distinct, kseq, optimal, top):
         yield tree.tree_kernel, none(CHAIN, STEP=scheme.step, **nodes, **alone), "bf16"
         yield tree.tree_kernel, none((), STEP=scheme.step, **packed, **alone_any), "fp32"
     yield optimal_block.optimal_block_kernel, none(CHAIN, **nodes, **alone), "bf16"
     yield optimal_block.optimal_block_kernel, none((), **packed, **alone_any), "fp32"
     yield lists.lists_kernel, none(CHAIN, P=16, BLOCK=ALONE["BLOCK"]), "bf16"
-    yield lists.lists_kernel, none((), P=walk.MAX_NODES, BLOCK=ALONE["BLOCK"] // 4), "fp32"
+    yield lists.lists_kernel, none((), P=walk.MAX_NODES, BLOCK=ALONE["BLOCK"] // SHARE), "fp32"
     yield block.masses_kernel, none(DENSE, BLOCK=BLOCK), "bf16"
     yield block.masses_kernel, none(ONE_HOT, BLOCK=BLOCK), "fp32"
     yield block.longest_kernel, none(()), "bf16"
-    yield walk.finish_kernel, none(DENSE, BLOCK=2 * BLOCK), "bf16"
-    yield walk.finish_kernel, none(ONE_HOT, BLOCK=2 * any_row, vocab=1), "fp32"
-    yield walk.finish_kernel, none((), BLOCK=2 * any_row), "fp16"
+    yield walk.finish_kernel, none(DENSE, BLOCK=LAST_BLOCK), "bf16"
+    yield walk.finish_kernel, none(ONE_HOT, BLOCK=last_any, vocab=1), "fp32"
+    yield walk.finish_kernel, none((), BLOCK=last_any), "fp16"
     yield walk.logprobs_kernel, none(()), "bf16"
     yield race.winners_kernel, none(("laws", *CHAIN), BLOCK=BLOCK), "bf16"
     yield race.winners_kernel, none((), BLOCK=any_row), "fp16"
@@ -126,7 +128,7 @@ def compile_one(kernel, fixed, dtype, target):
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     how = ALONE if kernel in ON_ITS_OWN else LAST if kernel is walk.finish_kernel else {}
     if kernel is law.laws_kernel and dtype != "bf16":
-        how = {"registers": ALONE["registers"]}
+        how = {"registers": LAWS_REGISTERS}
     options = {"num_warps": how.get("warps", WARPS)}
     options |= {"maxnreg": how.get("registers", REGISTERS)} if target.backend == "cuda" else {}
     return triton.compile(source, target=target, options=options)

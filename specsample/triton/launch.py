@@ -14,15 +14,18 @@ from . import law
 BLOCK, WARPS = 1024, 4
 REGISTERS = 168  # at most, on NVIDIA: three programs side by side. ptxas has its own idea of how many, unless it is told.
 ALONE = {"BLOCK": 512, "warps": 8, "registers": 255}  # of the largest kernels, whose programs work alone on a request
-LAST = {"warps": 8, "registers": 128}  # of the one race that a request ends with, over twice BLOCK
+LAST = {"warps": 8, "registers": 128}  # of the one race that a request ends with
+LAST_BLOCK = 2 * BLOCK
+# Where rows are not aligned, a tile takes more registers: races have a share of it, and laws, whose sums depend on it, more of them.
+SHARE, SHARE_ALONE, LAWS_REGISTERS = 4, 8, 255
 
 
 def aligned(logits):
-    """Whether rows can be read 16 bytes at a time, as Triton sees it. Otherwise a tile takes more registers."""
+    """Whether rows can be read 16 bytes at a time, as Triton sees it."""
     return all(n % 16 == 0 for n in (logits.data_ptr(), logits.shape[-1], *logits.stride()[:-1]))
 
 
-def race_tile(logits, block=BLOCK, share=4):
+def race_tile(logits, block=BLOCK, share=SHARE):
     """Tile of races over rows of logits, which have no sums: block // share where they are not aligned, and no more than it takes
     (`race_pass` reads four at a time, and scores 64 places)."""
     block = block if aligned(logits) else block // share
@@ -71,7 +74,7 @@ def laws_of(logits, numbers, sampling, *, owner=None, batch=None, kept=None, nor
     out = torch.empty(count, law.FIELDS.value, dtype=torch.float64, device=logits.device)
     columns = 0 if sampling is None else sampling.shape[1]
     stride_r = 0 if logits.dim() == 2 else logits.stride(1)
-    registers = REGISTERS if aligned(logits) else ALONE["registers"]
+    registers = REGISTERS if aligned(logits) else LAWS_REGISTERS
     launch(
         law.laws_kernel, (count,), logits, out, stats, owner, None if sampling is None else sampling.contiguous(),
         *(kept or (None, None, None)), logits.shape[-1], rows, logits.stride(0), stride_r, *map(bits, numbers), columns,

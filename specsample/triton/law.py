@@ -41,9 +41,15 @@ def store_law(at, law):
 
 
 @triton.jit
+def raw_logits(row, ids, vocab):
+    """float32 logits as they are; ids beyond the vocabulary count as −inf."""
+    return tl.load(row + ids, mask=(ids >= 0) & (ids < vocab), other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
 def load_logits(row, ids, vocab):
-    """float32 logits; NaN and ids beyond the vocabulary count as −inf."""
-    z = tl.load(row + ids, mask=(ids >= 0) & (ids < vocab), other=float("-inf")).to(tl.float32)
+    """The same, but NaN counts as −inf and +inf as the largest float."""
+    z = raw_logits(row, ids, vocab)
     return tl.minimum(tl.where(z == z, z, float("-inf")), LARGEST)
 
 
@@ -155,11 +161,6 @@ def larger(z, peak):
 
 
 @triton.jit
-def raw_tile(row, ids, vocab):
-    return tl.load(row + ids, mask=ids < vocab, other=float("-inf")).to(tl.float32)
-
-
-@triton.jit
 def max_and_mass(row, vocab, scale, BLOCK: tl.constexpr):
     """In one reading: the largest logit (−inf: none) and the weight of all tokens relative to it (no use where it is infinite).
     Each lane's sum is relative to the largest logit that the lane has seen, and moves with it once in four tiles."""
@@ -167,8 +168,8 @@ def max_and_mass(row, vocab, scale, BLOCK: tl.constexpr):
     total = tl.zeros((BLOCK,), tl.float64)
     ids = tl.arange(0, BLOCK)
     for first in range(0, vocab, 4 * BLOCK):
-        a, b = raw_tile(row, first + ids, vocab), raw_tile(row, first + BLOCK + ids, vocab)
-        c, d = raw_tile(row, first + 2 * BLOCK + ids, vocab), raw_tile(row, first + 3 * BLOCK + ids, vocab)
+        a, b = raw_logits(row, first + ids, vocab), raw_logits(row, first + BLOCK + ids, vocab)
+        c, d = raw_logits(row, first + 2 * BLOCK + ids, vocab), raw_logits(row, first + 3 * BLOCK + ids, vocab)
         top = tl.minimum(larger(d, larger(c, larger(b, larger(a, peak)))), LARGEST)
         part = (power(a - top, scale) + power(b - top, scale)) + (power(c - top, scale) + power(d - top, scale))
         total = total * power(peak - top, scale).to(tl.float64) + part.to(tl.float64)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .histogram import Pair, ratios_of
-from .law import LARGEST, LOG2E, Law, load_logits, prob, weights
+from .law import LARGEST, LOG2E, Law, load_logits, prob, raw_logits, weights
 from .streams import least_words, log2_below, log_clocks, words_of
 
 _FAR = tl.constexpr(1e6)  # scores beyond it, not relative to the row's maximum, would cost the clocks digits
@@ -79,8 +79,7 @@ def residual_weights(row, vocab, law, relative, ids, rest):
 @triton.jit
 def tops_of(row, vocab, first, BLOCK: tl.constexpr):
     """The largest logit of every four from `first` on: float32 [BLOCK], as `load_logits` reads them"""
-    ids = first + tl.arange(0, 4 * BLOCK)
-    z = tl.load(row + ids, mask=ids < vocab, other=float("-inf")).to(tl.float32)
+    z = raw_logits(row, first + tl.arange(0, 4 * BLOCK), vocab)
     top = tl.max(tl.reshape(z, (BLOCK, 4)), 1)  # of those that are no NaN
     return tl.minimum(tl.where(top == top, top, float("-inf")), LARGEST)
 

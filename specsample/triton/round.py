@@ -5,7 +5,7 @@ import importlib
 import torch
 import triton
 
-from .launch import BLOCK, LAST, laws_of, launch, per_row, race_tile
+from .launch import LAST, LAST_BLOCK, laws_of, launch, per_row, race_tile
 from .walk import MAX_NODES, finish_kernel, logprobs_kernel
 
 
@@ -91,7 +91,7 @@ class Round:
             finish_kernel, (self.batch,), self.target, self.draft, laws, draft_laws, self.spans, self.seeds, self.positions,
             stops, weights, self.emitted, self.vocab, 0 if self.draft is None else self.draft.shape[-1], self.row_count,
             self.draft_count, *self.strides(self.target), *self.strides(self.draft), self.seed, self.position,
-            self.max_depth, BLOCK=race_tile(self.target, 2 * BLOCK), **LAST,
+            self.max_depth, BLOCK=race_tile(self.target, LAST_BLOCK), **LAST,
         )  # fmt: skip
 
     def logprobs(self, laws):

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .coupling import TABLES
 from .histogram import SPARE, Pair
-from .launch import ALONE, launch, race_tile
+from .launch import ALONE, SHARE_ALONE, launch, race_tile
 from .law import FIELDS, Law, load_law, load_logits, prob, weights
 from .passes import Residual, Tokens, is_in, last_race
 from .streams import spread
@@ -198,4 +198,4 @@ def tree_args(round, bins, tables=1):
 
 
 def tree_constants(round):
-    return {"ROW_A_NODE": round.row_a_node, "P": round.width, "RACE": race_tile(round.target, ALONE["BLOCK"], 8)} | ALONE
+    return {"ROW_A_NODE": round.row_a_node, "P": round.width, "RACE": race_tile(round.target, ALONE["BLOCK"], SHARE_ALONE)} | ALONE
