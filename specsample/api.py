@@ -3,18 +3,18 @@
 Dimensions: B requests, N draft nodes of a request (a chain of L tokens has N = L), R rows of logits a request, V vocabulary.
 """
 
-from collections.abc import Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
 from . import backends, reference
+from .arguments import (
+    INTS, MAX_NODES, check_draft_logits, check_logits, check_options, check_parents, check_stats, int_or_tensor, per_node,
+)  # fmt: skip
 from .errors import expect
 from .sampling import Sampling, pack
 from .schemes import SCHEMES
 
-MAX_NODES = 1024  # of a request
 DRAFT_KINDS = ("iid", "distinct", "arrivals", "lists", "top", "topk")
 _LOGPROBS = {None: 0, "filtered": 1, "raw": 2}
 _DEFAULT = Sampling()
@@ -66,10 +66,10 @@ def sample(logits, *, sampling=_DEFAULT, seed, position, backend=None):
     Errors: ValueError naming the argument for wrong shapes, dtypes, devices and ranges.
     Source: the exponential race (Gumbel-max trick); purpose-0 clocks, the same that `verify` uses for `race` and bonus.
     """
-    rows = _check_logits(logits, "logits", 2)
+    rows = check_logits(logits, "logits", 2)
     numbers, per_row = pack(sampling, (rows,), logits.device)
-    seed, seeds = _int_or_tensor(seed, "seed", rows, logits.device)
-    position, positions = _int_or_tensor(position, "position", rows, logits.device)
+    seed, seeds = int_or_tensor(seed, "seed", rows, logits.device)
+    position, positions = int_or_tensor(position, "position", rows, logits.device)
     run = backends.pick(backend, logits, "logits").sample
     return run(logits, numbers, per_row, seed, seeds, position, positions)
 
@@ -91,14 +91,14 @@ def draft(logits, k=1, *, kind="iid", sampling=_DEFAULT, seed, position, depth=0
 
     Errors: ValueError naming the argument.
     """
-    rows = _check_logits(logits, "logits", 2)
+    rows = check_logits(logits, "logits", 2)
     expect(kind in DRAFT_KINDS, "kind", f"one of {', '.join(DRAFT_KINDS)}", repr(kind))
     expect(isinstance(k, int) and 1 <= k <= MAX_NODES, "k", f"an integer in [1, {MAX_NODES}]", k)
     numbers, per_row = pack(sampling, (rows,), logits.device)
-    seed, seeds = _int_or_tensor(seed, "seed", rows, logits.device)
-    position, positions = _int_or_tensor(position, "position", rows, logits.device)
-    depth, depths = _int_or_tensor(depth, "depth", rows, logits.device)
-    node, nodes = _int_or_tensor(node, "node", rows, logits.device)
+    seed, seeds = int_or_tensor(seed, "seed", rows, logits.device)
+    position, positions = int_or_tensor(position, "position", rows, logits.device)
+    depth, depths = int_or_tensor(depth, "depth", rows, logits.device)
+    node, nodes = int_or_tensor(node, "node", rows, logits.device)
     run = backends.pick(backend, logits, "logits", kind=kind).draft
     return run(
         logits, k, kind, numbers, per_row, seed, seeds, position, positions, depth, depths, node, nodes
@@ -111,7 +111,7 @@ def row_stats(logits, *, sampling=_DEFAULT, backend=None):
     Pass the drafts' to `verify(draft_stats=...)` to spare it a pass over each draft row. Rows whose |logsumexp| is above
     32 are read again there, since float32 would not hold their law to 1e-6 (very low temperatures).
     """
-    rows = _check_logits(logits, "logits", 2)
+    rows = check_logits(logits, "logits", 2)
     numbers, per_row = pack(sampling, (rows,), logits.device)
     return RowStats(*backends.pick(backend, logits, "logits").row_stats(logits, numbers, per_row))
 
@@ -122,7 +122,7 @@ def log_probs(logits, *, sampling=_DEFAULT, backend=None):
     It writes R·V numbers, which nothing else here does: for tests and notebooks. Compiled backends take the row
     statistics from their kernels and finish in torch.
     """
-    rows = _check_logits(logits, "logits", 2)
+    rows = check_logits(logits, "logits", 2)
     numbers, per_row = pack(sampling, (rows,), logits.device)
     chosen = backends.pick(backend, logits, "logits")
     if chosen is reference or not logits.numel():
@@ -207,10 +207,10 @@ def verify(
     if packed:
         expect(isinstance(cu_rows, torch.Tensor) and cu_rows.dtype == torch.int32, "cu_rows", "an int32 tensor", cu_rows)
         expect(cu_rows.dim() == 1 and cu_rows.shape[0] >= 1, "cu_rows", "shape [B + 1]", tuple(cu_rows.shape))
-    _check_logits(target_logits, "target_logits", 2 if packed else 3)
+    check_logits(target_logits, "target_logits", 2 if packed else 3)
     device, shape = target_logits.device, target_logits.shape
     expect(isinstance(draft_tokens, torch.Tensor), "draft_tokens", "a tensor", type(draft_tokens).__name__)
-    expect(draft_tokens.dtype in _INTS, "draft_tokens", "int64 or int32", draft_tokens.dtype)
+    expect(draft_tokens.dtype in INTS, "draft_tokens", "int64 or int32", draft_tokens.dtype)
     expect(draft_tokens.device == device, "draft_tokens", f"a tensor on {device}", draft_tokens.device)
     if packed:
         expect(cu_rows.device == device, "cu_rows", f"a tensor on {device}", cu_rows.device)
@@ -229,21 +229,21 @@ def verify(
     if draft_logits is None:
         expect(card.one_hot or nodes == 0, "draft_logits", f"the drafts' logits (scheme {card.name!r} needs their law)", None)
     else:
-        _check_draft_logits(draft_logits, target_logits, nodes, packed, rows is not None or draft_rows is not None)
+        check_draft_logits(draft_logits, target_logits, nodes, packed, rows is not None or draft_rows is not None)
     if parents is not None or rows is not None or draft_rows is not None or lists is not None:
-        parents = _per_node(parents, "parents", batch, nodes, packed, device)
-        rows = _per_node(rows, "rows", batch, nodes, packed, device, extra=1)
-        draft_rows = _per_node(draft_rows, "draft_rows", batch, nodes, packed, device)
-        lists = _per_node(lists, "lists", batch, nodes, packed, device)
+        parents = per_node(parents, "parents", batch, nodes, packed, device)
+        rows = per_node(rows, "rows", batch, nodes, packed, device, extra=1)
+        draft_rows = per_node(draft_rows, "draft_rows", batch, nodes, packed, device)
+        lists = per_node(lists, "lists", batch, nodes, packed, device)
         readable = parents is not None and device.type == "cpu" and not packed and not torch.compiler.is_compiling()
         if readable and (max_depth is None or not card.trees):
-            limit = _check_parents(parents, card)
+            limit = check_parents(parents, card)
     if max_depth is None:
         max_depth = limit
     else:
         expect(isinstance(max_depth, int) and max_depth >= 0, "max_depth", "an int >= 0", max_depth)
     if options is not None:
-        _check_options(options, card)
+        check_options(options, card)
     expect(logprobs is None or isinstance(logprobs, str) and logprobs in _LOGPROBS, "logprobs", 'None, "filtered" or "raw"', repr(logprobs))
 
     numbers, per_request = pack(sampling, (batch,), device)
@@ -254,11 +254,11 @@ def verify(
         counts = (batch,) if draft_logits is None else (batch, draft_logits.numel() // max(1, draft_logits.shape[-1]))
         draft_numbers, draft_rows_sampling = pack(draft_sampling, counts, device, "draft_sampling")
     if draft_stats is not None and draft_logits is not None:
-        draft_max, draft_logsumexp, draft_cutoff = _check_stats(draft_stats, draft_logits)
+        draft_max, draft_logsumexp, draft_cutoff = check_stats(draft_stats, draft_logits)
     if not card.uses_draft_logits:  # checked like the rest, but the drafts' law does not enter
         draft_logits = draft_rows_sampling = draft_max = draft_logsumexp = draft_cutoff = None
-    seed, seeds = _int_or_tensor(seed, "seed", batch, device)
-    position, positions = _int_or_tensor(position, "position", batch, device)
+    seed, seeds = int_or_tensor(seed, "seed", batch, device)
+    position, positions = int_or_tensor(position, "position", batch, device)
 
     tokens, num_accepted, path, emitted = backends.pick(backend, target_logits, "target_logits", scheme=scheme).verify(
         target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, scheme,
@@ -267,117 +267,3 @@ def verify(
         seed, seeds, position, positions, cu_rows, _LOGPROBS[logprobs],
     )  # fmt: skip
     return Verdict(tokens, num_accepted, path, emitted if logprobs is not None else None)
-
-
-_INTS = (torch.int64, torch.int32)
-
-
-def _check_logits(logits, name, dim):
-    """Check a tensor of rows of logits; -> its first size."""
-    if not isinstance(logits, torch.Tensor):
-        expect(False, name, "a tensor", type(logits).__name__)
-    shape = logits.shape
-    if logits.dim() != dim:
-        expect(False, name, f"shape {'[B, R, V]' if dim == 3 else '[rows, V]'}", tuple(shape))
-    if not logits.dtype.is_floating_point:
-        expect(False, name, "float32, bfloat16 or float16", logits.dtype)
-    if shape[-1] == 0 and shape[0] > 0:
-        expect(False, name, "a vocabulary of at least one token", tuple(shape))
-    if logits.stride(-1) != 1 and shape[-1] > 1:
-        expect(False, name, "a contiguous last dimension (stride 1)", f"strides {logits.stride()}")
-    return shape[0]
-
-
-def _check_draft_logits(draft, target, nodes, packed, mapped):
-    _check_logits(draft, "draft_logits", target.dim())
-    expect(draft.dtype == target.dtype, "draft_logits", f"{target.dtype} like target_logits", draft.dtype)
-    expect(draft.device == target.device, "draft_logits", f"a tensor on {target.device}", draft.device)
-    if packed:
-        good = draft.shape[0] >= target.shape[0] or draft.shape[0] >= nodes
-        expect(good, "draft_logits", f"at least {nodes} rows (or {target.shape[0]} like the target)", tuple(draft.shape))
-    else:
-        expect(draft.shape[0] == target.shape[0], "draft_logits", f"{target.shape[0]} requests", tuple(draft.shape))
-        if not mapped:
-            expect(draft.shape[1] >= nodes, "draft_logits", f"at least {nodes} rows a request", tuple(draft.shape))
-
-
-def _per_node(values, name, batch, nodes, packed, device, extra=0):
-    """A per-node argument as an int tensor [N + extra] or [B, N + extra] (packed: one dimension), or None."""
-    if values is None:
-        return None
-    if not isinstance(values, torch.Tensor):
-        try:
-            values = torch.as_tensor(values, dtype=torch.int64).to(device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{name}: expected a tensor or list of ints, got {values!r}") from error
-    expect(values.dtype in _INTS, name, "int64 or int32", values.dtype)
-    expect(values.device == device, name, f"a tensor on {device}", values.device)
-    if packed:
-        expect(values.dim() == 1 and values.shape[0] >= nodes, name, f"shape [>= {nodes}]", tuple(values.shape))
-    else:
-        size = nodes + extra
-        good = tuple(values.shape) in ((size,), (batch, size))
-        expect(good, name, f"shape [{size}] or [{batch}, {size}]", tuple(values.shape))
-    return values
-
-
-def _check_parents(parents, card):
-    """On the CPU the tree can be read: refuse siblings under a chain scheme; -> the tree's depth."""
-    trees = {tuple(tree) for tree in (parents[None] if parents.dim() == 1 else parents).tolist()}
-    shapes = [_shape_of(tree) for tree in trees]
-    if not card.trees:
-        siblings = any(several for _, several in shapes)
-        expect(not siblings, "parents", f"a chain (scheme {card.name!r} takes one child a node)", parents.tolist())
-    return max((depth for depth, _ in shapes), default=0)
-
-
-@lru_cache(maxsize=256)  # static trees come again every round
-def _shape_of(parents):
-    """(depth, whether any node has two children) of a tree; a node whose parent is not before it is none."""
-    depth, several, seen = [], False, set()
-    for i, parent in enumerate(parents):
-        depth.append(1 + (depth[parent] if 0 <= parent < i else 0))
-        if -1 <= parent < i:
-            several |= parent in seen
-            seen.add(parent)
-    return max(depth, default=0), several
-
-
-def _check_options(options, card):
-    expect(isinstance(options, Mapping), "options", "a mapping of names to numbers", options)
-    known = ", ".join(card.options) or "none"
-    for name, value in options.items():
-        expect(name in card.options, "options", f"settings of scheme {card.name!r}: {known}", repr(name))
-        least, most = card.options[name][1]
-        good = isinstance(value, (int, float)) and least <= value <= most
-        expect(good, f"options[{name!r}]", f"a number in [{least}, {most}]", value)
-
-
-def _check_stats(stats, draft):
-    expect(isinstance(stats, tuple) and len(stats) == 3, "draft_stats", "a RowStats", type(stats).__name__)
-    count = draft.numel() // max(1, draft.shape[-1])
-    for field, value in zip(RowStats._fields, stats):
-        good = isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.numel() == count
-        expect(good, f"draft_stats.{field}", f"float32 with {count} values, one a draft row", value)
-        expect(value.device == draft.device, f"draft_stats.{field}", f"a tensor on {draft.device}", value.device)
-    return [value.reshape(-1) for value in stats]
-
-
-def _int_or_tensor(value, name, count, device):
-    """(int, None) or (0, int64 [count])"""
-    if isinstance(value, torch.Tensor):
-        if value.dtype != torch.int64 or value.device != device or value.shape != (count,):  # nothing to do for most
-            expect(value.dtype in _INTS, name, "an int or an int64 tensor", value.dtype)
-            expect(value.device == device, name, f"a tensor on {device}", value.device)
-            good = value.dim() == 0 or tuple(value.shape) == (count,)
-            expect(good, name, f"an int or shape [{count}]", tuple(value.shape))
-            value = value.to(torch.int64).expand(count)
-        return 0, value
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        try:
-            value = int(value.__index__())
-        except AttributeError:
-            expect(False, name, "an int or an int64 tensor", value)
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        expect(False, name, "an int of 64 bits", value)
-    return value, None

@@ -4,18 +4,15 @@ from types import SimpleNamespace
 
 import torch
 
-from .. import api
+from ..arguments import INTS, MAX_LAWS, MAX_NODES, MAX_SIBLINGS, check_options, int_or_tensor
 from ..backends import BACKENDS
 from ..errors import expect
-from ..reference.mixture import MAX_LAWS
 from ..sampling import pack
 from ..schemes import SCHEMES
 from .cache import embedded_ids
 from .drafters import NgramDrafter, as_drafter
 from .trees import Tree
 
-_INTS = (torch.int64, torch.int32)
-MAX_PATHS = 64  # live children that a multi-draft rule looks at
 OF_SEVERAL_LAWS = ("weighted", "race")  # schemes whose siblings may come from different laws
 
 
@@ -30,7 +27,7 @@ def check(
     expect(isinstance(input_ids, torch.Tensor), "input_ids", "a tensor", type(input_ids).__name__)
     good = input_ids.dim() == 2 and input_ids.shape[0] > 0 and input_ids.shape[1] > 0
     expect(good, "input_ids", "shape [B, prompt width]", tuple(input_ids.shape))
-    expect(input_ids.dtype in _INTS, "input_ids", "int64", input_ids.dtype)
+    expect(input_ids.dtype in INTS, "input_ids", "int64", input_ids.dtype)
     batch, device = input_ids.shape[0], input_ids.device
     weight = next(model.parameters(), None) if hasattr(model, "parameters") else None
     if weight is not None:
@@ -44,7 +41,7 @@ def check(
         expect(highest < embedded, "input_ids", f"ids below the vocabulary size {embedded}", highest)
 
     _count(max_new_tokens, "max_new_tokens", 1, None)
-    _count(depth, "depth", 1, api.MAX_NODES)
+    _count(depth, "depth", 1, MAX_NODES)
     expect(isinstance(scheme, str) and scheme in SCHEMES, "scheme", f"one of {', '.join(SCHEMES)}", repr(scheme))
     card = SCHEMES[scheme]
     drafter = as_drafter(draft)
@@ -56,11 +53,11 @@ def check(
     lawless = isinstance(draft, NgramDrafter) and not card.one_hot
     expect(not lawless, "draft", f"a drafter with a law of its own (scheme {scheme!r} needs it)", "NgramDrafter")
     if options:
-        api._check_options(options, card)
+        check_options(options, card)
     pack(sampling, (batch,), device, "sampling")
     for law in laws:
         pack(law, (batch,), device, "draft_sampling")
-    number, seeds = api._int_or_tensor(seed, "seed", batch, device)
+    number, seeds = int_or_tensor(seed, "seed", batch, device)
     seeds = number + torch.arange(batch, device=device) if seeds is None else seeds.contiguous()
     if backend is not None:
         expect(backend in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", repr(backend))
@@ -81,7 +78,7 @@ def check(
 
 def _shape(draft, depth, paths, tree, draft_sampling, card):
     """-> (`Tree`, node budget, or None for a chain; its depth; list of the given draft samplings, one or one a path)"""
-    _count(paths, "paths", 1, api.MAX_NODES)
+    _count(paths, "paths", 1, MAX_NODES)
     # A plain tuple of four numbers is a Sampling too.
     several = isinstance(draft_sampling, list) or type(draft_sampling) is tuple and isinstance((*draft_sampling, 0)[0], tuple)
     laws = list(draft_sampling) if several else [] if draft_sampling is None else [draft_sampling]
@@ -98,21 +95,21 @@ def _shape(draft, depth, paths, tree, draft_sampling, card):
         paths = len(values)
     if tree is None:
         expect(paths == 1 or card.trees, "paths", f"1 (scheme {card.name!r} verifies chains)", paths)
-        few = paths <= MAX_PATHS or not card.uses_draft_logits
-        expect(few, "paths", f"at most {MAX_PATHS} under {card.name!r}", paths)
-        expect(paths * depth <= api.MAX_NODES, "paths", f"paths·depth <= {api.MAX_NODES} nodes", f"{paths}·{depth}")
+        few = paths <= MAX_SIBLINGS or not card.uses_draft_logits
+        expect(few, "paths", f"at most {MAX_SIBLINGS} under {card.name!r}", paths)
+        expect(paths * depth <= MAX_NODES, "paths", f"paths·depth <= {MAX_NODES} nodes", f"{paths}·{depth}")
         return (None if paths == 1 else Tree.of_paths(paths, depth)), depth, laws
     expect(paths == 1, "paths", "1, since a tree is given", paths)
     if isinstance(tree, int) and not isinstance(tree, bool):
         exact = f"a list of parents (a tree that its tokens shape is exact under 'race' only, not {card.name!r})"
         expect(card.name == "race", "tree", exact, tree)
-        _count(tree, "tree", 1, api.MAX_NODES)
+        _count(tree, "tree", 1, MAX_NODES)
         return tree, depth, laws
     given, expected = tree, "None, a number of nodes, or a list of parents: ints from −1 to their own index − 1"
     tree = tree.tolist() if isinstance(tree, torch.Tensor) else tree
-    good = isinstance(tree, (list, tuple)) and 0 < len(tree) <= api.MAX_NODES
+    good = isinstance(tree, (list, tuple)) and 0 < len(tree) <= MAX_NODES
     good = good and all(type(parent) is int and -1 <= parent < node for node, parent in enumerate(tree))
-    expect(good, "tree", f"{expected}; at most {api.MAX_NODES} nodes", repr(given))
+    expect(good, "tree", f"{expected}; at most {MAX_NODES} nodes", repr(given))
     tree = Tree(tree)
     expect(card.trees or tree.is_chain, "tree", f"a chain (scheme {card.name!r} takes one child a node)", repr(given))
     return (None if tree.is_chain else tree), tree.depth, laws

@@ -27,9 +27,9 @@ import math
 
 import torch
 
-from .walk import MAX_SIBLINGS, first
+from ..arguments import MAX_LAWS, MAX_SIBLINGS
+from .walk import first
 
-MAX_LAWS = 8  # distinct laws among a node's children: those of further draft rows are not looked at
 COLUMNS = 8  # intervals of the second coordinate
 STEP = 1.5
 START, LIMIT = 6.0, 15.0  # |α| at the start, and ever

@@ -8,13 +8,13 @@ import math
 
 import torch
 
+from ..arguments import MAX_SIBLINGS
 from ..sampling import OFF
 from . import rng
 from .coupling import selection_uniforms
 from .law import Params, from_stats, usable, warp
 from .rows import race, spread, winner
 
-MAX_SIBLINGS = 64  # live children that a multi-draft scheme looks at in one step, by index
 MAX_LISTS = 1024
 
 

@@ -8,7 +8,8 @@ GLS: "List-level distribution coupling with applications to speculative decoding
 
 import torch
 
-from ..reference.walk import MAX_SIBLINGS, first, walk
+from ..arguments import MAX_SIBLINGS
+from ..reference.walk import first, walk
 from .card import Scheme
 
 
