@@ -24,11 +24,24 @@
 #define SPS_BARRIER() (void)0
 #endif
 
-namespace specsample {
+// Every device's code has a namespace of its own, the headers that all share included: one extension holds the objects of all
+// devices, and of two functions of one name the linker keeps one.
+#if defined(SPS_CUDA_ON_CPU)
+#define SPS_NAMESPACE specsample::emulator
+namespace specsample { inline namespace emulator {} }
+#elif defined(__CUDACC__)
+#define SPS_NAMESPACE specsample::cuda
+namespace specsample { inline namespace cuda {} }
+#else
+#define SPS_NAMESPACE specsample::cpu
+namespace specsample { inline namespace cpu {} }
+#endif
+
+namespace SPS_NAMESPACE {
 
 constexpr double kInfinity = HUGE_VAL;
 constexpr double kLog2e = 1.4426950408889634;
 // +inf logits are read as the largest float: they share all the mass equally, and no arithmetic meets inf - inf.
 constexpr float kLargest = FLT_MAX;
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -6,7 +6,7 @@
 #pragma once
 #include "common.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // Which bin a ratio t/d falls in: floor(per_unit t/d + 1/2), so that t = d is the middle of a bin and rounding does not split it.
 // Tokens with both probabilities below `tail` all belong to `tail_bin`, the bin of their own joint ratio.
@@ -310,4 +310,4 @@ SPS_HD double kseq_threshold(Ex& ex, const Coupling& coupling) {
 #endif
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -2,7 +2,7 @@
 #pragma once
 #include "common.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 constexpr double kSlack = 0x1p-20;  // of top-p and min-p: decides exact ties of mass alike on every backend
 
@@ -97,4 +97,4 @@ struct Residual {
 // Logits as the laws see them: NaN stays NaN (every comparison with it is false, so it is never kept).
 SPS_HD float clamp_logit(float z) { return z > kLargest ? kLargest : z; }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -6,7 +6,7 @@
 #pragma once
 #include "law.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 constexpr int kMaxLaws = 8;     // distinct laws among a node's children: those of further rows are not looked at
 constexpr int kMaxLevels = 32;
@@ -180,4 +180,4 @@ struct Mixture {
   }
 };
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -7,7 +7,7 @@
 #pragma once
 #include "common.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 enum Purpose : uint32_t { kClock = 0, kAccept = 1, kResidual = 2, kSelect = 3, kDraft = 4, kDistinct = 5 };
 
@@ -76,4 +76,4 @@ struct Stream {
   SPS_HD double log_clock(int64_t token, uint32_t r) const { return log(-log1p(-uniform(token, r))); }
 };
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

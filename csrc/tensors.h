@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
-namespace specsample {
+#include "common.h"
+
+namespace SPS_NAMESPACE {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -41,4 +43,4 @@ const Entry& entry_of(const Entry (&table)[n], const std::string& name, const ch
   return table[0];
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -29,7 +29,7 @@
 #include "mixture.h"
 #include "philox.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // int32 or int64 values in memory; absent when data is null.
 struct Ints {
@@ -302,4 +302,4 @@ SPS_HD void walk(const Request& request, Ex& ex, const Output& out) {
   }
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

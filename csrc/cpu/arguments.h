@@ -3,7 +3,7 @@
 #include "../tensors.h"
 #include "executor.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 inline Dtype dtype_of(const Tensor& logits, const char* name) {
   switch (logits.scalar_type()) {
@@ -122,4 +122,4 @@ void for_requests(int64_t count, int64_t work, const F& f) {
   }
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

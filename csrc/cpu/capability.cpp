@@ -4,7 +4,7 @@
 
 #include "passes.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 const Capability* find_capability(const char* name) {
 #if defined(__x86_64__)
@@ -32,4 +32,4 @@ const Capability& cpu_capability() {
   return chosen;
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -12,7 +12,7 @@
 #include "filters.h"
 #include "passes.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 constexpr int kMaxTiles = 64;
 constexpr double kPlainScores = 1e6;  // scores above it, not relative to the row's maximum, would cost the clocks digits
@@ -460,4 +460,4 @@ class CpuExecutor {
   std::vector<double> scratch_, kept_ratios_;
 };
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -5,7 +5,7 @@
 
 #include "passes.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // The k-th largest logit of the row (-FLT_MAX when fewer are finite): a heap of the k largest for small k, whose root is a
 // bound that few tokens pass; digit by digit over order-preserving bits for large k.
@@ -133,4 +133,4 @@ inline float top_p_cutoff(const Passes& passes, const Law& law, double goal, dou
   return cutoff;
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

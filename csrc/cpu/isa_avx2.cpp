@@ -13,7 +13,7 @@
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2")
 #endif
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 namespace avx2 {
 #include "elements.inc"
 #include "vec_avx2.inc"
@@ -22,7 +22,7 @@ namespace avx2 {
 
 const Passes kAvx2Passes[3] = {avx2::passes_of<float>("avx2"), avx2::passes_of<avx2::Bfloat16>("avx2"),
                                avx2::passes_of<avx2::Float16>("avx2")};
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

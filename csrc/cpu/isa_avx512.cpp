@@ -13,7 +13,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2")
 #endif
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 namespace avx512 {
 #include "elements.inc"
 #include "vec_avx512.inc"
@@ -22,7 +22,7 @@ namespace avx512 {
 
 const Passes kAvx512Passes[3] = {avx512::passes_of<float>("avx512"), avx512::passes_of<avx512::Bfloat16>("avx512"),
                                avx512::passes_of<avx512::Float16>("avx512")};
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

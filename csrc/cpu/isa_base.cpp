@@ -3,7 +3,7 @@
 #include "isa.h"
 
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 namespace base {
 #include "elements.inc"
 #include "vec_base.inc"
@@ -12,4 +12,4 @@ namespace base {
 
 const Passes kBasePasses[3] = {base::passes_of<float>("base"), base::passes_of<base::Bfloat16>("base"),
                                base::passes_of<base::Float16>("base")};
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

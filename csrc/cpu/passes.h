@@ -10,7 +10,7 @@
 #include "../mixture.h"
 #include "../philox.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 enum Dtype { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 constexpr int kGroup = 64;     // tokens handled at once: 16 Philox counters
@@ -114,4 +114,4 @@ extern const Passes kAvx2Passes[3];
 extern const Passes kAvx512Passes[3];
 #endif
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -1,7 +1,7 @@
 // sample, draft and row_stats on the CPU.
 #include "arguments.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 namespace {
 
 Tensor sample(const Tensor& logits, const std::vector<double>& numbers, const OptionalTensor& sampling_rows, int64_t seed,
@@ -119,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> row_stats(const Tensor& logits, const std::ve
 }
 
 }  // namespace
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE
 
 STABLE_TORCH_LIBRARY_IMPL(specsample, CPU, m) {
   m.impl("sample", TORCH_BOX(&specsample::sample));

@@ -2,7 +2,7 @@
 #include "../schemes/table.h"
 #include "arguments.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 namespace {
 
 constexpr int64_t kMaxNodes = 1024;
@@ -188,6 +188,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
 }
 
 }  // namespace
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE
 
 STABLE_TORCH_LIBRARY_IMPL(specsample, CPU, m) { m.impl("verify", TORCH_BOX(&specsample::verify)); }

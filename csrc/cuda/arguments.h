@@ -9,7 +9,7 @@
 #include "runtime.h"
 #endif
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // Uninitialised memory on the device of `like`.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
@@ -66,4 +66,4 @@ class Kept {
   std::vector<Tensor> tensors_;
 };
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -6,7 +6,7 @@
 #pragma once
 #include "team.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 constexpr uint32_t kFullWarp = 0xFFFFFFFFu;
 
@@ -134,4 +134,4 @@ SPS_DEVICE int current(const int& value) {
 #endif
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -3,7 +3,7 @@
 #include "filters.h"
 #include "race.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // The law of a row that must be read for it; its mass only when `normalised`.
 SPS_DEVICE Law law_of(Scratch& s, const Rows& rows, int64_t index, const Sampling& sampling, bool normalised) {
@@ -70,4 +70,4 @@ SPS_DEVICE void crew(Scratch& s) {
   }
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -8,7 +8,7 @@
 #include "../walk.h"
 #include "crew.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 class Conductor {
  public:
@@ -250,4 +250,4 @@ class CudaExecutor : public Conductor {
   int row_ = 0;  // of the target's law that was asked for last
 };
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

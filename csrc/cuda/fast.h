@@ -2,7 +2,7 @@
 #pragma once
 #include "block.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // 2^x by the special-function unit, relative error at most 2^-22; exact for x = 0, and 0 below 2^-126.
 SPS_DEVICE float exp2_fast(float x) {
@@ -106,4 +106,4 @@ SPS_DEVICE void add_wide(unsigned long long* sum, unsigned long long value) {
   if (high) atomicAdd(half + 1, high);
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

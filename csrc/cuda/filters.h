@@ -7,7 +7,7 @@
 #pragma once
 #include "sums.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // A weight of 1 in fixed point: as large as lets the weights of a whole row fit 62 bits.
 SPS_DEVICE float fixed_one(int64_t vocab) {
@@ -138,4 +138,4 @@ SPS_DEVICE float filter_cutoff(Scratch& s, Law law, int dtype, const Sampling& s
   return law.cutoff;
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -9,7 +9,7 @@
 #define SPS_SHARED(name) Scratch& name = cuda_on_cpu::machine.shared<Scratch>()
 #endif
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // An int, or one value a row; `step` is added from one row to the next of a plain int.
 struct PerRow {
@@ -38,4 +38,4 @@ struct NodeInts {
   int64_t size, stride;
 };
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -9,7 +9,7 @@
 #pragma once
 #include "ratios.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // log w - log E of a token, exactly; -inf for one of no weight.
 SPS_DEVICE double exact_score(const Race& race, int64_t token, float z, int dtype) {
@@ -231,4 +231,4 @@ SPS_DEVICE Best race_of(Scratch& s, int dtype) {
   }
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

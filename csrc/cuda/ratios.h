@@ -3,7 +3,7 @@
 #include "../coupling.h"
 #include "sums.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // Probabilities in float. A ratio's bin is decided on them in every pass alike, to the bit: nothing here may be contracted.
 struct Pair {
@@ -234,4 +234,4 @@ SPS_DEVICE int histogram(Scratch& s, const Order& o) {
   return binning.of_ratio(tail_t, tail_d);  // as close_sums has it
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -2,7 +2,7 @@
 #pragma once
 #include "kernels.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 enum class RowOp : int { kSample, kStats, kIid, kArrivals, kDistinct, kLists, kTop, kTopK };  // from kIid on: kinds of `draft`
 
@@ -78,4 +78,4 @@ __global__ void __launch_bounds__(kBlock, 1) row_kernel(RowArgs a) {
   conductor.dismiss();
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -2,7 +2,7 @@
 #include "arguments.h"
 #include "row_kernels.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 namespace {
 
 RowArgs common(Kept& kept, const Tensor& logits, RowOp op, const std::vector<double>& numbers, const OptionalTensor& sampling_rows) {
@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor> row_stats(const Tensor& logits, const std::ve
 }
 
 }  // namespace
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE
 
 STABLE_TORCH_LIBRARY_IMPL(SPS_LIBRARY, SPS_DISPATCH_KEY, m) {
   m.impl("sample", TORCH_BOX(&specsample::sample));

@@ -5,7 +5,7 @@
 #pragma once
 #include "fast.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 constexpr int kUnit = 8;  // tokens read by a thread at once: two Philox counters. A vocabulary is below 2^24 (arguments.h).
 
@@ -191,4 +191,4 @@ SPS_DEVICE float thread_top(const void* row, int dtype, int vocab) {
   return top;
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -12,7 +12,7 @@
 #define SPS_LIBRARY specsample
 #define SPS_DISPATCH_KEY CUDA
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 constexpr const char* kDeviceName = "cuda";
 inline bool on_device(const torch::stable::Tensor& t) { return t.is_cuda(); }
@@ -119,4 +119,4 @@ void launch(void (*kernel)(Args), const torch::stable::Tensor& like, int64_t tea
   check(cudaLaunchKernelEx(&setting.config, kernel, args), "CUDA launch failed");
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -16,7 +16,7 @@
 
 #define SPS_DEVICE __device__ __forceinline__
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 constexpr int kConductor = 32, kCrew = 352, kBlock = kCrew + kConductor;  // threads of a block
 constexpr int kMaxTeam = 8;  // blocks
@@ -198,4 +198,4 @@ struct Scratch {
   };
 };
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

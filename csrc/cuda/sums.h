@@ -3,7 +3,7 @@
 #pragma once
 #include "rows.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 constexpr int kPiece = 1024;  // a warp's tokens: 32 a lane
 
@@ -254,4 +254,4 @@ SPS_DEVICE Best next_likeliest(Scratch& s, const Law& law, int dtype, float afte
   return team_best(s, Best{static_cast<double>(top), id});
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

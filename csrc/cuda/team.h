@@ -7,7 +7,7 @@
 #pragma once
 #include "state.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 SPS_DEVICE int thread_id() {
   int id = static_cast<int>(threadIdx.x);
@@ -123,4 +123,4 @@ SPS_DEVICE int team_thread() { return team_rank() * thread_count() + thread_id()
 SPS_DEVICE int team_threads() { return team_size() * thread_count(); }
 SPS_DEVICE int64_t team_index() { return static_cast<unsigned>(blockIdx.x) / static_cast<unsigned>(team_size()); }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -2,7 +2,7 @@
 #include "arguments.h"
 #include "verify_kernel.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 namespace {
 
 struct Entry {
@@ -126,6 +126,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
 }
 
 }  // namespace
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE
 
 STABLE_TORCH_LIBRARY_IMPL(SPS_LIBRARY, SPS_DISPATCH_KEY, m) { m.impl("verify", TORCH_BOX(&specsample::verify)); }

@@ -3,7 +3,7 @@
 #include "../schemes/table.h"
 #include "kernels.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 struct VerifyArgs {
   Rows target, draft;
@@ -227,4 +227,4 @@ __global__ void __launch_bounds__(kBlock, 1) verify_kernel(VerifyArgs a) {
   }
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

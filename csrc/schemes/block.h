@@ -6,7 +6,7 @@
 #pragma once
 #include "../walk.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 template <class Ex>
 SPS_HD void verify_block(const Request& request, Ex& ex, const Output& out) {
@@ -64,4 +64,4 @@ SPS_HD void verify_block(const Request& request, Ex& ex, const Output& out) {
                                        : ex.residual_race(stop->target, stop->draft, Residual{stop->weight});
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

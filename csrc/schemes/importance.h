@@ -4,7 +4,7 @@
 #pragma once
 #include "recursive.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 constexpr int kMaxFree = 64, kMaxLetters = 257;
 constexpr double kLeast = 1e-6;  // of acceptance that a stage must bring: above the rounding of float sums
@@ -163,4 +163,4 @@ SPS_HD void verify_importance(const Request& request, Ex& ex, const Output& out)
   walk<ImportanceRule>(request, ex, out);
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

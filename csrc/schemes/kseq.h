@@ -6,7 +6,7 @@
 #pragma once
 #include "recursive.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 struct KseqRule {
   static constexpr bool kNeedsMass = true, kSharesToken = true;
@@ -36,4 +36,4 @@ SPS_HD void verify_kseq(const Request& request, Ex& ex, const Output& out) {
   walk<KseqRule>(request, ex, out);
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

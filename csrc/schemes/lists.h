@@ -3,7 +3,7 @@
 #pragma once
 #include "../walk.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 struct ClockLists {
   int64_t at[kMaxSiblings];
@@ -40,4 +40,4 @@ SPS_HD void verify_lists(const Request& request, Ex& ex, const Output& out) {
   walk<ListsRule>(request, ex, out);
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -4,7 +4,7 @@
 #pragma once
 #include "token.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // The draw of the smallest priority: its place among the siblings.
 template <class Ex>
@@ -43,4 +43,4 @@ SPS_HD void verify_optimal(const Request& request, Ex& ex, const Output& out) {
   walk<OptimalRule>(request, ex, out);
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

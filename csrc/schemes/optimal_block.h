@@ -4,7 +4,7 @@
 #pragma once
 #include "optimal.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // The law b of the selected draw at a node.
 struct Selected {
@@ -101,4 +101,4 @@ SPS_HD void verify_optimal_block(const Request& request, Ex& ex, const Output& o
                                             : ex.residual_race(stop.target, stop.draft, stop.residual(stop_weight));
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -3,7 +3,7 @@
 #pragma once
 #include "../walk.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 struct RaceRule {
   static constexpr bool kNeedsMass = false, kSharesToken = true;
@@ -22,4 +22,4 @@ SPS_HD void verify_race(const Request& request, Ex& ex, const Output& out) {
   walk<RaceRule>(request, ex, out);
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

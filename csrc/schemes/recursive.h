@@ -5,7 +5,7 @@
 #pragma once
 #include "token.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // Z(c), c > 0.
 template <class Ex>
@@ -36,4 +36,4 @@ SPS_HD void verify_recursive(const Request& request, Ex& ex, const Output& out) 
   walk<RecursiveRule>(request, ex, out);
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -5,7 +5,7 @@
 #pragma once
 #include "recursive.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 struct RecursiveDistinctRule {
   static constexpr bool kNeedsMass = true, kSharesToken = true;
@@ -34,4 +34,4 @@ SPS_HD void verify_recursive_distinct(const Request& request, Ex& ex, const Outp
   walk<RecursiveDistinctRule>(request, ex, out);
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -3,7 +3,7 @@
 #pragma once
 #include "../walk.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 // One child: the rule that every multi-draft scheme becomes when a single one is left.
 template <class Ex>
@@ -31,4 +31,4 @@ SPS_HD void verify_token(const Request& request, Ex& ex, const Output& out) {
   walk<TokenRule>(request, ex, out);
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -5,7 +5,7 @@
 #pragma once
 #include "token.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 struct TopRule {
   static constexpr bool kNeedsMass = true, kSharesToken = true;
@@ -36,4 +36,4 @@ SPS_HD void verify_top(const Request& request, Ex& ex, const Output& out) {
   walk<TopRule>(request, ex, out);
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -3,7 +3,7 @@
 #pragma once
 #include "token.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 struct WeightedRule {
   static constexpr bool kNeedsMass = true, kSharesToken = true;
@@ -34,4 +34,4 @@ SPS_HD void verify_weighted(const Request& request, Ex& ex, const Output& out) {
   walk<WeightedRule>(request, ex, out);
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

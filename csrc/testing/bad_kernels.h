@@ -2,7 +2,7 @@
 #pragma once
 #include "../cuda/block.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 struct BadArgs {
   const float* in;
@@ -107,4 +107,4 @@ __global__ inline void write_beyond_shared_memory_kernel(BadArgs a) {
   a.out[threadIdx.x] = value[threadIdx.x];
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -5,7 +5,7 @@
 #define SPS_LIBRARY specsample_cuda_on_cpu
 #define SPS_DISPATCH_KEY CPU
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 constexpr const char* kDeviceName = "cpu";
 inline bool on_device(const torch::stable::Tensor& t) { return t.is_cpu(); }
@@ -21,4 +21,4 @@ void launch(void (*kernel)(Args), const torch::stable::Tensor&, int64_t teams, i
   cuda_on_cpu::machine.launch(dim3(static_cast<unsigned>(teams * team)), dim3(crew + kConductor), [&] { kernel(args); }, team);
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE

@@ -9,7 +9,7 @@
 #include "../cpu/passes.h"
 #include "../schemes/optimal.h"
 
-namespace specsample {
+namespace SPS_NAMESPACE {
 
 class EnumeratingExecutor {
  public:
@@ -279,4 +279,4 @@ std::map<std::vector<int64_t>, double> enumerate(Round round, const std::vector<
   return outcomes;
 }
 
-}  // namespace specsample
+}  // namespace SPS_NAMESPACE
