@@ -11,7 +11,7 @@
 #endif
 
 // On a GPU a warp runs a scheme's walk, all its lanes with the same values. Where the walk keeps state in memory, the lanes
-// share the work and wait for each other. SPS_CUDA_ON_CPU: GPU code compiled for the CPU (csrc/testing/cuda_on_cpu.h).
+// share the work and wait for each other. SPS_CUDA_ON_CPU: GPU code compiled for the CPU (csrc/emulator).
 #if defined(__CUDA_ARCH__) || defined(SPS_CUDA_ON_CPU)
 #define SPS_GPU 1
 #define SPS_THREAD static_cast<int>(threadIdx.x & 31)

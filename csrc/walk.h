@@ -51,6 +51,7 @@ struct Ints {
   }
 };
 
+constexpr int kMaxNodes = 1024, kMaxOptions = 4;  // of a request; of a scheme's own settings
 constexpr int kMaxSiblings = kMaxDraws;  // live children looked at in one step, by index
 constexpr int64_t kMaxLists = 1024;
 

@@ -1,6 +1,6 @@
 """The ops: one schema and one fake kernel each, defined here and nowhere else.
 
-Compiled kernels register themselves for their device when `specsample._C` is loaded (csrc/cpu/ops.cpp). Numbers travel
+Compiled kernels register themselves for their device when `specsample._C` is loaded (csrc/row_ops.h, csrc/verify_op.h). Numbers travel
 as numbers and tensors as tensors: each of seed, position, sampling, … comes as a pair (number, tensor or None), so that
 the common call makes no tensor of its own.
 """

@@ -1,7 +1,8 @@
 """The backend "cuda on cpu": the CUDA ops compiled by the C++ compiler and run on the CPU, a fibre for every CUDA thread.
 
-`load()` builds csrc/testing/cuda_on_cpu.cpp, defines its ops with the schemas of the real ones, and adds them to the backends,
-so that tests call them like any other: `ss.verify(..., backend="cuda on cpu")`.
+`load()` builds csrc/emulator/ops.cpp, defines its ops with the schemas of the real ones, and adds them to the backends, so that
+tests call them like any other: `ss.verify(..., backend="cuda on cpu")`. They are linked into one shared object with the ops of the
+CPU, as in the extension, whose linker keeps one of two functions of one name (test_one_library.py). Those are a backend too.
 """
 
 import contextlib
@@ -13,23 +14,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils import cpp_extension
 
 import native
 from specsample import backends, ops
 
-NAME = "cuda on cpu"
-LIBRARY = "specsample_cuda_on_cpu"
+NAME, BESIDE = "cuda on cpu", "cpu beside cuda"
+LIBRARIES = {NAME: "specsample_cuda_on_cpu", BESIDE: "specsample_cpu_beside_cuda"}
+CPU = sorted((native.ROOT / "csrc/cpu").glob("*.cpp"))  # in the order of setup.py
+CUDA = [native.ROOT / "csrc/emulator/ops.cpp"]
 USUAL = (64, 0, 1, 0)  # threads, …: small blocks run faster here, and results do not depend on it
 
 
-def build(folder, flags=()):
+def build(folder=native.FOLDER, flags=native.FLAGS, sources=(*CPU, *CUDA), name=LIBRARIES[NAME]):
     """-> the shared object"""
-    includes = [f"-I{path}" for path in cpp_extension.include_paths()]
-    libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
-    sources = [native.ROOT / "csrc/testing/cuda_on_cpu.cpp"]
-    flags = [*flags, "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]
-    return native.build(folder, flags, sources, folder / f"{LIBRARY}.so", libraries)
+    return native.build(folder, flags, sources, folder / f"{name}.so", native.TORCH_LIBRARIES)
 
 
 @functools.cache
@@ -41,13 +39,15 @@ def load():
         pytest.skip("fibres need a sanitized build of their own: test_cuda_on_cpu.py")
     # The sanitizer tests point at a build of their own, made before their process starts.
     ready = os.environ.get("SPECSAMPLE_CUDA_ON_CPU_BUILD")
-    path = Path(ready) if ready else build(native.ROOT / "build/cuda_on_cpu")
-    load.definitions = torch.library.Library(LIBRARY, "DEF")  # lives as long as the process
-    for name, schema in ops.SCHEMAS.items():
-        load.definitions.define(name + schema)
+    path = Path(ready) if ready else build()
+    load.definitions = []  # live as long as the process
+    for backend, library in LIBRARIES.items():
+        load.definitions.append(torch.library.Library(library, "DEF"))
+        for name, schema in ops.SCHEMAS.items():
+            load.definitions[-1].define(name + schema)
+        like = backends.BACKENDS["cuda" if backend == NAME else "cpu"]
+        backends.BACKENDS[backend] = like._replace(functions=getattr(torch.ops, library), device="cpu", missing=None)
     torch.ops.load_library(str(path))
-    ready = backends.BACKENDS["cuda"]._replace(functions=getattr(torch.ops, LIBRARY), device="cpu", missing=None)
-    backends.BACKENDS[NAME] = ready
     handle = ctypes.CDLL(str(path))
     handle.specsample_cuda_on_cpu_settings(*USUAL)
     return handle

@@ -12,6 +12,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [
@@ -19,6 +20,14 @@ SOURCES = [
     ROOT / "csrc/cpu/capability.cpp",
     *sorted((ROOT / "csrc/cpu").glob("isa_*.cpp")),
 ]
+
+
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+# For what includes torch. The bindings do not, but with the same flags in the same folder objects are compiled once for all.
+TORCH = (STABLE_ABI, *(f"-I{path}" for path in cpp_extension.include_paths()))
+TORCH_LIBRARIES = (*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10")
+FOLDER = ROOT / "build/testing"
+FLAGS = (*TORCH, "-DSPS_CPU_LIBRARY=specsample_cpu_beside_cuda")  # see cuda_on_cpu.py
 
 
 @contextlib.contextmanager
@@ -30,9 +39,9 @@ def alone(directory):
         yield
 
 
-def build(directory, flags=(), sources=SOURCES, output=None, libraries=()):
-    """Compile the bindings (or other sources) in `directory` with ninja; -> the shared object. Only what changed is
-    compiled again."""
+def build(directory=FOLDER, flags=FLAGS, sources=SOURCES, output=None, libraries=()):
+    """Compile the bindings (or other sources) in `directory` with ninja; -> the shared object, linked in the order of the sources.
+    Only what changed is compiled again."""
     import pybind11
 
     output = output or directory / f"specsample_testing{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -66,7 +75,7 @@ def load():
         pytest.skip("no C++ compiler (c++) on the path")
     # The sanitizer tests point at a build of their own, made before their process starts.
     ready = os.environ.get("SPECSAMPLE_TESTING_BUILD")
-    output = next(Path(ready).glob("*.so")) if ready else build(ROOT / "build/testing")
+    output = next(Path(ready).glob("*.so")) if ready else build()
     spec = importlib.util.spec_from_file_location("specsample_testing", output)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

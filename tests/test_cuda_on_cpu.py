@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: run on the CPU, a fibre for every CUDA thread (csrc/testing/cuda_on_cpu.h).
+"""The CUDA kernels without a GPU: run on the CPU, a fibre for every CUDA thread (csrc/emulator).
 
 Here: random numbers, independence of the launch's shape and of the order of the threads, sanitizers, and kernels with a mistake
 that each check must catch. The other test files run their own cases on the same backend (`cuda_on_cpu.NAME`).
@@ -197,7 +197,7 @@ def test_a_residual_with_more_candidates_than_the_list_holds():
 
 
 def run_bad(name, shuffle=0, team=1):
-    """(what was found, the output) of a kernel of csrc/testing/bad_kernels.h on 64 threads a block"""
+    """(what was found, the output) of a kernel of csrc/emulator/bad_kernels.h on 64 threads a block"""
     values = buffer(ctypes.c_float, range(64))
     out, message = buffer(ctypes.c_float, [-1.0] * 64), ctypes.create_string_buffer(500)
     with cuda_on_cpu.launches(0, shuffle, team):
@@ -252,7 +252,7 @@ def sanitized():
     preload = [library("libasan.so"), library("libubsan.so")]
     if None in preload:
         pytest.skip("the compiler has no sanitizer libraries")
-    built = cuda_on_cpu.build(native.ROOT / "build/cuda_on_cpu_sanitized", [*FLAGS, "-O1"])
+    built = cuda_on_cpu.build(native.ROOT / "build/cuda_on_cpu_sanitized", [*FLAGS, *native.TORCH], cuda_on_cpu.CUDA)
     return {
         **os.environ,
         "LD_PRELOAD": ":".join(preload),
@@ -292,12 +292,12 @@ def test_control_accesses_beyond_the_end_are_reported(sanitized, name):
 
 @pytest.fixture(scope="module")
 def races():
-    """csrc/testing/cuda_races.cpp under ThreadSanitizer: a program, since Python is none of its business"""
+    """csrc/emulator/races.cpp under ThreadSanitizer: a program, since Python is none of its business"""
     if library("libtsan.so") is None:
         pytest.skip("the compiler has no ThreadSanitizer")
     folder = native.ROOT / "build/cuda_races"
     folder.mkdir(parents=True, exist_ok=True)
-    source, program = native.ROOT / "csrc/testing/cuda_races.cpp", folder / "cuda_races"
+    source, program = native.ROOT / "csrc/emulator/races.cpp", folder / "cuda_races"
     command = ["c++", "-std=c++17", "-O1", "-g1", "-fsanitize=thread", "-w", str(source), "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

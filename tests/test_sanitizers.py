@@ -12,7 +12,6 @@ import sysconfig
 
 import native
 import pytest
-from torch.utils import cpp_extension
 
 FLAGS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
 # Only compiled code is sanitized, so tests of the reference alone are left out; what compares with it still calls it.
@@ -43,11 +42,9 @@ def sanitized():
             if not path.name.startswith(("_C.", "__pycache__")) and not link.exists():
                 link.symlink_to(path)
     sources = [native.ROOT / "csrc/module.cpp", *sorted((native.ROOT / "csrc/cpu").glob("*.cpp"))]
-    includes = [f"-I{path}" for path in (*cpp_extension.include_paths(), sysconfig.get_paths()["include"])]
-    libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
-    flags = [*FLAGS, "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]
+    flags = [*FLAGS, *native.TORCH]
     # With the same flags in the same folder, the bindings are linked from the extension's objects of the kernels.
-    extension = native.build(folder / "objects", flags, sources, package / "_C.abi3.so", libraries)
+    extension = native.build(folder / "objects", flags, sources, package / "_C.abi3.so", native.TORCH_LIBRARIES)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     testing = native.build(folder / "objects", flags, output=folder / f"specsample_testing{suffix}")
     assert extension.is_file() and testing.is_file()

@@ -4,30 +4,8 @@
 
 namespace SPS_NAMESPACE {
 
-enum class RowOp : int { kSample, kStats, kIid, kArrivals, kDistinct, kLists, kTop, kTopK };  // from kIid on: kinds of `draft`
-
-struct RowArgs {
-  Rows rows;
-  RowOp op;
-  int k;
-  Samplings sampling;
-  PerRow seed, position, depth, node;
-  int64_t* token;                   // [rows, k]
-  float *max, *logsumexp, *cutoff;  // of kStats: [rows] each
-};
-
-SPS_DEVICE void write_stats(const RowArgs& a, int64_t i, const Law& law) {
-  float max = law.max, logsumexp = static_cast<float>(law.max * law.scale + log(law.mass)), cutoff = law.cutoff;
-  if (law.broken) max = logsumexp = cutoff = -HUGE_VALF;
-  else if (law.max >= kLargest) max = cutoff = HUGE_VALF, logsumexp = law.only >= 0 ? 0 : HUGE_VALF;
-  else if (law.only >= 0) logsumexp = 0, cutoff = max;
-  else if (cutoff <= -FLT_MAX) cutoff = -HUGE_VALF;
-  if (lane_id() == 0 && team_rank() == 0) a.max[i] = max, a.logsumexp[i] = logsumexp, a.cutoff[i] = cutoff;
-}
-
 // k children of a row; later ones leave out earlier ones.
 SPS_DEVICE void draft_children(const Conductor& conductor, const RowArgs& a, int64_t i, const Law& law) {
-  const int64_t seed = a.seed[i], position = a.position[i], own = position + a.depth[i], node = a.node[i];
   int64_t* const token = conductor.s.children;
   float z = HUGE_VALF;
   int64_t last = -1;
@@ -48,10 +26,7 @@ SPS_DEVICE void draft_children(const Conductor& conductor, const RowArgs& a, int
       more = winner >= 0;
     } else if (more) {  // a race; without replacement it is the same race again and again, without the earlier winners
       const bool again = a.op == RowOp::kArrivals || a.op == RowOp::kDistinct;
-      const Stream stream = a.op == RowOp::kDistinct                     ? Stream(seed, position, kDistinct, node)
-                            : a.op == RowOp::kIid || a.op == RowOp::kTop        ? Stream(seed, position, kDraft, node + j)
-                                                                  : Stream(seed, own, kClock, a.op == RowOp::kLists ? j : 0);
-      winner = conductor.race(law, a.rows.dtype, stream, again || a.op == RowOp::kTop ? Skip{token, j} : Skip()).id;
+      winner = conductor.race(law, a.rows.dtype, a.stream(i, j), again || a.op == RowOp::kTop ? Skip{token, j} : Skip()).id;
       more = !again || winner >= 0;
     }
     if (lane_id() == 0) token[j] = winner;
@@ -68,9 +43,9 @@ __global__ void __launch_bounds__(kBlock, 1) row_kernel(RowArgs a) {
   const Conductor conductor(s);
   const Law law = conductor.law(a.rows, i, a.sampling[i], a.op == RowOp::kStats);
   if (a.op == RowOp::kStats) {
-    write_stats(a, i, law);
+    if (lane_id() == 0 && team_rank() == 0) a.write_stats(i, law);
   } else if (a.op == RowOp::kSample) {
-    const int64_t token = conductor.race(law, a.rows.dtype, Stream(a.seed[i], a.position[i], kClock)).id;
+    const int64_t token = conductor.race(law, a.rows.dtype, a.stream(i, 0)).id;
     if (lane_id() == 0 && team_rank() == 0) a.token[i] = token;
   } else {
     draft_children(conductor, a, i, law);

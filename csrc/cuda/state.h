@@ -7,8 +7,8 @@
 #pragma once
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
-#else
-#include "../testing/cuda_on_cpu.h"
+#elif !defined(SPS_CUDA_ON_CPU)
+#error "CUDA C++: for nvcc, or after csrc/emulator/team.h"
 #endif
 #include "../law.h"
 #include "../philox.h"
@@ -26,7 +26,6 @@ constexpr int kMaxWarps = kCrew / 32;
 constexpr int kMaxWarps = 32;
 #endif
 constexpr int kMaxTiles = 256;
-constexpr int kMaxNodes = 1024, kMaxOptions = 4;
 constexpr int kBins = 2048;        // of a digit of the selection (filters.h)
 constexpr int kShared = 1040;      // bins of a coupling whose histogram is taken in shared memory (ratios.h)
 constexpr int kCandidates = 2048;  // tokens of a race that may have won (race.h)

@@ -79,7 +79,7 @@ SPS_DEVICE T& at_rank(T& mine, int rank) {
   return *reinterpret_cast<T*>(theirs);
 }
 
-// The next launch may begin, while this one runs (runtime.h). And: the one before has ended, what it wrote can be read.
+// The next launch may begin, while this one runs (device.h). And: the one before has ended, what it wrote can be read.
 SPS_DEVICE void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 SPS_DEVICE void await_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 #else
@@ -99,22 +99,7 @@ SPS_DEVICE void prefetch(const void* p) { asm volatile("prefetch.L1 [%0];" ::"l"
 #define SPS_MEET() named_barrier(2, kBlock)
 #define SPS_TEAM_BARRIER(s) team_barrier(s)
 #define SPS_START_TEAM(s) start_team(s)
-#else
-inline int thread_count() { return static_cast<int>(blockDim.x) - kConductor; }  // as a test chooses
-inline int team_size() { return cuda_on_cpu::machine.team_size(); }
-inline int team_rank() { return cuda_on_cpu::machine.team_rank(); }
-template <class T>
-T& at_rank(T& mine, int rank) {
-  return cuda_on_cpu::machine.at_rank(mine, rank);
-}
-inline void let_next_begin() {}
-inline void await_launch_before() {}
-inline void prefetch(const void* p) { static_cast<void>(*static_cast<const volatile char*>(p)); }
-#define SPS_CREW_BARRIER() cuda_on_cpu::machine.barrier(1, thread_count(), SPS_HERE)
-#define SPS_MEET() cuda_on_cpu::machine.barrier(2, static_cast<int>(blockDim.x), "conductor and crew")
-#define SPS_TEAM_BARRIER(s) cuda_on_cpu::machine.team_barrier(thread_count(), SPS_HERE)
-#define SPS_START_TEAM(s) cuda_on_cpu::machine.start_team(SPS_HERE)
-#endif
+#endif  // otherwise csrc/emulator/team.h has defined these
 
 SPS_DEVICE bool conducts() { return thread_id() >= thread_count(); }
 

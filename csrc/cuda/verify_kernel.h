@@ -5,56 +5,12 @@
 
 namespace SPS_NAMESPACE {
 
-struct VerifyArgs {
-  Rows target, draft;
-  int64_t target_stride, draft_stride;  // bytes from one request to the next; unused when packed
-  int64_t target_rows, draft_rows;      // a request; packed: in all
-  NodeInts tokens, parents, rows, draft_row_of, lists;
-  int64_t nodes, batch;                 // nodes a request; packed: in all
-  const int32_t* cu_rows;               // packed when not null
-  bool has_draft, row_a_node;
-  int max_depth;
-  int scheme;                           // by its place in SPS_CUDA_SCHEMES, or another Work
-  bool by_lists;
-  double options[kMaxOptions];
-  double* memory;                       // of the couplings: coupling_memory(most_bins) a request; or null
-  int most_bins;
-  Samplings sampling, draft_sampling;
-  const float *kept_max, *kept_logsumexp, *kept_cutoff;
-  PerRow seed, position;
-  int logprobs;                         // 0 none, 1 filtered, 2 raw
-  Ahead* ahead;                         // of all target rows, then all draft rows; or null
-  int64_t* out_tokens;
-  int32_t *out_count, *out_nodes;
-  float* out_logprobs;
+// A call, and what this launch of it does.
+struct Launch : VerifyArgs {
+  int work;        // the scheme by its place in SPS_CUDA_SCHEMES, or another Work
+  double* memory;  // of the couplings: coupling_memory(most_bins) a request; or null
+  Ahead* ahead;    // of all target rows, then all draft rows; or null
 };
-
-// Rows of all requests.
-SPS_DEVICE int64_t all_rows(const VerifyArgs& a, int64_t rows) { return a.cu_rows ? rows : a.batch * rows; }
-
-// Where a request's rows and nodes lie. Rows and nodes that the tensors do not have do not exist.
-struct Span {
-  int64_t row, rows, node, nodes;
-};
-
-SPS_DEVICE Span span_of(Scratch& s, const VerifyArgs& a, int64_t b) {
-  if (!a.cu_rows) return Span{0, a.target_rows, 0, a.nodes};
-  int64_t before = 0;  // nodes of the requests before this one
-  for (int64_t i = thread_id(); i < b; i += thread_count()) {
-    const int64_t count = static_cast<int64_t>(a.cu_rows[i + 1]) - a.cu_rows[i];
-    before += count > 1 ? count - 1 : 0;
-  }
-  before = crew_sum(s, before);
-  const int64_t first = a.cu_rows[b];
-  int64_t count = static_cast<int64_t>(a.cu_rows[b + 1]) - first;
-  count = count > 0 ? count : 0;
-  Span span{first, count, before, count > 1 ? count - 1 : 0};
-  if (first < 0 || first >= a.target_rows) span.rows = 0;
-  if (span.rows > a.target_rows - first) span.rows = a.target_rows - first;
-  const int64_t left = a.nodes > before ? a.nodes - before : 0;
-  if (span.nodes > left) span.nodes = left;
-  return span;
-}
 
 // Copies per-node values into shared memory; values beyond 32 bits name nothing, and neither does what stands in for them.
 SPS_DEVICE Ints staged(const Ints& from, int64_t count, int32_t* to) {
@@ -66,54 +22,36 @@ SPS_DEVICE Ints staged(const Ints& from, int64_t count, int32_t* to) {
   return Ints{to, false};
 }
 
-// Puts request b and its inputs into shared memory. max_depth is the kernel's own.
-SPS_DEVICE void set_up(Scratch& s, const VerifyArgs& a, int64_t b) {
-  const bool packed = a.cu_rows != nullptr;
-  const Span span = span_of(s, a, b);
-  int64_t nodes = span.nodes < kMaxNodes ? span.nodes : kMaxNodes;
-  if (packed && a.rows.ints.data) {  // the root's row and a row a node, as far as they are given
-    const int64_t given = a.rows.size - span.row - 1;
-    if (nodes > given) nodes = given > 0 ? given : 0;
+// Puts request b and its inputs into shared memory.
+SPS_DEVICE void set_up(Scratch& s, const Launch& a, int64_t b) {
+  int64_t before = 0;
+  if (a.cu_rows) {
+    for (int64_t i = thread_id(); i < b; i += thread_count()) before += a.nodes_of(i);
+    before = crew_sum(s, before);
   }
-  Request request;
-  request.seed = a.seed[b], request.position = a.position[b];
-  request.nodes = static_cast<int>(nodes);
-  request.target_rows = static_cast<int>(a.target.vocab > 0 ? span.rows : 0);
-  request.max_depth = a.max_depth;
-  request.has_draft = a.has_draft, request.row_a_node = a.row_a_node, request.by_lists = a.by_lists;
+  Part part = part_of(a, b, before);
+  Request& request = part.request;
+  const int nodes = request.nodes;
   request.options = s.options;
-  request.id_limit = a.target.vocab > a.draft.vocab ? a.target.vocab : a.draft.vocab;
-  request.tokens = staged(a.tokens.ints.from(packed ? span.node : b * a.tokens.stride), nodes, s.tokens);
-  request.parents = staged(a.parents.ints.from(packed ? span.node : b * a.parents.stride), nodes, s.parents);
-  request.draft_rows = staged(a.draft_row_of.ints.from(packed ? span.node : b * a.draft_row_of.stride), nodes, s.draft_rows);
-  request.lists = staged(a.lists.ints.from(packed ? span.node : b * a.lists.stride), nodes, s.lists);
-  if (request.target_rows > 0)
-    request.rows = staged(a.rows.ints.from(packed ? span.row : b * a.rows.stride), nodes + 1, s.rows);
+  request.tokens = staged(request.tokens, nodes, s.tokens);
+  request.parents = staged(request.parents, nodes, s.parents);
+  request.draft_rows = staged(request.draft_rows, nodes, s.draft_rows);
+  request.lists = staged(request.lists, nodes, s.lists);
+  request.rows = staged(request.rows, nodes + 1, s.rows);
   if (request.parents.data) request.live = s.live;
-
-  const int64_t target_start = packed ? span.row : b * a.target_rows;
-  const int64_t draft_start = packed ? (a.row_a_node ? span.node : span.row) : b * a.draft_rows;
-  const int64_t draft_total = all_rows(a, a.draft_rows);
-  int64_t draft_count = packed ? (a.row_a_node ? span.nodes : span.rows) : a.draft_rows;
-  if (draft_count > draft_total - draft_start) draft_count = draft_total - draft_start;
-  request.draft_row_count = static_cast<int>(draft_count > 0 ? draft_count : 0);
   if (thread_id() < kMaxOptions) s.options[thread_id()] = a.options[thread_id()];
   if (thread_id() == 0) {
     *s.request = request;
     Inputs& in = *s.inputs;
-    in.target = a.target, in.draft = a.draft;
-    in.target.data += packed ? span.row * a.target.stride : b * a.target_stride;
-    if (a.has_draft) in.draft.data += packed ? draft_start * a.draft.stride : b * a.draft_stride;
+    in.target = part.target, in.draft = part.draft;
     in.sampling = a.sampling[b];
     in.draft_numbers = a.draft_sampling.numbers, in.draft_sampling = a.draft_sampling.values;
-    const bool per_request = a.draft_sampling.count == a.batch;
-    in.draft_columns = a.draft_sampling.count;
-    in.draft_first = per_request ? b : draft_start, in.draft_step = per_request ? 0 : 1;
-    in.kept_max = a.kept_max ? a.kept_max + draft_start : nullptr;
-    in.kept_logsumexp = a.kept_max ? a.kept_logsumexp + draft_start : nullptr;
-    in.kept_cutoff = a.kept_max ? a.kept_cutoff + draft_start : nullptr;
-    in.target_ahead = a.ahead ? a.ahead + target_start : nullptr;
-    in.draft_ahead = a.ahead ? a.ahead + all_rows(a, a.target_rows) + draft_start : nullptr;
+    in.draft_columns = a.draft_sampling.count, in.draft_first = part.sampling_first, in.draft_step = part.sampling_step;
+    in.kept_max = a.kept_max ? a.kept_max + part.draft_row : nullptr;
+    in.kept_logsumexp = a.kept_max ? a.kept_logsumexp + part.draft_row : nullptr;
+    in.kept_cutoff = a.kept_max ? a.kept_cutoff + part.draft_row : nullptr;
+    in.target_ahead = a.ahead ? a.ahead + part.target_row : nullptr;
+    in.draft_ahead = a.ahead ? a.ahead + a.all_rows(a.target_rows) + part.draft_row : nullptr;
   }
 }
 
@@ -122,12 +60,12 @@ enum Work : int {
   kRaces,      // or its law and race
   kLogprobs,   // a team an emitted token
   // and a team a request:
-#define SPS_ID(name, uses_draft_law, by_lists) k_##name,
+#define SPS_ID(name, ...) k_##name,
   SPS_CUDA_SCHEMES(SPS_ID)
 #undef SPS_ID
 };
 
-SPS_DEVICE void conduct_round(Scratch& s, const VerifyArgs& a, int64_t b) {
+SPS_DEVICE void conduct_round(Scratch& s, const Launch& a, int64_t b) {
   const bool first = team_rank() == 0;
   const Output out{first ? a.out_tokens + b * (a.max_depth + 1) : nullptr, first ? a.out_nodes + b * a.max_depth : nullptr,
                    first ? a.out_count + b : nullptr};
@@ -137,10 +75,10 @@ SPS_DEVICE void conduct_round(Scratch& s, const VerifyArgs& a, int64_t b) {
     await_launch_before();
     ex.prefetch_walk();
   }
-  switch (a.scheme) {
-#define SPS_CASE(name, uses_draft_law, by_lists) \
-  case k_##name:                                 \
-    verify_##name(request, ex, out);             \
+  switch (a.work) {
+#define SPS_CASE(name, ...)          \
+  case k_##name:                     \
+    verify_##name(request, ex, out); \
     break;
     SPS_CUDA_SCHEMES(SPS_CASE)
 #undef SPS_CASE
@@ -149,7 +87,7 @@ SPS_DEVICE void conduct_round(Scratch& s, const VerifyArgs& a, int64_t b) {
 }
 
 // Log-probability of a token that was emitted, under the target's law or the raw one.
-SPS_DEVICE void conduct_logprob(Scratch& s, const VerifyArgs& a, int64_t b, int depth, int64_t token) {
+SPS_DEVICE void conduct_logprob(Scratch& s, const Launch& a, int64_t b, int depth, int64_t token) {
   const int node = depth ? a.out_nodes[b * a.max_depth + depth - 1] : -1;
   const Inputs& in = *s.inputs;
   const Conductor conductor(s);
@@ -165,8 +103,8 @@ struct RowOf {
   int64_t request, row;
   bool of_draft;
 };
-SPS_DEVICE RowOf row_of(const VerifyArgs& a, int64_t i) {
-  const int64_t targets = all_rows(a, a.target_rows);
+SPS_DEVICE RowOf row_of(const Launch& a, int64_t i) {
+  const int64_t targets = a.all_rows(a.target_rows);
   const bool of_draft = i >= targets;
   if (of_draft) i -= targets;
   if (!a.cu_rows) {
@@ -175,24 +113,24 @@ SPS_DEVICE RowOf row_of(const VerifyArgs& a, int64_t i) {
   }
   int64_t node = 0;  // nodes of the requests before
   for (int64_t b = 0; b < a.batch; ++b) {
-    const int64_t first = a.cu_rows[b], count = static_cast<int64_t>(a.cu_rows[b + 1]) - first;
+    const int64_t first = a.cu_rows[b], count = a.rows_of(b);
     const bool by_node = of_draft && a.row_a_node;
-    const int64_t start = by_node ? node : first, rows = by_node ? count - 1 : count;
+    const int64_t start = by_node ? node : first, rows = by_node ? a.nodes_of(b) : count;
     if (i >= start && i - start < rows) return RowOf{b, i - start, of_draft};
-    node += count > 1 ? count - 1 : 0;
+    node += a.nodes_of(b);
   }
   return RowOf{-1, 0, of_draft};
 }
 
 // A team's work is numbered by its index: a request, a row (kLaws, kRaces) or an emitted token (kLogprobs).
-__global__ void __launch_bounds__(kBlock, 1) verify_kernel(VerifyArgs a) {
+__global__ void __launch_bounds__(kBlock, 1) verify_kernel(Launch a) {
   SPS_SHARED(s);
   const int width = a.max_depth + 1;
   const int64_t i = team_index();
-  const bool round = a.scheme >= 0;
+  const bool round = a.work >= 0;
   int64_t b = i, token = 0;
   RowOf row{};
-  const bool ahead = a.scheme == kLaws || a.scheme == kRaces;
+  const bool ahead = a.work == kLaws || a.work == kRaces;
   if (ahead) {
     let_next_begin();
     row = row_of(a, i), b = row.request;
@@ -211,7 +149,7 @@ __global__ void __launch_bounds__(kBlock, 1) verify_kernel(VerifyArgs a) {
       conduct_round(s, a, b);
     } else if (ahead) {
       const CudaExecutor ex(s, nullptr, 0);
-      ex.run_ahead(row.of_draft, row.row, a.scheme == kRaces);
+      ex.run_ahead(row.of_draft, row.row, a.work == kRaces);
       ex.dismiss();
     } else {
       conduct_logprob(s, a, b, static_cast<int>(i % width), token);

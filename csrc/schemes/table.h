@@ -13,21 +13,21 @@
 #include "top.h"
 #include "weighted.h"
 
-// X(name, whether drafts' laws enter, whether clock lists are read)
-#define SPS_SCHEMES(X)       \
-  SPS_CUDA_SCHEMES(X)        \
-  X(importance, true, false) \
-  X(weighted, true, false)
+// X(name, whether drafts' laws enter, whether clock lists are read, whether its first option is the bins of a coupling)
+#define SPS_SCHEMES(X)              \
+  SPS_CUDA_SCHEMES(X)               \
+  X(importance, true, false, false) \
+  X(weighted, true, false, false)
 
 // Those of them that run on CUDA.
-#define SPS_CUDA_SCHEMES(X)          \
-  X(token, true, false)              \
-  X(block, true, false)              \
-  X(race, false, false)              \
-  X(recursive, true, false)          \
-  X(recursive_distinct, true, false) \
-  X(kseq, true, false)               \
-  X(optimal, true, false)            \
-  X(optimal_block, true, false)      \
-  X(top, true, false)                \
-  X(lists, false, true)
+#define SPS_CUDA_SCHEMES(X)                 \
+  X(token, true, false, false)              \
+  X(block, true, false, false)              \
+  X(race, false, false, false)              \
+  X(recursive, true, false, false)          \
+  X(recursive_distinct, true, false, false) \
+  X(kseq, true, false, true)                \
+  X(optimal, true, false, true)             \
+  X(optimal_block, true, false, true)       \
+  X(top, true, false, false)                \
+  X(lists, false, true, false)

@@ -135,7 +135,7 @@ PYBIND11_MODULE(specsample_testing, m) {
                                   const std::vector<int64_t>& parents, const std::vector<std::vector<double>>& target,
                                   const std::vector<std::vector<double>>& draft, int max_depth,
                                   const std::vector<double>& options, const std::vector<int64_t>& draft_rows) {
-#define SPS_TRY(name, uses_draft_law, by_lists) \
+#define SPS_TRY(name, uses_draft_law, ...) \
   if (scheme == #name)                \
     return by_tuple(                  \
         enumerate(verify_##name<EnumeratingExecutor>, tokens, parents, target, draft, max_depth, uses_draft_law, options, \

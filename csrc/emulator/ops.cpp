@@ -1,7 +1,7 @@
 // The CUDA ops on the CPU: torch ops of the library specsample_cuda_on_cpu, what tests choose for their launches, the random
 // numbers of the device code, and kernels that the emulation must find fault with.
-#include "cuda_on_cpu.h"
-// The emulation comes first: the kernels' sources see it instead of the CUDA headers.
+#include "device.h"
+
 #include "../cuda/rows.cu"
 #include "../cuda/verify.cu"
 #include "bad_kernels.h"

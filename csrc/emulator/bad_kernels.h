@@ -1,4 +1,4 @@
-// Kernels with one mistake each, and one without: what the checks of csrc/testing/cuda_on_cpu.h must catch.
+// Kernels with one mistake each, and one without: what the checks of csrc/emulator must catch.
 #pragma once
 #include "../cuda/block.h"
 

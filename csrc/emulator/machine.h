@@ -1,4 +1,4 @@
-// CUDA kernels on the CPU, for the tests: kernel sources compiled by an ordinary C++ compiler, a fibre for every CUDA thread.
+// The machine that runs CUDA kernels on the CPU: a fibre for every CUDA thread, their barriers and exchanges, and shared memory.
 //
 // Teams of blocks (clusters; csrc/cuda/team.h) run one after the other in one OS thread, the blocks of a team at once. A fibre
 // runs until it waits at a barrier or in a warp exchange; the scheduler then picks the next one, by index or in an order shuffled
@@ -8,7 +8,6 @@
 // with 0xA5 for every block and freed when its threads have left, so that AddressSanitizer sees the reads and writes beyond it.
 // Not modelled: teams that run at once, asynchronous copies, memory order.
 #pragma once
-#define SPS_CUDA_ON_CPU 1
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -24,39 +23,16 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-extern "C" {
-void AnnotateIgnoreReadsBegin(const char*, int);
-void AnnotateIgnoreReadsEnd(const char*, int);
-void AnnotateIgnoreWritesBegin(const char*, int);
-void AnnotateIgnoreWritesEnd(const char*, int);
-}
-#endif
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
 
-#define __global__
-#define __device__
-#define __host__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
+#include "fibre.h"
 
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-struct uint4 {
-  uint32_t x, y, z, w;
-};
 
 namespace cuda_on_cpu {
 
-constexpr size_t kStack = 256 << 10, kGuard = 4096;
 constexpr int kWarp = 32, kMaxThreads = 1024, kMaxBlocks = 8;  // threads of a block, blocks of a team
 // Barriers of a block: of all its threads, and two more. Barriers of a team: of the crews, and of all threads.
 constexpr int kBlockBarriers = 3, kTeamCrews = 3, kTeamStart = 4, kBarriers = 5;
@@ -69,53 +45,6 @@ struct Settings {
   bool ahead = false;    // all rows are read before the round (verify.cu)
 };
 inline Settings settings;
-
-// -- switching stacks ----------------------------------------------------------------------------------------------
-#if defined(__x86_64__)
-struct Context {
-  void* stack_pointer = nullptr;
-};
-// Saves what the calling convention asks for; ucontext would also make two system calls a switch.
-__attribute__((naked, noinline)) inline void swap_stack(void** /*save*/, void* /*load*/) {
-  asm volatile(
-      "pushq %rbp\n\tpushq %rbx\n\tpushq %r12\n\tpushq %r13\n\tpushq %r14\n\tpushq %r15\n\t"
-      "movq %rsp, (%rdi)\n\tmovq %rsi, %rsp\n\t"
-      "popq %r15\n\tpopq %r14\n\tpopq %r13\n\tpopq %r12\n\tpopq %rbx\n\tpopq %rbp\n\tret");
-}
-inline void swap(Context& from, Context& to) { swap_stack(&from.stack_pointer, to.stack_pointer); }
-inline void prepare(Context& context, char* stack, void (*entry)()) {
-  void** top = reinterpret_cast<void**>(stack + kStack);
-  *--top = nullptr;  // keeps the stack aligned as a call would
-  *--top = reinterpret_cast<void*>(entry);
-  for (int i = 0; i < 6; ++i) *--top = nullptr;
-  context.stack_pointer = top;
-}
-#else
-using Context = ucontext_t;
-inline void swap(Context& from, Context& to) { swapcontext(&from, &to); }
-inline void prepare(Context& context, char* stack, void (*entry)()) {
-  getcontext(&context);
-  context.uc_stack.ss_sp = stack, context.uc_stack.ss_size = kStack, context.uc_link = nullptr;
-  makecontext(&context, entry, 0);
-}
-#endif
-
-// ThreadSanitizer sees each fibre as a thread, ordered with the others by barriers and warp exchanges alone. The scheduler's
-// own memory is none of its business.
-#if defined(__SANITIZE_THREAD__)
-struct Unwatched {
-  Unwatched() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__), AnnotateIgnoreWritesBegin(__FILE__, __LINE__); }
-  ~Unwatched() { AnnotateIgnoreWritesEnd(__FILE__, __LINE__), AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
-};
-inline void before(void* event) { __tsan_release(event); }
-inline void after(void* event) { __tsan_acquire(event); }
-#else
-struct Unwatched {
-  ~Unwatched() {}
-};
-inline void before(void*) {}
-inline void after(void*) {}
-#endif
 
 enum class State : uint8_t { kReady, kBarrier, kExchange, kDone };
 
@@ -470,53 +399,4 @@ inline void Machine::entry() {
   }
 }
 
-template <class T, class F>
-T update(T* at, const F& f) {
-  T old = __atomic_load_n(at, __ATOMIC_RELAXED);
-  while (!__atomic_compare_exchange_n(at, &old, f(old), true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-  }
-  return old;
-}
-
 }  // namespace cuda_on_cpu
-
-#define SPS_TEXT_(x) #x
-#define SPS_TEXT(x) SPS_TEXT_(x)
-#define SPS_HERE __FILE__ ":" SPS_TEXT(__LINE__)
-
-#define threadIdx (cuda_on_cpu::machine.thread_index())
-#define blockIdx (cuda_on_cpu::machine.block_index())
-#define blockDim (cuda_on_cpu::machine.block)
-#define gridDim (cuda_on_cpu::machine.grid)
-#define __syncthreads() cuda_on_cpu::machine.barrier(SPS_HERE)
-#define __syncwarp() cuda_on_cpu::machine.meet_warp(SPS_HERE)
-#define __shfl_xor_sync(mask, value, bits) \
-  cuda_on_cpu::machine.exchange(mask, value, cuda_on_cpu::machine.lane() ^ (bits), SPS_HERE)
-#define __shfl_up_sync(mask, value, by) \
-  cuda_on_cpu::machine.exchange(mask, value, std::max(cuda_on_cpu::machine.lane() - static_cast<int>(by), 0), SPS_HERE)
-#define __shfl_sync(mask, value, source) cuda_on_cpu::machine.exchange(mask, value, (source) & 31, SPS_HERE)
-#define __ballot_sync(mask, predicate) cuda_on_cpu::machine.ballot(mask, predicate, SPS_HERE)
-
-template <class T>
-T atomicAdd(T* at, T value) {
-  return cuda_on_cpu::update(at, [=](T old) { return static_cast<T>(old + value); });
-}
-template <class T>
-T atomicMax(T* at, T value) {
-  return cuda_on_cpu::update(at, [=](T old) { return std::max(old, value); });
-}
-template <class T>
-T __ldg(const T* at) {
-  return *at;
-}
-inline float __uint_as_float(uint32_t x) { return __builtin_bit_cast(float, x); }
-inline uint32_t __float_as_uint(float x) { return __builtin_bit_cast(uint32_t, x); }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __log2f(float x) { return std::log2(x); }
-inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
-  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
-}
-inline int __clz(int x) { return x ? __builtin_clz(static_cast<uint32_t>(x)) : 32; }
-inline int __clzll(long long x) { return x ? __builtin_clzll(static_cast<uint64_t>(x)) : 64; }
-inline int __ffs(int x) { return __builtin_ffs(x); }

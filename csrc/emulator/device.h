@@ -1,0 +1,34 @@
+// The emulator as a device of the ops: what csrc/arguments.h asks of each. It comes before csrc/cuda's own sources.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+
+#include "team.h"
+
+#define SPS_LIBRARY specsample_cuda_on_cpu
+#define SPS_DISPATCH_KEY CPU
+#define SPS_DEVICE_SCHEMES SPS_CUDA_SCHEMES
+
+namespace SPS_NAMESPACE {
+
+constexpr const char* kDeviceName = "cpu";
+constexpr int64_t kMaxVocab = 1 << 24;
+inline bool on_device(const torch::stable::Tensor& t) { return t.is_cpu(); }
+inline int32_t device_type() { return aoti_torch_device_type_cpu(); }
+inline int32_t device_index(const torch::stable::Tensor&) { return 0; }
+inline Rows rows_at(const char* data, int64_t vocab, int64_t stride, Dtype dtype) { return Rows{data, vocab, stride, dtype}; }
+inline int processors(int32_t) { return cuda_on_cpu::settings.ahead ? INT32_MAX : 0; }
+
+template <class Args>
+class Kernel {
+ public:
+  explicit Kernel(void (*kernel)(Args)) : kernel_(kernel) {}
+  void launch(const Args& args, int64_t teams, int64_t, int32_t, bool = false) const {
+    const cuda_on_cpu::Settings& chosen = cuda_on_cpu::settings;
+    if (teams > 0) SPS_NAMESPACE::launch(kernel_, teams, args, chosen.team, chosen.threads ? chosen.threads : kCrew);
+  }
+
+ private:
+  void (*kernel_)(Args);
+};
+
+}  // namespace SPS_NAMESPACE
