@@ -163,11 +163,11 @@ struct Scratch {
   };
   double tile_sum[kMaxTiles], other_sum[kMaxTiles];
   float tile_max[kMaxTiles];
-  union {  // a warp of the team each
+  union {  // a warp of the team each: other blocks write here
     float real[kMaxTeam * kMaxWarps];
-    int64_t whole[kMaxWarps];
     Best best[kMaxTeam * kMaxWarps];
   };
+  int64_t whole[kMaxWarps];  // of this block's crew, which may still read it when another block is at the next reduction
   Reached reached[kMaxTeam];
   double once;
   unsigned long long above;
