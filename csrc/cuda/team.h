@@ -49,15 +49,20 @@ SPS_DEVICE void start_team(Scratch& s) {
 // The hardware's own barrier of a cluster would count the conductors. Here the blocks count each other's crews: each tells all
 // that its crew has come, and waits for as many arrivals as there are blocks. Two counters in turn: a block may be at the next
 // barrier while an arrival at this one is still on its way to a third block, which must not take the one for the other.
+//
+// What is ordered. Before: bar.sync puts what the whole crew wrote before the arrivals of the first lanes, and a
+// release at the scope of the cluster passes on all that is ordered before it, not this thread's writes alone; so no fence is
+// needed beside it. `turn` itself is written by lane 0, and it is another lane's arrival that lets this block go on: __syncwarp
+// orders the two. After: each thread's wait acquires at the scope of the cluster.
 SPS_DEVICE void team_barrier(Scratch& s) {
   if (team_size() == 1) return named_barrier(1, thread_count());
   const uint32_t turn = s.turn, mine = shared_address(&s.arrivals[turn & 1]);
   named_barrier(1, thread_count());
   if (thread_id() == 0) s.turn = turn + 1;
+  __syncwarp();
   if (thread_id() < team_size())
     asm volatile(
         "{\n\t.reg .b32 theirs;\n\t"
-        "fence.acq_rel.cluster;\n\t"
         "mapa.shared::cluster.u32 theirs, %0, %1;\n\t"
         "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [theirs];\n\t}" ::"r"(mine),
         "r"(thread_id())
