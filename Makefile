@@ -7,6 +7,8 @@
 # make bench-trees   several drafts a node: time beside one draft, acceptance beside the optimum
 # make papers  the papers' experiments on the demo's models (or ARGS="--target M --draft M") -> benchmarks/results/papers/
 # make check-cuda   the CUDA kernels through nvcc for every architecture: spills, local memory, 16-byte loads; one extension of them
+# make check-races  the CUDA kernels under ThreadSanitizer, every case of layout, team, filter, tree, …: most of an hour
+# make check-torch  every host file against the headers of the oldest torch, the newest and those between; the oldest runs it (4 GB)
 # make check-cuda12 the same gate for the kernels by the compiler of CUDA 12.9 as the package index has it
 # make gpu-quick    on a machine with an NVIDIA GPU: build for it with the system's python3, run the tests on it
 # make gpu          the same, with timings of a dozen shapes -> benchmarks/results/<gpu>.{json,md}
@@ -30,7 +32,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
-.PHONY: demo test fuzz check-triton check-cuda check-cuda12 gpu gpu-quick gpu-bench build bench bench-trees papers wheel clean
+.PHONY: demo test fuzz check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-trees papers wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
@@ -47,6 +49,13 @@ check-triton: $(VENV)/with-test $(VENV)/triton build
 
 check-cuda: $(VENV)/with-test build
 	SPECSAMPLE_CHECK_CUDA=1 $(BIN)/python -m pytest tests/test_cuda_compile.py tests/test_cuda_on_cpu.py tests/test_build.py
+
+check-races: $(VENV)/with-test build
+	SPECSAMPLE_CHECK_RACES=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_cuda_on_cpu.py -k race
+
+# By hand, before a release: the wheels are the CUDA builds, unpacked without what they depend on.
+check-torch: $(VENV)/with-test build
+	$(BIN)/python tests/torch_versions.py $(ARGS)
 
 check-cuda12: $(VENV)/with-test build
 	$(PIP) --no-deps --target build/cuda12 nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-nvcc-cu12==12.9.86 nvidia-cuda-cccl-cu12==12.9.27

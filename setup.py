@@ -14,8 +14,10 @@ import sys
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
-# The oldest torch whose stable ABI is used; the extension then loads in every later one.
-STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+# The oldest torch: the one whose stable ABI is used, the first with TORCH_TARGET_VERSION and torch::stable::parallel_for. The
+# extension then loads in every later one. `make check-torch` compiles against its headers and later ones', and runs under it.
+OLDEST_TORCH = "2.10"
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*map(int, OLDEST_TORCH.split(".")))
 REQUIRED = os.environ.get("SPECSAMPLE_REQUIRE_EXTENSION", "0") not in ("", "0")
 
 
@@ -28,7 +30,8 @@ def without_extension(reason):
 
 
 # Compute capabilities that CUDA kernels are compiled for, as far as this nvcc knows them; the last one also as PTX, which later
-# GPUs compile for themselves. SPECSAMPLE_CUDA_ARCHS="9.0" (or more, separated by spaces) replaces them.
+# GPUs compile for themselves, and 9.0, for those that are later than it and have no machine code of their family here: 11.0.
+# SPECSAMPLE_CUDA_ARCHS="9.0" (or more, separated by spaces) replaces them.
 CUDA_ARCHS = "8.0 8.6 8.9 9.0 10.0 12.0"
 
 
@@ -55,7 +58,8 @@ def cuda(torch):
     archs = [a for a in archs if chosen or a.replace(".", "") in known]
     codes = [a.replace(".", "") for a in archs]
     flags = [f"-gencode=arch=compute_{c},code=sm_{c}" for c in codes]
-    flags.append(f"-gencode=arch=compute_{codes[-1]},code=compute_{codes[-1]}")
+    texts = sorted({"90", codes[-1]} & set(codes))
+    flags += [f"-gencode=arch=compute_{c},code=compute_{c}" for c in texts]
     around = os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))  # not so where nvcc is a script that calls another
     homes = [h for h in (named, around, "/usr/local/cuda") if h and os.path.exists(f"{h}/include/cuda_runtime.h")]
     home = homes[0] if homes else around
@@ -63,7 +67,7 @@ def cuda(torch):
     return {"home": home, "version": version, "archs": " ".join(archs), "flags": flags}
 
 
-HINT = "For the kernels: install torch>=2.10 and a C++ compiler, then pip install --no-build-isolation ."
+HINT = f"For the kernels: install torch>={OLDEST_TORCH} and a C++ compiler, then pip install --no-build-isolation ."
 
 
 def compiled():
@@ -74,8 +78,8 @@ def compiled():
         from torch.utils import cpp_extension
     except ImportError:
         return without_extension("torch is not importable in the build environment")
-    if tuple(int(x) for x in torch.__version__.split(".")[:2]) < (2, 10):
-        return without_extension(f"torch {torch.__version__} is older than 2.10")
+    if [int(x) for x in torch.__version__.split(".")[:2]] < [int(x) for x in OLDEST_TORCH.split(".")]:
+        return without_extension(f"torch {torch.__version__} is older than {OLDEST_TORCH}")
     compiler = os.environ.get("CXX", "c++").split()[0]
     if shutil.which(compiler) is None:
         return without_extension(f"no C++ compiler ({compiler}) on the path")

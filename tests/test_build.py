@@ -7,7 +7,10 @@ import subprocess
 import sys
 import zipfile
 
+import native
 import pytest
+import torch
+import weak_symbols
 from native import ROOT
 from nvidia_tools import ALL, nvcc, nvidia_tool
 
@@ -69,6 +72,35 @@ def test_without_the_extension_the_package_runs_on_the_reference():
     assert done.returncode == 0 and "said" in done.stdout, done.stderr
 
 
+def setup_file():
+    """What setup.py defines before it asks for torch"""
+    names = {}
+    exec((ROOT / "setup.py").read_text().split("\ndef compiled")[0], names)
+    return names
+
+
+def test_the_oldest_torch_is_the_same_everywhere():
+    oldest = setup_file()["OLDEST_TORCH"]
+    assert f'dependencies = ["torch>={oldest}"]' in (ROOT / "pyproject.toml").read_text()
+    assert setup_file()["STABLE_ABI"] == native.STABLE_ABI
+
+
+@pytest.mark.skipif(nvcc() is None, reason="no nvcc in CUDA_HOME or on the path")
+@pytest.mark.parametrize("chosen, texts", [(None, ["90", "120"]), ("8.0", ["80"]), ("9.0", ["90"]), ("9.0 10.0", ["90", "100"])])
+def test_later_gpus_have_text_to_compile(chosen, texts, monkeypatch):
+    """Machine code runs on its own family alone: of compute capability 11.0, none is shipped, and 12.0's PTX is too new."""
+    monkeypatch.setenv("SPECSAMPLE_CUDA", "1")
+    if chosen is None:
+        monkeypatch.delenv("SPECSAMPLE_CUDA_ARCHS", raising=False)
+        known = subprocess.run([nvcc(), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+        if "sm_120" not in known:
+            pytest.skip("this nvcc does not know 12.0")
+    else:
+        monkeypatch.setenv("SPECSAMPLE_CUDA_ARCHS", chosen)
+    flags = setup_file()["cuda"](torch)["flags"]
+    assert sorted(re.findall(r"code=compute_(\d+)", " ".join(flags)), key=int) == texts
+
+
 def test_the_extension_needs_only_stable_symbols_of_torch():
     """Undefined symbols of the extension: C shims of torch, CPython's limited API, the C and C++ run time; nothing of c10, at
     or torch's C++ classes, which change between releases."""
@@ -95,7 +127,7 @@ def only_stable_symbols(path):
 @pytest.mark.skipif(not ALL, reason="some minutes of compilation: make check-cuda, or SPECSAMPLE_CHECK_CUDA=1")
 def test_one_extension_for_every_architecture(copy):
     """Built with a torch that may itself be without CUDA: one abi3 extension, machine code of every architecture that this nvcc
-    knows (CUDA 12.4: 8.0 to 9.0) and PTX of the last for each of its CUDA sources, which loads, and whose CPU ops run."""
+    knows (CUDA 12.4: 8.0 to 9.0) and PTX of 9.0 and the last for each of its CUDA sources, which loads, and whose CPU ops run."""
     if (tool := nvidia_tool("cuobjdump")) is None or nvcc() is None:
         pytest.skip("not on the path: nvcc, or cuobjdump")
     shipped = re.search(r'^CUDA_ARCHS = "([\d. ]+)"', (ROOT / "setup.py").read_text(), re.M).group(1).split()
@@ -112,7 +144,10 @@ def test_one_extension_for_every_architecture(copy):
     codes = sorted(sources * [arch.replace(".", "") for arch in shipped])
     listed = lambda what: subprocess.run([tool, what, str(built)], capture_output=True, text=True, check=True).stdout  # noqa: E731
     assert sorted(re.findall(r"\.sm_(\d+)\.cubin", listed("--list-elf"))) == codes
-    assert re.findall(r"\.sm_(\d+)\.ptx", listed("--list-ptx")) == sources * [shipped[-1].replace(".", "")]
+    texts = sorted(sources * sorted({"90", shipped[-1].replace(".", "")}))
+    assert sorted(re.findall(r"\.sm_(\d+)\.ptx", listed("--list-ptx"))) == texts
+    host = sorted((copy / "build").rglob("csrc/cpu/*.o"))
+    weak_symbols.check(host, sorted((copy / "build").rglob("csrc/cuda/*.o")))
     code = (
         "import torch, specsample as ss; i = ss.build_info(); print(i);"
         f"assert i['architectures'] == {shipped} and i['cuda'] and 'cpu' in i['backends'];"
