@@ -85,9 +85,10 @@ class Kept {
     STD_TORCH_CHECK(numbers.size() == 4, name, ": expected 4 numbers, got ", numbers.size());
     const Sampling plain{numbers[0], numbers[1], numbers[2], numbers[3]};
     if (!rows) return Samplings{plain, nullptr, 0};
+    const std::string n = std::to_string(count) + (other == count ? "" : " or " + std::to_string(other));
     STD_TORCH_CHECK(rows->dim() == 2 && rows->size(0) == 4 && rows->scalar_type() == ScalarType::Double &&
                         (rows->size(1) == count || rows->size(1) == other),
-                    name, ": expected float64 [4, n] with n = ", count, " or ", other);
+                    name, ": expected float64 [4, ", n, "]");
     return Samplings{plain, data<double>(*rows, name), rows->size(1)};
   }
   // At least `count` values, in a list for all requests or, where `batch` >= 0, in one for each.
