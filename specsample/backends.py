@@ -3,9 +3,13 @@
 A backend is a namespace with the functions `sample`, `draft`, `row_stats` and `verify` of specsample/ops.py. `reference`
 is plain Python over torch; `cpu` (and `cuda`) are torch's own dispatch of the ops to the compiled kernels; `triton` is
 the same ops over Triton kernels.
+
+Nothing here asks for a GPU before it must: the question initialises CUDA, and a process forked after it could not use CUDA.
 """
 
+import functools
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,12 +22,13 @@ INSTALL_HINT = "reinstall with a C++ compiler and torch present: pip install --n
 
 
 class Backend(NamedTuple):
-    functions: Any  # the namespace; None where unavailable
+    functions: Any  # the namespace; None where it is known to be unavailable
     device: str | None  # the device type it runs on; "accelerator" = any but the CPU; None = any
     dtypes: tuple | None  # logits it reads; None = any floating dtype
     schemes: tuple | None  # None = all
     kinds: tuple | None  # of `draft`; None = all
-    missing: str | None  # why it is unavailable
+    missing: str | None  # why it is unavailable, as far as that is known without asking for a device
+    no_device: Callable | None = None  # () -> why there is no device for it, or None; it may initialise the device
 
 
 def _load_extension():
@@ -42,16 +47,21 @@ _compiled = None if _missing else torch.ops.specsample
 
 
 def _cuda_missing():
-    """Why the CUDA kernels cannot run here, or None"""
+    """Why the CUDA kernels cannot run in this process, on whatever machine; or None"""
     if _missing:
         return _missing
     if _built["cuda"] is None:
         return "this build has no CUDA kernels; rebuild with nvcc present: SPECSAMPLE_CUDA=1 pip install --no-build-isolation ."
     if torch.version.cuda is None:
         return f"the CUDA kernels are built, but torch {torch.__version__} was built without CUDA"
-    if not torch.cuda.is_available():
-        return "the CUDA kernels are built, but torch.cuda.is_available() is False: no NVIDIA GPU or driver was found"
     return None
+
+
+@functools.cache
+def _no_gpu():
+    if torch.cuda.is_available():
+        return None
+    return "the CUDA kernels are built, but torch.cuda.is_available() is False: no NVIDIA GPU or driver was found"
 
 
 def _build_info():
@@ -69,7 +79,8 @@ _no_cuda = _cuda_missing()
 BACKENDS = {
     "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, tuple(_built["schemes"].split()), None, _missing),
     "cuda": Backend(
-        None if _no_cuda else _compiled, "cuda", COMPILED_DTYPES, tuple(_built["cuda_schemes"].split()), None, _no_cuda
+        None if _no_cuda else _compiled, "cuda", COMPILED_DTYPES, tuple(_built["cuda_schemes"].split()), None, _no_cuda,
+        None if _no_cuda else _no_gpu,
     ),
     "triton": Backend(
         None if triton.missing else triton.functions, "accelerator", COMPILED_DTYPES, triton.SCHEMES, triton.KINDS,
@@ -77,6 +88,12 @@ BACKENDS = {
     ),
     "reference": Backend(reference, None, None, None, None, None),
 }
+
+
+def missing(name):
+    """Why backend `name` is not available, or None. Asks for its device: not to be called while a module is imported."""
+    backend = BACKENDS[name]
+    return backend.missing or (backend.no_device() if backend.no_device else None)
 
 
 def pick(name, logits, argument, scheme=None, kind=None):
@@ -89,11 +106,13 @@ def pick(name, logits, argument, scheme=None, kind=None):
                     return backend.functions
     expect(name in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", repr(name))
     backend = BACKENDS[name]
-    if backend.functions is None:
-        raise ValueError(f"backend: {name!r} is not available: {backend.missing}")
+    # Logits on its device show that there is one.
+    why = backend.missing if logits.device.type == backend.device else missing(name)
+    if why is not None:
+        raise ValueError(f"backend: {name!r} is not available: {why}")
     if not _has(backend, scheme, kind):
         what, value = ("kind", kind) if scheme is None else ("scheme", scheme)
-        others = ", ".join(n for n, b in BACKENDS.items() if b.functions is not None and _has(b, scheme, kind))
+        others = ", ".join(n for n, b in BACKENDS.items() if _has(b, scheme, kind) and missing(n) is None)
         raise ValueError(f"{what}: the {name} backend has no {value!r} yet; available in {others}")
     if backend.device == "accelerator":
         refusal = triton.refusal(logits.device.type)
@@ -122,13 +141,9 @@ def _dtype_names(dtypes):
 
 def available():
     """{backend: None, or why it is not available}"""
-    return {name: None if b.functions is not None else b.missing for name, b in BACKENDS.items()}
+    return {name: missing(name) for name in BACKENDS}
 
 
 def schemes_of(scheme):
     """Names of the available backends that have `scheme`."""
-    return tuple(
-        name
-        for name, b in BACKENDS.items()
-        if b.functions is not None and (b.schemes is None or scheme in b.schemes)
-    )
+    return tuple(name for name, b in BACKENDS.items() if _has(b, scheme, None) and missing(name) is None)

@@ -46,7 +46,8 @@ def load():
         for name, schema in ops.SCHEMAS.items():
             load.definitions[-1].define(name + schema)
         like = backends.BACKENDS["cuda" if backend == NAME else "cpu"]
-        backends.BACKENDS[backend] = like._replace(functions=getattr(torch.ops, library), device="cpu", missing=None)
+        functions = getattr(torch.ops, library)
+        backends.BACKENDS[backend] = like._replace(functions=functions, device="cpu", missing=None, no_device=None)
     torch.ops.load_library(str(path))
     handle = ctypes.CDLL(str(path))
     handle.specsample_cuda_on_cpu_settings(*USUAL)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from ..arguments import INTS, MAX_LAWS, MAX_NODES, MAX_SIBLINGS, check_options, int_or_tensor
-from ..backends import BACKENDS
+from ..backends import BACKENDS, missing
 from ..errors import expect
 from ..sampling import pack
 from ..schemes import SCHEMES
@@ -61,8 +61,8 @@ def check(
     seeds = number + torch.arange(batch, device=device) if seeds is None else seeds.contiguous()
     if backend is not None:
         expect(backend in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", repr(backend))
-        missing = BACKENDS[backend].missing
-        expect(missing is None, "backend", "one that is available", f"{backend!r}: {missing}")
+        why = missing(backend)
+        expect(why is None, "backend", "one that is available", f"{backend!r}: {why}")
     if streamer is not None:
         good = callable(getattr(streamer, "put", None)) and callable(getattr(streamer, "end", None))
         expect(good, "streamer", "an object with put and end", type(streamer).__name__)

@@ -1,0 +1,108 @@
+"""`import specsample` asks for no GPU: the question would initialise CUDA, and forked workers could not use it any more."""
+
+import os
+import subprocess
+import sys
+
+import native
+import pytest
+import torch
+from conftest import require
+
+import specsample as ss
+from specsample import backends
+
+# A process in which the compiled part and torch say that they are built for CUDA, and every function of torch.cuda, and those
+# of torch._C that it calls, raise.
+GUARD = """
+import importlib.util, multiprocessing, sys, types
+from pathlib import Path
+import torch
+
+root = Path({root!r})
+path = next((root / "specsample").glob("_C*.so"))
+spec = importlib.util.spec_from_file_location("specsample._C", path)
+kernels = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kernels)
+stated = kernels.build_info() | {{"cuda": "13.0", "architectures": "9.0"}}
+sys.modules["specsample._C"] = types.SimpleNamespace(build_info=lambda: stated)
+torch.version.cuda = "13.0"
+
+def forbidden(name):
+    def function(*args, **settings):
+        raise SystemError(f"{{name}} was called")
+    return function
+
+count = 0
+for owner, wanted in ((torch.cuda, lambda name: True), (torch._C, lambda name: name.startswith("_cuda_"))):
+    for name, value in list(vars(owner).items()):
+        if wanted(name) and isinstance(value, (types.FunctionType, types.BuiltinFunctionType)):
+            setattr(owner, name, forbidden(f"{{owner.__name__}}.{{name}}"))
+            count += 1
+assert count > 50, count
+torch._C._cuda_getDeviceCount = torch._C._cuda_init = forbidden("torch._C._cuda_*")
+"""
+
+
+def run(code):
+    env = {**os.environ, "PYTHONPATH": str(native.ROOT), "OMP_NUM_THREADS": "1"}
+    env.pop("SPECSAMPLE_NO_EXTENSION", None)
+    program = GUARD.format(root=str(native.ROOT)) + code
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, timeout=120)
+
+
+def test_no_question_about_a_gpu():
+    """Not at the import, nor by calls on the CPU, in this process and in a forked one; `available` asks."""
+    require("cpu")
+    done = run("""
+import specsample as ss
+from specsample import backends
+
+def work(backend):
+    logits = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(1))
+    tokens = ss.draft(logits[:, 0], 1, kind="iid", seed=1, position=2, backend=backend)
+    tokens = torch.cat([tokens, tokens], 1)
+    verdict = ss.verify(logits, tokens, logits[:, :2], parents=[-1, 0], seed=1, position=2, backend=backend)
+    return verdict.tokens.tolist()
+
+here = [work(backend) for backend in (None, "cpu", "reference")]
+assert backends.BACKENDS["cuda"].functions is not None
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    there = pool.map(work, (None, "cpu", "reference"))
+assert here == there, (here, there)
+for ask in (backends.available, ss.build_info, ss.schemes):
+    try:
+        ask()
+    except SystemError as error:
+        assert "torch.cuda.is_available was called" in str(error), error
+    else:
+        raise AssertionError(f"{ask} did not ask")
+try:
+    ss.sample(torch.zeros(1, 5), seed=1, position=1, backend="cuda")
+except SystemError:
+    print("asked at first use")
+""")
+    assert done.returncode == 0 and done.stdout == "asked at first use\n", done.stderr
+
+
+def test_the_guard_raises():
+    """The control: a module that asks while it is imported."""
+    require("cpu")
+    done = run("torch.cuda.is_available()")
+    assert done.returncode == 1 and "torch.cuda.is_available was called" in done.stderr
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    """A build for CUDA where no GPU is found: named, and the question is put once."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(1) and False)
+    there = backends.BACKENDS["cpu"]._replace(device="cuda", missing=None, no_device=backends._no_gpu)
+    monkeypatch.setitem(backends.BACKENDS, "cuda", there)
+    backends._no_gpu.cache_clear()
+    try:
+        assert "no NVIDIA GPU" in ss.build_info()["unavailable"]["cuda"] and "cuda" not in ss.schemes()["token"].backends
+        with pytest.raises(ValueError, match="backend: 'cuda' is not available: .*no NVIDIA GPU"):
+            ss.sample(torch.zeros(1, 5), seed=1, position=1, backend="cuda")
+        assert len(asked) == 1
+    finally:
+        backends._no_gpu.cache_clear()
