@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 
 from .errors import expect
+from .kept import on_device
 
 MAX_NODES = 1024  # of a request
 MAX_SIBLINGS = 64  # live children that a multi-draft scheme looks at in one step, by index
@@ -52,9 +53,9 @@ def per_node(values, name, batch, nodes, packed, device, extra=0):
         return None
     if not isinstance(values, torch.Tensor):
         try:
-            values = torch.as_tensor(values, dtype=torch.int64).to(device)
+            values = on_device(values, device)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{name}: expected a tensor or list of ints, got {values!r}") from error
+            raise ValueError(f"{name}: expected a tensor or list of ints, got {values!r} ({error})") from error
     expect(values.dtype in INTS, name, "int64 or int32", values.dtype)
     expect(values.device == device, name, f"a tensor on {device}", values.device)
     if packed:
