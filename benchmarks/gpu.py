@@ -1,13 +1,14 @@
 """make gpu, gpu-quick, gpu-bench: build the CUDA kernels for the GPU of this machine, run the tests on it, and time them.
 
-It takes the interpreter as it is (torch, triton, ninja and pytest installed, nvcc on the path), installs nothing, and builds in
-place.
+It takes the interpreter as it is (torch and pytest; ninja, pytest-xdist and triton where they are there), installs nothing, needs no
+network, and builds in place.
 
-    python benchmarks/gpu.py            build, tests, compute-sanitizer, a dozen shapes
-    python benchmarks/gpu.py --quick    build, what only a GPU can show and equality of tokens, memcheck; no timings
+    python benchmarks/gpu.py            build, smoke, tests, compute-sanitizer, a dozen shapes
+    python benchmarks/gpu.py --quick    build, smoke, what only a GPU can show and equality of tokens, memcheck: four minutes
     python benchmarks/gpu.py --grid     build, and every case that is not measured yet: may be interrupted and goes on
 
-Results: benchmarks/results/<gpu>.json and the same as tables, <gpu>.md.
+Each step is a process with a time-out, and what it prints is in build/gpu/<step>.log as it comes. Smoke processes come first, and
+where one fails nothing else is run; CUDA comes before Triton. Results: benchmarks/results/<gpu>.json and the same as tables, <gpu>.md.
 """
 
 import argparse
@@ -15,47 +16,43 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import gpu_races
+from gpu_run import ROOT, Command, execute, say
+
 # Files whose cases run on a backend by its name; those that only a GPU can run first.
-QUICK_TESTS = ("test_on_gpu", "test_same_integers")
+QUICK_TESTS = ("test_teams", "test_on_gpu", "test_same_integers")
 TESTS = (
     *QUICK_TESTS, "test_chi_square", "test_multi_draft", "test_bad_input", "test_layout", "test_independence", "test_peer_bugs",
     "test_fuzz",
 )  # fmt: skip
 BACKENDS = ("cuda", "triton")
 NAMED_SECONDS = 210  # after which no named shape begins: build, tests and timings have eight minutes together
+QUICK_SECONDS = 240  # the whole of --quick
 ENGINES = ("vllm", "sglang", "sgl_kernel", "flashinfer")
-
-# What compute-sanitizer runs: every scheme and kind, with and without filters, rows that are aligned and not.
-SANITIZED = """
-import torch, specsample as ss
-for dtype in (torch.float32, torch.bfloat16):
-    for V in (777, 4096):
-        x = torch.randn(2, 3, V, device="cuda").to(dtype)
-        for s in (ss.Sampling(), ss.Sampling(0.8, 40, 0.9)):
-            for scheme in ss.schemes():
-                if "cuda" in ss.schemes()[scheme].backends:
-                    tree = {} if not ss.schemes()[scheme].trees else {"parents": [-1, -1]}
-                    ss.verify(x, torch.zeros(2, 2, dtype=torch.int64, device="cuda"), x[:, :2], scheme=scheme, sampling=s,
-                              seed=1, position=2, logprobs="raw", backend="cuda", **tree)
-            for kind in ("iid", "arrivals", "distinct", "lists", "top", "topk"):
-                ss.draft(x[:, 0], 3, kind=kind, sampling=s, seed=1, position=2, backend="cuda")
-            ss.row_stats(x[:, 0], sampling=s, backend="cuda")
-torch.cuda.synchronize()
-"""
+SMOKE_SECONDS = 30
+SMOKE = ["benchmarks/gpu_smoke.py"]
+# What a step of --quick is expected to take on a machine with 16 cores: guesses from compile times, counts of tests and launches
+# elsewhere until a GPU has shown better. Slowest first: where time is short, they are what to cut.
+EXPECTED = {
+    "the build": 70, "the tests on triton": 60, "compute-sanitizer memcheck": 40, "the tests on cuda": 35, "smoke": 20,
+}  # fmt: skip
 
 
-def say(message):
-    print(f"[gpu] {message}", flush=True)
+def python(*arguments):
+    return [sys.executable, *arguments]
 
 
-def gpu_or_exit(torch=None, which=shutil.which):
+def tool(name, which=shutil.which):
+    """Where a program of the CUDA toolkit is, or None: on the path, or where the toolkit lies"""
+    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    return which(name) or next((f"{h}/bin/{name}" for h in homes if h and os.path.exists(f"{h}/bin/{name}")), None)
+
+
+def gpu_or_exit(torch=None, which=shutil.which, builds=True, tests=True):
     """torch, where there is all that is needed; otherwise the process ends and says what is missing"""
     if torch is None:
         try:
@@ -66,51 +63,69 @@ def gpu_or_exit(torch=None, which=shutil.which):
         sys.exit(f"[gpu] no CUDA device: torch {torch.__version__} was built without CUDA")
     if not torch.cuda.is_available():
         sys.exit("[gpu] no CUDA device: torch.cuda.is_available() is False")
-    missing = [tool for tool in ("nvcc", "c++") if which(tool) is None]
+    missing = [name for name in ("nvcc", "c++") if builds and tool(name, which) is None]
     if missing:
-        sys.exit(f"[gpu] not on the path: {', '.join(missing)}")
+        sys.exit(f"[gpu] not on the path: {', '.join(missing)} (a build made elsewhere: --no-build)")
+    wanted = [*(["setuptools"] if builds else []), *(["pytest"] if tests else [])]
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(f"[gpu] {sys.executable} has no {', '.join(missing)}")
     return torch
-
-
-def execute(commands):
-    """Runs commands {name: (arguments, environment)} at the same time, shows what they say. -> names of those that failed"""
-    running = {}
-    for name, (arguments, environment) in commands.items():
-        say(f"{name}: " + " ".join(a for a in arguments if "\n" not in a))
-        env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        out = tempfile.TemporaryFile("w+") if len(commands) > 1 else None
-        process = subprocess.Popen(arguments, cwd=ROOT, env=env, stdout=out, stderr=out and subprocess.STDOUT)
-        running[name] = process, out
-    failed = []
-    for name, (process, out) in running.items():
-        status = process.wait()
-        if out:
-            out.seek(0)
-            print(f"--- {name}\n{out.read()}", flush=True)
-        if status:
-            failed.append(name)
-    return failed
 
 
 def build(capability):
     settings = {"SPECSAMPLE_CUDA": "1", "SPECSAMPLE_CUDA_ARCHS": capability, "SPECSAMPLE_REQUIRE_EXTENSION": "1"}
-    return {"the build": ([sys.executable, "setup.py", "build_ext", "--inplace"], settings)}
+    settings["NVCC_APPEND_FLAGS"] = "-lineinfo"  # gpu_races.py reads them; the code is the same
+    return {"the build": Command(python("setup.py", "build_ext", "--inplace"), settings, 300)}
 
 
-def tests(quick):
-    """The test suite once a backend. Files whose packages are missing skip, and say so."""
+LOADED = """
+import specsample as ss
+info = ss.build_info()
+print(info)
+assert "cuda" in info["backends"], info["unavailable"]["cuda"]
+"""
+
+
+def smoke(capability):
+    """The extension loads; then each way of launching, in a process of its own"""
+    first = {"the extension": Command(python("-c", LOADED), {}, SMOKE_SECONDS)}
+    teams = (1, 2, 4, 8) if int(capability.split(".")[0]) >= 9 else (1,)
+    settings = {f"teams of {n}": {"SPECSAMPLE_TEAM": str(n), "SPECSAMPLE_AHEAD": "0"} for n in teams}
+    settings["ahead"] = {"SPECSAMPLE_AHEAD": "1", "SPECSAMPLE_EARLY": "0"}
+    settings["programmatic launch"] = {"SPECSAMPLE_AHEAD": "1", "SPECSAMPLE_EARLY": "1"}
+    commands = {
+        name: Command(python(*SMOKE), {**chosen, "SPECSAMPLE_TRACE": "1", "OMP_NUM_THREADS": "2"}, SMOKE_SECONDS)
+        for name, chosen in settings.items()
+    }
+    commands["a captured graph"] = Command(python(*SMOKE, "--graph"), {"OMP_NUM_THREADS": "2"}, SMOKE_SECONDS)
+    return first, commands
+
+
+def tests(quick, backend):
+    """The test suite on a backend. Files whose packages are missing skip, and say so."""
     files = [f"tests/{name}.py" for name in (QUICK_TESTS if quick else TESTS)]
-    pytest = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", *files]
+    arguments = ["-m", "pytest", "-rs", "-v", "--maxfail=1", "-p", "no:cacheprovider", *files]
     if importlib.util.find_spec("xdist"):
-        pytest += ["-n", str(max(2, min(8, (os.cpu_count() or 2) // 2)))]
-    return {f"the tests on {b}": ([*pytest, "-k", f"{b}- or {b}]"], {"OMP_NUM_THREADS": "2"}) for b in BACKENDS}
+        arguments += ["-n", str(max(2, min(8, (os.cpu_count() or 2) // 2)))]
+    each = "60" if backend == "cuda" else "120"  # Triton compiles inside of tests
+    environment = {"OMP_NUM_THREADS": "2", "SPECSAMPLE_TEST_SECONDS": each}
+    selected = [*arguments, "-k", f"{backend}- or {backend}]"]
+    return {f"the tests on {backend}": Command(python(*selected), environment, 120 if quick else 400)}
 
 
-def sanitizers(tool, quick):
-    """memcheck for addresses, racecheck for shared memory, synccheck for barriers"""
+def sanitizers(program, quick):
+    """memcheck for addresses, racecheck for shared memory, synccheck for barriers: few calls, with teams, and tensors that torch's
+    allocator does not put into larger blocks, whose rest would hide what is beyond the end"""
+    options = ["--error-exitcode", "9", "--print-limit", "10000"]
+    program = [program, *options, *python(*SMOKE, "--few")]
+    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "2"}
     tools = ("memcheck",) if quick else ("memcheck", "racecheck", "synccheck")
-    program = [sys.executable, "-c", SANITIZED]
-    return {f"compute-sanitizer {t}": ([tool, "--tool", t, "--error-exitcode", "9", *program], {}) for t in tools}
+    judges = {"racecheck": gpu_races.judge}
+    return {
+        f"compute-sanitizer {t}": Command([program[0], "--tool", t, *program[1:]], environment, 90 if quick else 400, judges.get(t))
+        for t in tools
+    }
 
 
 def machine_of(torch):
@@ -165,39 +180,55 @@ def bench(torch, options, gpu=None, backends=BACKENDS, cases=None, which=None):
     return failed
 
 
-def main(arguments=None, torch=None, execute=execute, bench=bench, which=shutil.which):
+def main(arguments=None, torch=None, execute=execute, bench=bench, which=shutil.which, clock=time.perf_counter):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="no timings")
     parser.add_argument("--grid", action="store_true", help="every case instead of the named ones, and no tests")
-    parser.add_argument("--no-build", action="store_true", help="use the extension that is there")
+    parser.add_argument("--no-build", action="store_true", help="use the extension that is there (specsample/_C.abi3.so)")
     parser.add_argument("--no-tests", action="store_true", help="timings only")
     parser.add_argument("--filter", default="", metavar="SUBSTRING", help="cases whose name has it")
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help="begin no case later than this")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="begin no case later than this; --quick: end by then")
     parser.add_argument("--out", type=Path, help="where to write the JSON")
+    parser.add_argument("--logs", type=Path, default=ROOT / "build/gpu", help="folder of what the steps print")
     options = parser.parse_args(arguments)
-    torch, began, failed = gpu_or_exit(torch, which), time.perf_counter(), []
-    say(f"{torch.cuda.get_device_name()}, compute capability {capability_of(torch)}, torch {torch.__version__}")
+    with_tests, began = not (options.grid or options.no_tests), clock()
+    torch = gpu_or_exit(torch, which, not options.no_build, with_tests)
+    capability, failed = capability_of(torch), {}
+    say(f"{torch.cuda.get_device_name()}, compute capability {capability}, torch {torch.__version__}, {sys.executable}")
+    end = (options.limit or QUICK_SECONDS) if options.quick else float("inf")
+    if options.quick:
+        plan = {name: seconds for name, seconds in EXPECTED.items() if not (options.no_build and name == "the build")}
+        guesses = ", ".join(f"{name} {seconds} s" for name, seconds in plan.items())
+        say(f"expected: {guesses}, {sum(plan.values())} s in all; at most {end:.0f} s")
 
-    def step(commands):
-        start = time.perf_counter()
-        failed.extend(execute(commands))
-        say(f"{' and '.join(commands)}: {time.perf_counter() - start:.0f} s")
+    def step(commands, vital=False):
+        start = clock()
+        left = end - (start - began)
+        if left < 5:
+            failed.update({name: "not run, no time is left" for name in commands})
+            return say(f"{' and '.join(commands)}: no time is left")
+        failed.update(execute(commands, options.logs, left))
+        say(f"{' and '.join(commands)}: {clock() - start:.0f} s")
+        if vital and failed:
+            sys.exit("[gpu] failed: " + "; ".join(f"{name}: {why}" for name, why in failed.items()) + "; nothing else was run")
 
     if not options.no_build:
-        step(build(capability_of(torch)))
-        if failed:
-            sys.exit("[gpu] failed: the build")
-    if not (options.grid or options.no_tests):
-        step(tests(options.quick))
-        sanitizer = which("compute-sanitizer")
+        step(build(capability), vital=True)
+    if with_tests:
+        for commands in smoke(capability):
+            step(commands, vital=True)
+        step(tests(options.quick, "cuda"))
+        sanitizer = tool("compute-sanitizer", which)
         if sanitizer:
             step(sanitizers(sanitizer, options.quick))
         else:
             say("compute-sanitizer is not on the path: left out")
+        step(tests(options.quick, "triton"))
+    wrong = [f"{name}: {why}" for name, why in failed.items()]
     if not options.quick:
-        failed += bench(torch, options)
-    say(f"{time.perf_counter() - began:.0f} s in all")
-    return "[gpu] failed: " + "; ".join(failed) if failed else 0
+        wrong += bench(torch, options)
+    say(f"{clock() - began:.0f} s in all")
+    return "[gpu] failed: " + "; ".join(wrong) if wrong else 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ Statistical tests fail a correct implementation once in `1 / FAILURE_RATE` sets 
 of them passes always or never. A negative control must fall below `CAUGHT`, so that it shows the test's power.
 """
 
+import faulthandler
+import os
+import threading
+
 import pytest
 import torch
 
@@ -22,6 +26,26 @@ CAUGHT = 1e-30
 # Most operations here are small, and several processes share the cores: a second thread would spin, waiting for its turn,
 # for four times the time that it saves. Tests of threads set their numbers.
 torch.set_num_threads(1)
+
+# A test that takes longer ends its process, naming itself and saying where it is, also where it hangs in a call of the CUDA
+# driver, which no signal reaches (make gpu sets it; 0: none).
+TEST_SECONDS = float(os.environ.get("SPECSAMPLE_TEST_SECONDS", "0"))
+_terminal = os.fdopen(os.dup(2), "w") if TEST_SECONDS else None  # pytest captures the other one
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    if not TEST_SECONDS:
+        return (yield)
+    said = threading.Timer(TEST_SECONDS - min(0.2, TEST_SECONDS / 2), lambda: print(f"\ntimed out: {item.nodeid}", file=_terminal, flush=True))
+    said.daemon = True
+    said.start()
+    faulthandler.dump_traceback_later(TEST_SECONDS, exit=True, file=_terminal)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        said.cancel()
 
 
 def require(backend):

@@ -39,15 +39,16 @@ def test_the_default_backend_runs_on_the_gpu_and_is_right(backend, scheme):
     identical(back(verdict), ss.verify(**args, backend="reference"))
 
 
+@pytest.mark.parametrize("B", [4, 16], ids=["rows ahead and an early round", "a round alone"])
 @pytest.mark.parametrize("scheme", ALL_SCHEMES)
-def test_a_captured_graph_replays_on_new_inputs(backend, scheme):
+def test_a_captured_graph_replays_on_new_inputs(backend, scheme, B):
+    """With teams, and where all rows are read before the round, with the programmatic launch of the latter."""
     require_scheme(backend, scheme)
+    V = 50_000  # for teams of 8 blocks
     if scheme in SCHEMES:
-        first, second = (case(4, 3, 3000, torch.bfloat16, scheme, seed=s) for s in (2, 3))
-    else:
-        first, second = (drafted_tree(4, 3, 2, 3000, scheme, seed=s, dtype=torch.bfloat16) for s in (2, 3))
-        for args in (first, second):  # lists are copied to the device, which a capture does not allow
-            args |= {name: torch.tensor(args[name]) for name in ("parents", "rows", "draft_rows")} | {"max_depth": 2}
+        first, second = (case(B, 3, V, torch.bfloat16, scheme, seed=s) for s in (2, 3))
+    else:  # its lists are on the device after the first call
+        first, second = (drafted_tree(B, 3, 2, V, scheme, seed=s, dtype=torch.bfloat16) | {"max_depth": 2} for s in (2, 3))
     held = on_gpu(first) | {"backend": backend}
     ss.verify(**held, logprobs="filtered")  # kernels are loaded outside the capture
     torch.cuda.synchronize()
@@ -66,10 +67,13 @@ def test_a_captured_graph_replays_on_new_inputs(backend, scheme):
 
 def test_nothing_waits_for_the_device(backend):
     args = on_gpu(case(4, 3, 3000, torch.bfloat16, "block", seed=4)) | {"backend": backend}
+    tree = on_gpu(drafted_tree(4, 3, 2, 3000, "recursive", seed=4, dtype=torch.bfloat16)) | {"backend": backend}
+    assert isinstance(tree["parents"], list)
     rows = args["target_logits"][:, 0]
 
     def calls():
         ss.verify(**args, logprobs="raw")
+        ss.verify(**tree, logprobs="raw")
         ss.draft(rows, 2, kind="arrivals", seed=1, position=2, backend=backend)
         ss.row_stats(rows, backend=backend)
 

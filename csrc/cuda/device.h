@@ -10,6 +10,7 @@
 #include <mutex>
 #include <vector>
 
+#include "debug.h"
 #include "rows.h"
 
 #define SPS_LIBRARY specsample
@@ -147,8 +148,11 @@ class Kernel {
     const torch::stable::accelerator::DeviceGuard guard(device);
     const cudaStream_t stream = current_stream(device);
     const Capacity capacity = Kernels::all().capacity(address(), device, stream);
-    const int team = capacity.team(teams, vocab);
-    const Setting setting(teams * team, team, early && capacity.teams, stream);
+    const int asked = overrides().team, team = asked > 0 ? asked : capacity.team(teams, vocab);
+    STD_TORCH_CHECK(team == 1 || capacity.of[team] > 0, "SPECSAMPLE_TEAM: this GPU, or this build for it, has no teams of ", team);
+    early = early && capacity.teams && overrides().early != 0;
+    trace_launch(teams, team, early);
+    const Setting setting(teams * team, team, early, stream);
     check(cudaLaunchKernelEx(&setting.config, kernel_, args), "CUDA launch failed");
   }
 

@@ -4,6 +4,8 @@
 
 #include "team.h"
 
+#include "../cuda/debug.h"
+
 #define SPS_LIBRARY specsample_cuda_on_cpu
 #define SPS_DISPATCH_KEY CPU
 #define SPS_DEVICE_SCHEMES SPS_CUDA_SCHEMES
@@ -22,9 +24,12 @@ template <class Args>
 class Kernel {
  public:
   explicit Kernel(void (*kernel)(Args)) : kernel_(kernel) {}
-  void launch(const Args& args, int64_t teams, int64_t, int32_t, bool = false) const {
+  void launch(const Args& args, int64_t teams, int64_t, int32_t, bool early = false) const {
+    if (teams == 0) return;
     const cuda_on_cpu::Settings& chosen = cuda_on_cpu::settings;
-    if (teams > 0) SPS_NAMESPACE::launch(kernel_, teams, args, chosen.team, chosen.threads ? chosen.threads : kCrew);
+    const int team = overrides().team > 0 ? overrides().team : chosen.team;
+    trace_launch(teams, team, early && overrides().early != 0);
+    SPS_NAMESPACE::launch(kernel_, teams, args, team, chosen.threads ? chosen.threads : kCrew);
   }
 
  private:

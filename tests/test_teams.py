@@ -1,0 +1,152 @@
+"""Teams of several blocks: every kind of row and call whose passes a team shares, with rows long enough that there is one.
+
+On a GPU the launch chooses: 8 blocks for few requests with V = 50 000, and all rows before the round where these are few too. The
+emulation is told to, with small crews, so that shorter rows do.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import cuda_on_cpu
+import native
+import on_gpu
+import pytest
+import torch
+from conftest import SCHEMES, case, identical, numbers, packed, require, require_scheme, stacked, widened
+from trees import drafted_tree
+
+import specsample as ss
+from specsample import backends
+
+NAMES = (*on_gpu.NAMES, cuda_on_cpu.NAME)
+MULTI = tuple(name for name in backends.BACKENDS["cuda"].schemes if name not in SCHEMES)
+WIDE, SHORT = 50_000, 2501  # on a GPU; for the emulation
+FILTERED = ss.Sampling(0.8, 700, 0.95, 0.001)
+
+
+@pytest.fixture(params=NAMES)
+def on(request):
+    """(backend, V)"""
+    return require(request.param), SHORT if request.param == cuda_on_cpu.NAME else WIDE
+
+
+@pytest.fixture(params=["ahead", "not ahead"])
+def requests(request, on):
+    """How many there are; all rows are read before the round, or the round reads what it comes to.
+
+    Of five rows or more each: 2 have few, 16 have more than half of the multiprocessors of today's GPUs with teams.
+    """
+    return 2 if request.param == "ahead" else 3 if on[0] == cuda_on_cpu.NAME else 16
+
+
+@contextlib.contextmanager
+def teams(backend, requests):
+    if backend == cuda_on_cpu.NAME:
+        with cuda_on_cpu.launches(32, shuffle=requests, team=8 if requests == 2 else 4, ahead=requests == 2):
+            yield
+    else:
+        yield
+
+
+def same(args, backend, requests, logprobs=None):
+    expected = ss.verify(**args, logprobs=logprobs, backend="reference")
+    with teams(backend, requests):
+        got = ss.verify(**args, logprobs=logprobs, backend=backend)
+    if logprobs:
+        torch.testing.assert_close(got.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
+    identical(got._replace(logprobs=None), expected._replace(logprobs=None))
+    return expected
+
+
+@pytest.mark.parametrize("scheme", ["token", "block"])
+def test_residual_of_a_deterministic_draft(on, requests, scheme):
+    backend, V = on
+    for sampling in (ss.Sampling(), FILTERED):
+        args = case(requests, 3, V, torch.bfloat16, scheme, seed=1, one_hot=True, sampling=sampling)
+        verdict = same(args, backend, requests)
+        assert (verdict.num_accepted < 3).any()  # the residual was needed
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_filtered_rows(on, requests, scheme):
+    backend, V = on
+    a_request = ss.Sampling(torch.linspace(0.5, 1.2, requests), torch.arange(requests) * 300, 0.9, 0.001)
+    for i, sampling in enumerate((FILTERED, ss.Sampling(top_p=0.9), a_request)):
+        args = case(requests, 3, V, (torch.float32, torch.bfloat16, torch.float16)[i], scheme, seed=2 + i, sampling=sampling)
+        verdict = same(args, backend, requests, "raw" if i else "filtered")
+        assert (verdict.num_accepted < 3).any()
+
+
+@pytest.mark.parametrize("row_a_node", [False, True], ids=["rows like the target", "one row a node"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_packed_calls(on, requests, scheme, row_a_node):
+    """Requests of unequal length, some without rows."""
+    backend, V = on
+    lengths = (3, 1, 2) if requests < 16 else (3, 1, 2, 4, 3, 0, 3, 4, 4, 4, 4, 4)
+    cases = [case(1, n, V, torch.bfloat16, scheme, seed=10 + i, sampling=FILTERED) for i, n in enumerate(lengths)]
+    args = packed([cases[0], None, *cases[1:]], row_a_node=row_a_node, spare=1)
+    with teams(backend, requests):
+        verdict = ss.verify(**args, backend=backend)
+    expected = stacked([widened(ss.verify(**c, backend="reference"), args["max_depth"]) for c in cases])
+    identical(ss.Verdict(*(None if x is None else torch.cat([x[:1], x[2:]]) for x in verdict)), expected)
+    assert int(verdict.num_accepted[1]) == 0 and (verdict.tokens[1] == -1).all()
+
+
+@pytest.mark.parametrize("scheme", MULTI)
+def test_trees(on, requests, scheme):
+    """With few bins and, where there are bins, with more than shared memory has room for."""
+    backend, V = on
+    require_scheme(backend, scheme)
+    accepted = 0
+    for bins in (None, 1200) if "bins" in ss.schemes()[scheme].options else (None,):
+        args = drafted_tree(requests, 3, 2, V, scheme, seed=3, dtype=torch.bfloat16, noise=0.3, sampling=FILTERED)
+        verdict = same(args if bins is None else args | {"options": {"bins": bins}}, backend, requests)
+        accepted += int(verdict.num_accepted.sum())
+    assert 0 < accepted
+
+
+def test_kept_statistics_and_rows(on, requests):
+    backend, V = on
+    args = case(requests, 3, V, torch.bfloat16, "block", seed=5, sampling=FILTERED)
+    rows = numbers(requests, V, seed=6, scale=2.0, dtype=torch.bfloat16)
+    at = {"sampling": FILTERED, "seed": 3, "position": 1 << 33}
+    with teams(backend, requests):
+        stats = ss.row_stats(args["draft_logits"].flatten(0, 1), sampling=FILTERED, backend=backend)
+        tokens = [ss.draft(rows, 3, kind=kind, **at, backend=backend) for kind in ("iid", "arrivals", "topk", "top", "distinct")]
+    same(args | {"draft_stats": stats}, backend, requests)
+    for kind, got in zip(("iid", "arrivals", "topk", "top", "distinct"), tokens):
+        assert torch.equal(got, ss.draft(rows, 3, kind=kind, **at, backend="reference")), kind
+
+
+# -- debugging aids ----------------------------------------------------------------------------------------------------
+
+
+def smoke(*arguments, **variables):
+    """benchmarks/gpu_smoke.py on the emulation, in a process of its own: the variables are read once"""
+    cuda_on_cpu.load()  # built, before processes want it
+    program = [sys.executable, "benchmarks/gpu_smoke.py", "--backend", cuda_on_cpu.NAME, "--vocabulary", "2500", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(native.ROOT), **variables}
+    return subprocess.run(program, cwd=native.ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+def launches(done):
+    assert done.returncode == 0 and "wrong: none" in done.stdout, done.stdout + done.stderr
+    return [line.removeprefix("specsample: ") for line in done.stderr.splitlines()]
+
+
+def test_launches_are_overridden():
+    """Of each call: all rows ahead, the round, the log-probabilities."""
+    require("cpu")
+    ahead = {"SPECSAMPLE_AHEAD": "1", "SPECSAMPLE_TRACE": "1"}
+    early = launches(smoke("--only", "e, filtered", **ahead, SPECSAMPLE_TEAM="4"))  # race and recursive
+    assert early == [f"{n} teams of 4{how}" for rows, depth in ((12, 3), (15, 2)) for n, how in
+                     ((rows, ""), (3, ", early"), (3 * (depth + 1), ""))]  # fmt: skip
+    late = launches(smoke("--only", "race, filtered", **ahead, SPECSAMPLE_EARLY="0"))
+    assert late == [f"{n} teams of 1" for n in (12, 3, 12)]
+
+
+def test_a_wrong_override_is_named():
+    done = smoke("--only", "row_stats", SPECSAMPLE_TEAM="3")
+    assert done.returncode != 0 and "SPECSAMPLE_TEAM: expected one of 1, 2, 4, 8, got 3" in done.stderr
