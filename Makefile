@@ -10,13 +10,16 @@
 # make check-races  the CUDA kernels under ThreadSanitizer, every case of layout, team, filter, tree, …: most of an hour
 # make check-torch  every host file against the headers of the oldest torch, the newest and those between; the oldest runs it (4 GB)
 # make check-cuda12 the same gate for the kernels by the compiler of CUDA 12.9 as the package index has it
-# make gpu-quick    on a machine with an NVIDIA GPU: build for it with the system's python3, run the tests on it
-# make gpu          the same, with timings of a dozen shapes -> benchmarks/results/<gpu>.{json,md}
+# make gpu-quick    on a machine with an NVIDIA GPU: build for it with the system's python3, smoke, tests on it, memcheck: 4 minutes
+# make gpu          the same with more tests, racecheck and synccheck, and timings of a dozen shapes -> benchmarks/results/<gpu>.{json,md}
 # make gpu-bench    build, and time every shape that was not: hours; goes on where it was interrupted (ARGS="--filter token-B1-")
 # make wheel   dist/specsample-*.whl (abi3)
 #
 # Each makes its own virtual environment in .venv and installs what it needs there; nothing else is touched. (The gpu targets
-# install nothing: they take $(PYTHON) with torch, ninja and pytest as it is, and build in place.)
+# install nothing and need no network: they take $(PYTHON) with torch and pytest as it is, and build in place, or with
+# ARGS="--no-build" take the specsample/_C.abi3.so that is there, which may be built elsewhere:
+# SPECSAMPLE_CUDA=1 SPECSAMPLE_CUDA_ARCHS=9.0 python3 setup.py build_ext --inplace. What a step prints is in build/gpu/ as it comes.
+# They are written for Python 3.12, torch 2.11.0+cu130, Triton 3.6.0 and nvcc 13.0, and use ninja and pytest-xdist if they are there.)
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -73,10 +73,27 @@ def gpu_or_exit(torch=None, which=shutil.which, builds=True, tests=True):
     return torch
 
 
-def build(capability):
+# The build in a folder of links without pyproject.toml, whose licence older setuptools refuse to read.
+IN_FOLDER = "import os, runpy, sys; os.chdir(sys.argv.pop(1)); sys.argv[0] = 'setup.py'; runpy.run_path('setup.py', run_name='__main__')"
+
+
+def build(capability, folder=None):
+    """folder: of links to the sources, where setuptools is too old for pyproject.toml"""
+    program = python("setup.py") if folder is None else python("-c", IN_FOLDER, str(folder))
     settings = {"SPECSAMPLE_CUDA": "1", "SPECSAMPLE_CUDA_ARCHS": capability, "SPECSAMPLE_REQUIRE_EXTENSION": "1"}
     settings["NVCC_APPEND_FLAGS"] = "-lineinfo"  # gpu_races.py reads them; the code is the same
-    return {"the build": Command(python("setup.py", "build_ext", "--inplace"), settings, 300)}
+    return {"the build": Command([*program, "build_ext", "--inplace"], settings, 300)}
+
+
+def linked(folder, version):
+    """A folder for `build`, or None where setuptools of this version reads pyproject.toml (from 77 on)"""
+    if int(version.split(".")[0]) >= 77:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("setup.py", "csrc", "specsample"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(ROOT / name)
+    return folder
 
 
 LOADED = """
@@ -213,7 +230,7 @@ def main(arguments=None, torch=None, execute=execute, bench=bench, which=shutil.
             sys.exit("[gpu] failed: " + "; ".join(f"{name}: {why}" for name, why in failed.items()) + "; nothing else was run")
 
     if not options.no_build:
-        step(build(capability), vital=True)
+        step(build(capability, linked(options.logs / "source", _version("setuptools"))), vital=True)
     if with_tests:
         for commands in smoke(capability):
             step(commands, vital=True)

@@ -306,6 +306,17 @@ def test_commands_of_make_gpu(bench, tmp_path):
     assert list(bench.gpu.smoke("8.6")[1]) == ["teams of 1", "ahead", "programmatic launch", "a captured graph"]
 
 
+def test_a_build_with_older_setuptools(bench, tmp_path):
+    """The folder it is made in has the sources, no pyproject.toml, and the extension goes to the package."""
+    assert bench.gpu.linked(tmp_path, "82.0.1") is None
+    folder = bench.gpu.linked(tmp_path / "source", "70.2.0")
+    assert sorted(p.name for p in folder.iterdir()) == ["csrc", "setup.py", "specsample"]
+    assert (folder / "specsample/_C.abi3.so").resolve().parent == (bench.gpu.ROOT / "specsample").resolve()
+    arguments = [*bench.gpu.build("9.0", bench.gpu.linked(folder, "70.2.0"))["the build"].arguments[:-2], "--name"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "SPECSAMPLE_NO_EXTENSION": "1"})
+    assert done.returncode == 0 and done.stdout.split()[-1].lower() == "unknown", done.stderr
+
+
 def test_what_is_run_is_what_is_meant(bench):
     """The selection takes the cases of the GPU's backend and not of the emulation; the sanitized calls are wide and packed."""
     command = bench.gpu.tests(True, "cuda")["the tests on cuda"].arguments
