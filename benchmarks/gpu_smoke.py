@@ -26,6 +26,7 @@ from specsample import backends  # noqa: E402
 
 FILTERED = ss.Sampling(0.8, 700, 0.95, 0.001)
 MANY_BINS = 1200  # whose histogram does not fit shared memory
+ODD = 777  # a vocabulary whose rows begin at every alignment
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 
 
@@ -92,7 +93,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--backend", default="cuda")
     parser.add_argument("--vocabulary", type=int, default=50_000)
-    parser.add_argument("--few", action="store_true", help="one call a scheme and kind of rows")
+    parser.add_argument("--few", action="store_true", help=f"one call a scheme and kind of rows, and the same with V = {ODD}")
     parser.add_argument("--graph", action="store_true", help="capture each call into a CUDA graph")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="calls whose name has it")
     options = parser.parse_args(arguments)
@@ -101,7 +102,9 @@ def main(arguments=None):
         cuda_on_cpu.load()
     device = "cpu" if emulated else "cuda"
     wrong, made = [], 0
-    for name, function, args in calls(options.backend, options.vocabulary, options.few):
+    vocabularies = [options.vocabulary, *([ODD] if options.few else [])]
+    chosen = [(f"{name}, V = {V}", *call) for V in vocabularies for name, *call in calls(options.backend, V, options.few)]
+    for name, function, args in chosen:
         if options.only not in name:
             continue
         print(f"{name} ...", flush=True)

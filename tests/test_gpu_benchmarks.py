@@ -341,11 +341,11 @@ def test_the_smoke_program_sees_wrong_tokens(bench, monkeypatch, capsys):
     arguments = ["--backend", "cuda on cpu", "--vocabulary", "300", "--few", "--only", "token"]
     monkeypatch.setattr(smoke.cuda_on_cpu, "load", lambda: None)
     monkeypatch.setitem(smoke.backends.BACKENDS, "cuda on cpu", smoke.backends.BACKENDS["reference"]._replace(schemes=("token",)))
-    assert smoke.main(arguments) == 0 and "3 calls, wrong: none" in capsys.readouterr().out
+    assert smoke.main(arguments) == 0 and "6 calls, wrong: none" in capsys.readouterr().out
     real = smoke.ss.verify
     shifted = lambda *a, backend, **k: (lambda v: v if backend == "cpu" else v._replace(tokens=v.tokens + 1))(real(*a, backend=backend, **k))  # noqa: E731
     monkeypatch.setattr(smoke.ss, "verify", shifted)
-    assert smoke.main(arguments) == 1 and "wrong: token, filtered, token, packed, token, det" in capsys.readouterr().out
+    assert smoke.main(arguments) == 1 and "wrong: token, filtered, V = 300, token, packed, V = 300, token, det" in capsys.readouterr().out
 
 
 class Clock:
