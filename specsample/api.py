@@ -196,6 +196,9 @@ def verify(
     rows through `rows` and `draft_rows`. Under every scheme but `race`, how many children a node has is fixed before they are
     drawn, and no child is dropped for its value. At most 1024 nodes; of a node's live children the first 64 count.
 
+    Lists of ints are copied to an accelerator by the first call that has them and kept there: later calls wait for nothing, and a
+    graph capture needs one call before it.
+
     Errors: ValueError naming the argument, for all that is known without reading device memory. In the data: a node with
     an id outside [−1, V), a parent not before it, a row out of range, or drawn from a row without a finite logit does
     not exist; a target row without a finite logit emits −1 and stops.
