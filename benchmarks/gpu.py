@@ -230,7 +230,7 @@ def main(arguments=None, torch=None, execute=execute, bench=bench, which=shutil.
             sys.exit("[gpu] failed: " + "; ".join(f"{name}: {why}" for name, why in failed.items()) + "; nothing else was run")
 
     if not options.no_build:
-        step(build(capability, linked(options.logs / "source", _version("setuptools"))), vital=True)
+        step(build(capability, linked(options.logs / "source", _version("setuptools") or "0")), vital=True)
     if with_tests:
         for commands in smoke(capability):
             step(commands, vital=True)

@@ -37,7 +37,8 @@ _terminal = os.fdopen(os.dup(2), "w") if TEST_SECONDS else None  # pytest captur
 def pytest_runtest_protocol(item):
     if not TEST_SECONDS:
         return (yield)
-    said = threading.Timer(TEST_SECONDS - min(0.2, TEST_SECONDS / 2), lambda: print(f"\ntimed out: {item.nodeid}", file=_terminal, flush=True))
+    name = lambda: print(f"\ntimed out: {item.nodeid}", file=_terminal, flush=True)  # noqa: E731
+    said = threading.Timer(TEST_SECONDS - min(0.2, TEST_SECONDS / 2), name)
     said.daemon = True
     said.start()
     faulthandler.dump_traceback_later(TEST_SECONDS, exit=True, file=_terminal)
