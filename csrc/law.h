@@ -26,8 +26,8 @@ struct Law {
   float cutoff = -FLT_MAX;  // tokens with logit >= cutoff are kept (excludes -inf and NaN even when nothing filters)
   double mass = 0;          // sum over the kept tokens of exp((logit - max) scale)
   int64_t only = -1;        // >= 0: all the mass on this token (greedy rows, one-hot drafts)
-  const int64_t* without = nullptr;  // tokens taken out of the law (`top`'s deterministic children); mass is that of the others
-  int without_count = 0;
+  const int64_t* without = nullptr;  // tokens taken out: of a draft's law, whose max and mass are then those of the others (what
+  int without_count = 0;             // is left after earlier children), or of a target's, whose mass stays (what they leave of it)
   int broken = false;       // no finite logit
 
   static SPS_HD Law point(int64_t token) {
@@ -47,6 +47,23 @@ struct Law {
     return law;
   }
 
+  // c times the law: weights that do not add up to one. (A point mass stays what it is.)
+  SPS_HD Law times(double c) const {
+    Law law = *this;
+    law.mass /= c;
+    return law;
+  }
+  SPS_HD Law off(const int64_t* tokens, int count) const {
+    Law law = *this;
+    law.without = tokens, law.without_count = count;
+    return law;
+  }
+  // Of a law that was taken from `whole` by leaving tokens out: how probable the others are there. Neither mass is relative to the
+  // other's maximum, so that this may vanish while the law does not.
+  SPS_HD double share_of(const Law& whole) const {
+    if (broken || only >= 0) return !broken;
+    return mass / whole.mass * exp((static_cast<double>(max) - whole.max) * scale);
+  }
   SPS_HD bool lacks(int64_t token) const {
     for (int i = 0; i < without_count; ++i)
       if (without[i] == token) return true;

@@ -9,8 +9,10 @@
 //                                                  winner on the clocks of the token at `depth`; -1 for a broken row
 //   int64_t residual_race(t, d, const Residual&)   winner of the residual weights on the round's residual stream
 //   double residual_mass(t, d, const Residual&)    their sum (floor 0)
+// of which a target without some tokens has none left on these (in residual_mass the draft then lacks the same tokens)
 // and, for several children at a node:
-//   double rest_mass(const Law&, tokens, int count)   probability of all tokens but these, accurate when it is small
+//   Law law_without(const Law&, tokens, int count)    the law given that the token is none of these: a law by itself, with its own
+//                                                     maximum and mass, whatever the others' share; broken: nothing is left
 //   Coupling histogram(t, d, int k)                   sums of t and d by ratio bin, in scratch that the next call reuses
 //                                                     (then solve or kseq_threshold of coupling.h)
 //   int bin(t, d, const Coupling&, int64_t token)     the bin that the histogram counted the token in

@@ -95,19 +95,25 @@ class RowRunner {
 
   // `exclude`: tokens that do not take part.
   Best race(const Passes& passes, Law law, const Stream& stream, const int64_t* exclude = nullptr, int count = 0) const {
-    if (law.only >= 0) return Best{0, law.only};
-    if (law.broken) return Best();
-    Best best = race_once(passes, law, stream, exclude, count);
-    if (best.infinite) {
-      law.cutoff = kLargest, law.scale = 0;
-      best = race_once(passes, law, stream, exclude, count);
+    float level = 0;
+    return race_from(passes, law, level, stream, exclude, count);
+  }
+  // The winner over the least clock of several streams, stream(0), .., is the best of their winners: all on one scale, or a score
+  // relative to the largest logit would meet one that is not.
+  template <class F>
+  int64_t race_of_several(const Passes& passes, Law law, int streams, const F& stream) const {
+    Best best;
+    float level = 0;
+    for (int i = 0; i < streams; ++i) {
+      const float before = level;
+      const Best found = race_from(passes, law, level, stream(i), nullptr, 0);
+      if (level != before && i > 0) {  // those that were run before, again
+        best = Best(), i = -1;
+      } else {
+        best.merge(found);
+      }
     }
-    // Nothing finite, or logits so large that the clocks are lost beside them: run relative to the largest.
-    if (best.id < 0 || std::fabs(best.score) > kPlainScores) {
-      const float top = max_without(passes, law, exclude, count);
-      if (top > -HUGE_VALF) best = race_once(passes, law, stream, exclude, count, top);
-    }
-    return best;
+    return best.id;
   }
 
   int64_t residual_race(const Passes& passes, const Law& target, const Law& draft, const Residual& residual,
@@ -120,7 +126,7 @@ class RowRunner {
       const ResidualArgs args{target, draft, residual, stream};
       best = merged([&](int64_t begin, int64_t end, Best* b) { passes.residual_race(args, begin, end, b); }, target.vocab);
     }
-    // Nothing left: the draft covers the target up to rounding. Fall back to the target's law.
+    // Nothing left: the draft covers the target up to rounding. Fall back to the target's whole law.
     return best.id >= 0 ? best.id : race(passes, target, stream).id;
   }
 
@@ -129,7 +135,10 @@ class RowRunner {
     if (target.only >= 0) return std::max(0.0, residual.scale - prob(passes, draft, target.only));
     double sum[kMaxTiles];
     tiles(target.vocab, [&](int64_t i, int64_t begin, int64_t end) {
-      sum[i] = passes.residual_mass(target, draft, residual, begin, end);
+      sum[i] = 0;
+      around(begin, end, target.without, target.without_count,
+             [&](int64_t from, int64_t to) { sum[i] += passes.residual_mass(target, draft, residual, from, to); },
+             [&](int64_t token) { sum[i] += residual.weight(prob(passes, target, token), prob(passes, draft, token)); });
     });
     return total(sum, tile_count(target.vocab));
   }
@@ -180,21 +189,26 @@ class RowRunner {
     return best.id >= 0 ? best.id : race(passes, target, stream).id;  // as in residual_race
   }
 
-  // Probability of all tokens but these, relative to the largest of the others: 1 - d(tokens) would lose all its digits when they
-  // hold nearly everything.
-  double rest_mass(const Passes& passes, const Law& law, const int64_t* exclude, int count) const {
-    if (law.only >= 0) return std::find(exclude, exclude + count, law.only) == exclude + count;
-    Law rest = law;
-    rest.max = max_without(passes, law, exclude, count);
-    if (!(rest.max >= law.cutoff)) return 0;
+  // The law given that the token is none of these, relative to the largest of the others: 1 - d(tokens) would lose all its digits
+  // when they hold nearly everything, and weights relative to the row's maximum would vanish.
+  Law law_without(const Passes& passes, const Law& law, const int64_t* tokens, int count) const {
+    Law rest = law.off(tokens, count);
+    if (law.only >= 0) {
+      rest.broken = rest.lacks(law.only);
+      return rest;
+    }
+    rest.max = max_without(passes, law, tokens, count);
+    rest.broken = !(rest.max >= law.cutoff);
+    if (rest.broken) return rest;
     double sum[kMaxTiles];
     tiles(law.vocab, [&](int64_t i, int64_t begin, int64_t end) {
       sum[i] = 0;
-      without(begin, end, exclude, count,
-              [&](int64_t from, int64_t to) { sum[i] += passes.sum(law.row, from, to, Affine::of(rest), law.cutoff); },
-              [&](int64_t token) { sum[i] += rest.weight(passes.value(law.row, token)); });
+      around(begin, end, tokens, count,
+             [&](int64_t from, int64_t to) { sum[i] += passes.sum(law.row, from, to, Affine::of(rest), law.cutoff); },
+             [&](int64_t token) { sum[i] += rest.weight(passes.value(law.row, token)); });
     });
-    return total(sum, tile_count(law.vocab)) * std::exp((static_cast<double>(rest.max) - law.max) * law.scale) / law.mass;
+    rest.mass = total(sum, tile_count(law.vocab));
+    return rest;
   }
 
   static double prob(const Passes& passes, const Law& law, int64_t token) {
@@ -274,7 +288,7 @@ class RowRunner {
 
   // stretch(begin, end) and single(token) over [begin, end) but for some tokens: groups that hold one of them go token by token.
   template <class F, class G>
-  static void without(int64_t begin, int64_t end, const int64_t* exclude, int count, const F& stretch, const G& single) {
+  static void around(int64_t begin, int64_t end, const int64_t* exclude, int count, const F& stretch, const G& single) {
     while (begin < end) {
       int64_t next = end;  // first excluded token from here
       for (int i = 0; i < count; ++i)
@@ -291,15 +305,31 @@ class RowRunner {
   // Largest logit of the row but for some tokens.
   static float max_without(const Passes& passes, const Law& law, const int64_t* exclude, int count) {
     float top = -HUGE_VALF;
-    without(0, law.vocab, exclude, count,
-            [&](int64_t from, int64_t to) { top = std::max(top, passes.max(law.row, from, to)); },
-            [&](int64_t token) {
-              const float z = passes.value(law.row, token);
-              top = z > top ? z : top;
-            });
+    around(0, law.vocab, exclude, count,
+           [&](int64_t from, int64_t to) { top = std::max(top, passes.max(law.row, from, to)); },
+           [&](int64_t token) {
+             const float z = passes.value(law.row, token);
+             top = z > top ? z : top;
+           });
     return top;
   }
 
+  // level: the logit that scores are relative to; law and level become those that the race was run with in the end.
+  Best race_from(const Passes& passes, Law& law, float& level, const Stream& stream, const int64_t* exclude, int count) const {
+    if (law.only >= 0) return Best{0, law.only};
+    if (law.broken) return Best();
+    Best best = race_once(passes, law, stream, exclude, count, level);
+    if (best.infinite) {
+      law.cutoff = kLargest, law.scale = 0;
+      best = race_once(passes, law, stream, exclude, count, level);
+    }
+    // Nothing finite, or logits so large that the clocks are lost beside them: run relative to the largest.
+    if (level == 0 && (best.id < 0 || std::fabs(best.score) > kPlainScores)) {
+      const float top = max_without(passes, law, exclude, count);
+      if (top > -HUGE_VALF && top != 0) level = top, best = race_once(passes, law, stream, exclude, count, level);
+    }
+    return best;
+  }
   Best race_once(const Passes& passes, const Law& law, const Stream& stream, const int64_t* exclude, int count,
                  float level = 0) const {
     const RaceArgs args{law.row, law.scale, law.cutoff, stream, exclude, count, level};
@@ -309,7 +339,8 @@ class RowRunner {
   // The draft is one token, x: the target's weights elsewhere, and there max(scale t - 1, floor t).
   Best point_residual_race(const Passes& passes, const Law& target, int64_t x, const Residual& residual,
                            const Stream& stream) const {
-    Best best = race(passes, target, stream, &x, 1);
+    const bool gone = target.lacks(x);
+    Best best = race(passes, target, stream, gone ? target.without : &x, gone ? target.without_count : 1);
     const double t = prob(passes, target, x), w = residual.weight(t, 1);
     if (!(w > 0)) return best;
     const float level = passes.value(target.row, x);  // scores relative to x, so that both sides are on one scale
@@ -402,11 +433,9 @@ class CpuExecutor {
     return Stream(request.seed, request.position, kAccept, node).uniform(0) * denominator < numerator;
   }
   int64_t clock_race(const Law& law, int depth, const int64_t* lists = nullptr, int count = 0) const {
-    Best best;
-    for (int i = 0; i < std::max(count, 1); ++i)  // the winner over the least clock of several lists = the best of their winners
-      best.merge(runner.race(*target_rows.passes, law,
-                             Stream(request.seed, request.position + depth, kClock, count > 0 ? lists[i] : 0)));
-    return best.id;
+    return runner.race_of_several(*target_rows.passes, law, std::max(count, 1), [&](int i) {
+      return Stream(request.seed, request.position + depth, kClock, count > 0 ? lists[i] : 0);
+    });
   }
   int64_t residual_race(const Law& target, const Law& draft, const Residual& residual) const {
     return runner.residual_race(*target_rows.passes, target, draft, residual,
@@ -416,8 +445,8 @@ class CpuExecutor {
     return runner.residual_mass(*target_rows.passes, target, draft, residual);
   }
 
-  double rest_mass(const Law& law, const int64_t* tokens, int count) const {
-    return runner.rest_mass(*target_rows.passes, law, tokens, count);
+  Law law_without(const Law& law, const int64_t* tokens, int count) const {
+    return runner.law_without(*target_rows.passes, law, tokens, count);
   }
   Coupling histogram(const Law& target, const Law& draft, int k) {
     const Binning binning = Binning::of(static_cast<int>(request.options[0]), k, target.vocab);

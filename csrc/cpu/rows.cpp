@@ -7,7 +7,8 @@ namespace SPS_NAMESPACE {
 namespace {
 
 // The first k arrivals of a race; without a stream, the k likeliest.
-void arrivals(const Rows& rows, Law law, const Stream* stream, int k, int64_t* token, std::vector<double>& score) {
+void arrivals(const RowRunner& runner, const Rows& rows, Law law, const Stream* stream, int k, int64_t* token,
+              std::vector<double>& score) {
   score.resize(k);
   Arrivals found{k, score.data(), token};
   const auto run = [&](float level = 0) {
@@ -28,6 +29,14 @@ void arrivals(const Rows& rows, Law law, const Stream* stream, int k, int64_t* t
       const float top = rows.passes->max(law.row, 0, law.vocab);
       if (top > -HUGE_VALF) run(top);
     }
+    // The same for those far below the first: each relative to the largest logit that is left.
+    for (int j = 0; j < k; ++j) {
+      if (j < found.count && std::fabs(score[j]) <= kPlainScores) continue;
+      found.count = j;  // from here on all are
+      token[j] = runner.race(*rows.passes, law, *stream, token, j).id;
+      if (token[j] < 0) break;
+      found.count = j + 1;
+    }
   } else {
     found.count = RowRunner::likeliest(*rows.passes, law, k, score.data(), token);
   }
@@ -40,13 +49,13 @@ void draw(const RowRunner& runner, const RowArgs& a, int64_t i, const Law& law, 
   if (a.op == RowOp::kSample || a.op == RowOp::kIid || a.op == RowOp::kLists || (a.op == RowOp::kArrivals && k == 1)) {
     for (int j = 0; j < k; ++j) token[j] = runner.race(*a.rows.passes, law, a.stream(i, j)).id;
   } else if (a.op == RowOp::kTop) {
-    if (k > 1) arrivals(a.rows, law, nullptr, k - 1, token, score);
+    if (k > 1) arrivals(runner, a.rows, law, nullptr, k - 1, token, score);
     const bool left = k == 1 || token[k - 2] >= 0;  // otherwise the likeliest are all there is
     token[k - 1] = -1;
     if (left && (k == 1 || law.only < 0)) token[k - 1] = runner.race(*a.rows.passes, law, a.stream(i, k - 1), token, k - 1).id;
   } else {
     const Stream stream = a.stream(i, 0);
-    arrivals(a.rows, law, a.op == RowOp::kTopK ? nullptr : &stream, k, token, score);
+    arrivals(runner, a.rows, law, a.op == RowOp::kTopK ? nullptr : &stream, k, token, score);
   }
 }
 

@@ -43,13 +43,14 @@ SPS_DEVICE void crew(Scratch& s) {
       if (thread_id() == 0) *s.law = law;
     } else if (task == Task::kRace || task == Task::kLikeliest) {
       const Best best = task == Task::kRace ? race_of(s, o.dtype) : next_likeliest(s, o.law, o.dtype, o.after_z, o.after_id);
-      if (thread_id() == 0) s.found = best;
+      if (thread_id() == 0) s.found = best, s.level = (*s.race).level;
     } else if constexpr (kRound) {
       double value = 0;
       if (task == Task::kMass) {
         value = residual_sum(s, o);
       } else if (task == Task::kRest) {
-        value = rest_mass(s, o);
+        const Law rest = law_without(s, o);
+        if (thread_id() == 0) *s.law = rest;
       } else if (task == Task::kHistogram) {
         value = histogram(s, o);
       } else {  // O(bins): by one block, of whose result the others learn

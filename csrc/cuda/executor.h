@@ -20,11 +20,14 @@ class Conductor {
     ask(Task::kLaw, rows.dtype, [&](Order& o) { o.rows = rows, o.row = row, o.sampling = sampling, o.normalised = normalised; });
     return *s.law;
   }
-  // Winner of a race over a law; without a winner its id is -1.
-  SPS_DEVICE Best race(const Law& law, int dtype, const Stream& stream, const Skip& skip = Skip()) const {
+  // Winner of a race over a law; without a winner its id is -1. level: what is known of the logit that scores are relative to.
+  SPS_DEVICE Best race(const Law& law, int dtype, const Stream& stream, const Skip& skip = Skip(), float level = 0) const {
     if (law.broken) return Best::none();
     if (law.only >= 0) return skip.count ? Best::none() : Best{0, law.only};
-    ask(Task::kRace, dtype, [&](Order&) { *s.race = Race(law, stream, skip); });
+    ask(Task::kRace, dtype, [&](Order&) {
+      *s.race = Race(law, stream, skip);
+      (*s.race).level = level;
+    });
     return s.found;
   }
   SPS_DEVICE Best next_likeliest(const Law& law, int dtype, float after_z, int64_t after_id) const {
@@ -117,14 +120,23 @@ class CudaExecutor : public Conductor {
     if (in.target_ahead && count == 0 && law.row == in.target.at(row_) && in.target_ahead[row_].depth == depth)
       return in.target_ahead[row_].winner;
     Best best = Best::none();
-    for (int i = 0; i < (count > 0 ? count : 1); ++i)
-      best.merge(race(law, dtype(), stream(kClock, depth, count > 0 ? lists[i] : 0)));
+    float level = 0;  // of all of them, or a score relative to the largest logit would meet one that is not
+    for (int i = 0; i < (count > 0 ? count : 1); ++i) {
+      const Best found = race(law, dtype(), stream(kClock, depth, count > 0 ? lists[i] : 0), Skip(), level);
+      const float own = law.broken || law.only >= 0 ? level : s.level;
+      if (own != level && i > 0) {  // those that were run before, again
+        best = Best::none(), i = -1;
+      } else {
+        best.merge(found);
+      }
+      level = own;
+    }
     return best.id;
   }
   SPS_DEVICE int64_t residual_race(const Law& target, const Law& draft, const Residual& residual) const {
     if (target.only >= 0) return target.only;
     if (target.broken) return -1;
-    Skip skip;
+    Skip skip{target.without, target.without_count};
     // Where the only draft has no weight left, the others' weights are the target's.
     if (draft.only >= 0 && !(residual.weight(prob(target, draft.only), 1) > 0)) skip.one = draft.only;
     ask(Task::kRace, dtype(), [&](Order&) {
@@ -146,13 +158,18 @@ class CudaExecutor : public Conductor {
     }
     ask(Task::kMass, dtype(), [&](Order& o) {
       o.law = target, o.draft = draft, o.norms = Norms::of(target, draft), o.scale = scale, o.ratios = ratios_of(residual);
+      o.skip = Skip{target.without, target.without_count};
     });
     return s.value;
   }
 
-  SPS_DEVICE double rest_mass(const Law& law, const int64_t* tokens, int count) const {
-    const Skip skip{tokens, count};
-    return law.only >= 0 ? !skip.has(law.only) : rest_mass(law, skip);
+  SPS_DEVICE Law law_without(const Law& law, const int64_t* tokens, int count) const {
+    Law rest = law.off(tokens, count);
+    if (law.only >= 0) {
+      rest.broken = rest.lacks(law.only);
+      return rest;
+    }
+    return law_without(rest, Skip{tokens, count});
   }
   SPS_DEVICE Coupling histogram(const Law& target, const Law& draft, int k) const {
     const Binning binning = Binning::of(static_cast<int>((*s.request).options[0]), k, target.vocab);
@@ -160,7 +177,8 @@ class CudaExecutor : public Conductor {
     coupling.ratio = memory_ + (others_ ? most_bins_ : 0);
     const bool point = draft.only >= 0;
     const double share = point ? prob(target, draft.only) : 0;
-    const double beyond = !point && draft.vocab > target.vocab ? rest_mass(draft, Skip{nullptr, 0, -1, target.vocab}) : 0;
+    const bool wider = !point && draft.vocab > target.vocab;
+    const double beyond = wider ? law_without(draft, Skip{nullptr, 0, -1, target.vocab}).share_of(draft) : 0;
     ask(Task::kHistogram, dtype(), [&](Order& o) {
       o.law = target, o.draft = draft, o.norms = Norms::of(target, draft);
       o.coupling = coupling, o.point = share, o.beyond = beyond;
@@ -235,9 +253,9 @@ class CudaExecutor : public Conductor {
   SPS_DEVICE Stream stream(Purpose purpose, int depth = 0, int64_t slot = 0) const {
     return Stream((*s.request).seed, (*s.request).position + depth, purpose, slot);
   }
-  SPS_DEVICE double rest_mass(const Law& law, const Skip& skip) const {
+  SPS_DEVICE Law law_without(const Law& law, const Skip& skip) const {
     ask(Task::kRest, dtype(), [&](Order& o) { o.law = law, o.skip = skip; });
-    return s.value;
+    return *s.law;
   }
   SPS_DEVICE static BinRatios ratios_of(const Residual& residual) {
     if (!residual.selected) return BinRatios();

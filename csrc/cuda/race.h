@@ -202,7 +202,7 @@ constexpr double kPlainScores = 1e6;  // larger ones, not relative to the row's 
 // Winner of the race in s.race, which is run again where it must be; its id is -1 for a broken row.
 SPS_DEVICE Best race_of(Scratch& s, int dtype) {
   Race& race = *s.race;
-  bool levelled = false;
+  bool levelled = race.level != 0;
   for (;;) {
     bool infinite = false;
     const Best best = run_race(s, dtype, infinite);
@@ -222,10 +222,10 @@ SPS_DEVICE Best race_of(Scratch& s, int dtype) {
     if (next == kDone) return best;
     SPS_CREW_BARRIER();
     if (thread_id() == 0) {
-      if (next == kWithoutDraft) race.residual = false;
+      if (next == kWithoutDraft) race.residual = false, race.skip = Skip();
       if (next == kUniform) race.target.cutoff = kLargest, race.target.scale = 0;
       if (next == kRelative) race.level = level;
-      if (next == kAll) race.skip.one = -1, race.level = 0;
+      if (next == kAll) race.skip = Skip(), race.level = 0;
     }
     SPS_CREW_BARRIER();
   }

@@ -35,15 +35,16 @@ SPS_DEVICE int bin_of(float t, float d, const Binning& binning) {
 
 constexpr int kPairUnits = 2;  // of each row, that a lane takes at once
 
-// Sums over the tokens of both rows; ids that the draft lacks have weight 0 there. f(target's unit, draft's unit, sums).
+// Sums over the tokens of both rows but `skip`; ids that the draft lacks have weight 0 there. f(target's unit, draft's unit, sums).
 template <int kSums, class F>
-SPS_DEVICE void sum_pairs(Scratch& s, const Order& o, const F& f) {
-  const bool infinite = o.law.max >= kLargest || o.draft.max >= kLargest;
+SPS_DEVICE void sum_pairs(Scratch& s, const Order& o, const Skip& skip, const F& f) {
+  const bool some = skip.any(), infinite = o.law.max >= kLargest || o.draft.max >= kLargest;
   const int vocab = static_cast<int>(o.law.vocab), common = o.draft.vocab < vocab ? static_cast<int>(o.draft.vocab) : vocab;
   sum_tiles<kSums, kPairUnits, 2>(s, {o.law.row, o.draft.row}, {vocab, common}, o.dtype,
-                                  [&](Unit (&unit)[2][kPairUnits], int, float (&part)[kSums]) {
+                                  [&](Unit (&unit)[2][kPairUnits], int first, float (&part)[kSums]) {
 #pragma unroll
     for (int u = 0; u < kPairUnits; ++u) {
+      if (some) leave_out(skip, first + u * 32 * kUnit, unit[0][u]), leave_out(skip, first + u * 32 * kUnit, unit[1][u]);
       if (infinite) clamp(unit[0][u]), clamp(unit[1][u]);
       f(unit[0][u], unit[1][u], part);
     }
@@ -56,7 +57,7 @@ SPS_DEVICE double residual_sum(Scratch& s, const Order& o) {
   const BinRatios ratios = o.ratios;
   const float scale = static_cast<float>(o.scale), norm = static_cast<float>(o.scale * o.norms.t);
   const bool plain = pair.plain();
-  sum_pairs<1>(s, o, [&](const Unit& target, const Unit& draft, float (&part)[1]) {
+  sum_pairs<1>(s, o, o.skip, [&](const Unit& target, const Unit& draft, float (&part)[1]) {
     float chain[2] = {};
     if (plain && !ratios.of_bin) {
 #pragma unroll
@@ -85,13 +86,13 @@ SPS_DEVICE double residual_sum(Scratch& s, const Order& o) {
   return sum_of_tiles(s, o.law.vocab);
 }
 
-// Probability of the tokens that take part, relative to the largest of them: 1 - the others' would lose its digits.
-SPS_DEVICE double rest_mass(Scratch& s, const Order& o) {
+// The law given that the token takes part, relative to the largest of them; broken where none does.
+SPS_DEVICE Law law_without(Scratch& s, const Order& o) {
   Law rest = o.law;
   rest.max = row_max(s, o.law, o.dtype, o.skip);
-  if (!(rest.max >= rest.cutoff)) return 0;
-  const double mass = kept_mass(s, rest, o.dtype, o.skip);
-  return once(s, [&] { return mass * exp((static_cast<double>(rest.max) - o.law.max) * rest.scale) / o.law.mass; });
+  rest.broken = !(rest.max >= rest.cutoff);
+  if (!rest.broken) rest.mass = kept_mass(s, rest, o.dtype, o.skip);
+  return rest;
 }
 
 constexpr double kFixed = 0x1p60;  // of a histogram: sums of a law fit 64 bits, and no sum depends on an order
@@ -150,7 +151,7 @@ SPS_DEVICE void scatter(Scratch& s, const Order& o, unsigned long long* histogra
   const Binning binning = o.coupling.binning;
   const bool plain = pair.plain();
   const float least_t = heavy_from(binning.tail, pair.norm_t), least_d = heavy_from(binning.tail, pair.norm_d);
-  sum_pairs<2>(s, o, [&](const Unit& target, const Unit& draft, float (&part)[2]) {
+  sum_pairs<2>(s, o, Skip(), [&](const Unit& target, const Unit& draft, float (&part)[2]) {
     float t[kUnit], d[kUnit];
     if (plain) {
 #pragma unroll

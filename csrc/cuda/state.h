@@ -180,8 +180,9 @@ struct Scratch {
   double threshold;  // as the team's first block has found it
   Stored<Order> order;
   Stored<Race> race;
-  Stored<Law> law;  // what the crew found: of kLaw,
+  Stored<Law> law;  // what the crew found: of kLaw and kRest,
   Best found;       // of kLikeliest and kRace,
+  float level;      // the logit that this race's scores are relative to,
   double value;     // of the others
   Stored<Request> request;
   Stored<Inputs> inputs;

@@ -1,7 +1,8 @@
 // `recursive_distinct`: children drawn without replacement, tested one after the other.
 // Jeon et al. 2024 (RSD), Chen et al. 2024 (Sequoia); the reference is specsample/schemes/recursive_distinct.py.
 //
-// A child drawn after R was rejected has the law d / (1 - d(R)) off R, so c grows by Z(c) / (1 - d(R)); the residual is (t - c d)+.
+// A child drawn after the tokens R were rejected has the law d_R, a law by itself. The residual is (t - c d_R)+ off R, its sum Z; after
+// a rejection of x it is (t - (c + Z) d_R)+ off R and x, which in units of the next child's law is c <- (c + Z) (1 - d_R(x)).
 #pragma once
 #include "recursive.h"
 
@@ -14,18 +15,21 @@ struct RecursiveDistinctRule {
   SPS_HD Step step(const Request& request, Ex& ex, const Law& target, int node, int child, int depth) {
     const Siblings live(request, ex, node, child);
     if (live.count == 0) return {-1, ex.clock_race(target, depth)};
-    double c = 0, mass = 1, rest = 1;
-    for (int i = 0; i < live.count; ++i) {
-      if (i > 0) {
-        rest = ex.rest_mass(live.draft, live.token, i);
-        if (!(rest > 0)) break;  // nothing was left to draw this child from
-        mass = clipped_mass(ex, target, live.draft, c);
-      }
-      const double t = ex.prob(target, live.token[i]), d = ex.prob(live.draft, live.token[i]);
-      if (ex.accept(live.node[i], fmax(t - c * d, 0.0) * rest, mass * d)) return {live.node[i], -1};
-      c += mass / rest;
+    Law left = live.draft;  // d_R
+    double c = 0, mass = 1;
+    int rejected = 0;
+    for (;;) {
+      const int64_t x = live.token[rejected];
+      const double t = ex.prob(target, x), d = ex.prob(left, x);
+      if (ex.accept(live.node[rejected], fmax(t - c * d, 0.0), mass * d)) return {live.node[rejected], -1};
+      c += mass;
+      if (++rejected == live.count) break;
+      const Law next = ex.law_without(live.draft, live.token, rejected);
+      if (next.broken) break;  // nothing was left to draw a further child from
+      c *= next.share_of(left), left = next;
+      mass = ex.residual_mass(target.off(live.token, rejected), left.times(c), Residual());
     }
-    return {-1, ex.residual_race(target, live.draft, Residual{1 / c})};
+    return {-1, ex.residual_race(target.off(live.token, rejected), left.times(c), Residual())};
   }
 };
 

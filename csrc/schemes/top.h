@@ -19,9 +19,8 @@ struct TopRule {
     const int64_t x = live.token[top];
     Law rest = live.draft;
     if (top > 0) {
-      rest.mass *= ex.rest_mass(live.draft, live.token, top);
-      rest.without = live.token, rest.without_count = top;
-      if (rest.only >= 0 || !(rest.mass > 0)) rest = Law::point(-2);  // nothing to draw from
+      rest = ex.law_without(live.draft, live.token, top);
+      if (rest.broken) rest = Law::point(-2);  // nothing to draw from
     }
     if (ex.accept(drawn, ex.prob(target, x), ex.prob(rest, x))) return {drawn, -1};
     const int64_t winner = ex.residual_race(target, rest, Residual{1, 0, nullptr, races++});

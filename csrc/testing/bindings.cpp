@@ -134,16 +134,17 @@ PYBIND11_MODULE(specsample_testing, m) {
   const auto enumerate_round = [](const std::string& scheme, const std::vector<int64_t>& tokens,
                                   const std::vector<int64_t>& parents, const std::vector<std::vector<double>>& target,
                                   const std::vector<std::vector<double>>& draft, int max_depth,
-                                  const std::vector<double>& options, const std::vector<int64_t>& draft_rows) {
+                                  const std::vector<double>& options, const std::vector<int64_t>& draft_rows, bool logs) {
 #define SPS_TRY(name, uses_draft_law, ...) \
   if (scheme == #name)                \
     return by_tuple(                  \
         enumerate(verify_##name<EnumeratingExecutor>, tokens, parents, target, draft, max_depth, uses_draft_law, options, \
-                  draft_rows));
+                  draft_rows, logs));
     SPS_SCHEMES(SPS_TRY)
 #undef SPS_TRY
     throw std::invalid_argument("no scheme " + scheme);
   };
   m.def("enumerate", enumerate_round, py::arg("scheme"), py::arg("tokens"), py::arg("parents"), py::arg("target"),
-        py::arg("draft"), py::arg("max_depth"), py::arg("options"), py::arg("draft_rows") = std::vector<int64_t>());
+        py::arg("draft"), py::arg("max_depth"), py::arg("options"), py::arg("draft_rows") = std::vector<int64_t>(),
+        py::arg("logs") = false);
 }

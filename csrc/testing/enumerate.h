@@ -1,5 +1,6 @@
 // An executor that enumerates: it runs a scheme's template once for every combination of its random decisions, over laws given
-// as plain probabilities, and adds up the exact probability of each outcome. No random numbers, no tolerance but rounding.
+// as plain probabilities, or as their logarithms (`logs`) where those would vanish, and adds up the exact probability of each
+// outcome. No random numbers, no tolerance but rounding.
 #pragma once
 #include <algorithm>
 #include <map>
@@ -14,8 +15,8 @@ namespace SPS_NAMESPACE {
 class EnumeratingExecutor {
  public:
   using Table = std::vector<std::vector<double>>;
-  EnumeratingExecutor(const Request& request, const Table& target, const Table& draft)
-      : request_(request), target_(target), draft_(draft) {}
+  EnumeratingExecutor(const Request& request, const Table& target, const Table& draft, bool logs = false)
+      : request_(request), target_(target), draft_(draft), logs_(logs) {}
 
   // Start the next combination of decisions; false when all have been run.
   bool next() {
@@ -29,14 +30,14 @@ class EnumeratingExecutor {
   }
   double probability() const { return probability_; }
 
-  Law target(int row, bool) const { return law_of(target_[row]); }
+  Law target(int row, bool) const { return law(target_[row]); }
   Law draft(int node) const {
-    return request_.has_draft ? law_of(draft_[request_.draft_row(node)]) : Law::point(request_.token(node));
+    return request_.has_draft ? law(draft_[request_.draft_row(node)]) : Law::point(request_.token(node));
   }
   double prob(const Law& law, int64_t token) const {
     if (law.only >= 0) return law.only == token;
     if (law.lacks(token)) return 0;
-    return token < law.vocab ? static_cast<const double*>(law.row)[token] / law.mass : 0;
+    return token < law.vocab ? weight(law, token) / law.mass : 0;
   }
   bool accept(int, double numerator, double denominator) {
     const double a = numerator >= denominator && numerator > 0 ? 1 : denominator > 0 ? numerator / denominator : 0;
@@ -50,18 +51,17 @@ class EnumeratingExecutor {
   }
   int64_t residual_race(const Law& target, const Law& draft, const Residual& residual) {
     const std::vector<double> weights = left(target, draft, residual);
-    if (total(weights) <= 0) return clock_race(target, 0);
+    if (total(weights) <= 0) return clock_race(target.off(nullptr, 0), 0);
     return decide(weights);
   }
   double residual_mass(const Law& target, const Law& draft, const Residual& residual) const {
     return total(left(target, draft, residual));
   }
 
-  double rest_mass(const Law& law, const int64_t* tokens, int count) const {
-    double sum = 0;
-    for (int64_t i = 0; i < law.vocab; ++i)
-      if (std::find(tokens, tokens + count, i) == tokens + count) sum += prob(law, i);
-    return sum;
+  Law law_without(const Law& law, const int64_t* tokens, int count) const {
+    Law rest = law.off(tokens, count);
+    rest.broken = law.only >= 0 ? rest.lacks(law.only) : !weigh(rest);
+    return rest;
   }
   Coupling histogram(const Law& target, const Law& draft, int k) {
     const Binning binning = Binning::of(static_cast<int>(request_.options[0]), k, target.vocab);
@@ -131,13 +131,34 @@ class EnumeratingExecutor {
     return static_cast<int>(decide(selection_law(bins, coupling)));
   }
 
-  static Law law_of(const std::vector<double>& row) {
+  static Law law_of(const std::vector<double>& row) {  // of probabilities
     Law law;
     law.row = row.data(), law.vocab = static_cast<int64_t>(row.size()), law.mass = 1;
     return law;
   }
 
  private:
+  Law law(const std::vector<double>& row) const {
+    Law law = law_of(row);
+    if (logs_) law.broken = !weigh(law);
+    return law;
+  }
+  double weight(const Law& law, int64_t token) const {
+    const double value = static_cast<const double*>(law.row)[token];
+    return logs_ ? std::exp(value - law.max) : value;
+  }
+  // Sets the mass of the tokens that the law does not lack, and what it is relative to. -> whether there is any
+  bool weigh(Law& law) const {
+    double top = -kInfinity;
+    for (int64_t i = 0; i < law.vocab && logs_; ++i)
+      if (!law.lacks(i)) top = std::max(top, static_cast<const double*>(law.row)[i]);
+    law.max = static_cast<float>(std::max(top, -3e38)), law.mass = 0;
+    if (!logs_) law.max = 0;
+    for (int64_t i = 0; i < law.vocab; ++i)
+      if (!law.lacks(i)) law.mass += weight(law, i);
+    return law.mass > 0;
+  }
+
   struct Branch {
     std::vector<double> weights;
     size_t taken;
@@ -226,6 +247,7 @@ class EnumeratingExecutor {
 
   const Request& request_;
   const Table &target_, &draft_;
+  bool logs_;
   std::vector<Branch> branches_;
   size_t at_ = 0;
   bool started_ = false;
@@ -251,7 +273,7 @@ std::map<std::vector<int64_t>, double> enumerate(Round round, const std::vector<
                                                  const EnumeratingExecutor::Table& target,
                                                  const EnumeratingExecutor::Table& draft, int max_depth, bool uses_draft_law,
                                                  const std::vector<double>& options,
-                                                 const std::vector<int64_t>& draft_rows) {
+                                                 const std::vector<int64_t>& draft_rows, bool logs = false) {
   Request request;
   request.options = options.data();
   request.nodes = static_cast<int>(tokens.size()), request.max_depth = max_depth;
@@ -264,7 +286,7 @@ std::map<std::vector<int64_t>, double> enumerate(Round round, const std::vector<
   if (!parents.empty()) request.parents = Ints{parents.data(), true}, request.live = live.data();
 
   std::map<std::vector<int64_t>, double> outcomes;
-  EnumeratingExecutor ex(request, target, draft);
+  EnumeratingExecutor ex(request, target, draft, logs);
   while (ex.next()) {
     std::vector<int64_t> emitted(max_depth + 1, -1);
     std::vector<int32_t> nodes(max_depth, -1);

@@ -81,6 +81,17 @@ def _to_logit(cut, tempered, z, top, temperature):
     return torch.where(cut == -math.inf, cut, torch.where(on_token < math.inf, on_token, top + cut * temperature))
 
 
+def given(law, tokens):
+    """The law given that the token is one of `tokens`: a law by itself, whatever their share of the whole one, which may be too small
+    for any float.
+
+    law: log law [B, V], float64; tokens: bool [B, V] -> (log law, −inf throughout where nothing is left; that share float64 [B])
+    """
+    rest = torch.where(tokens, law, -math.inf)
+    share = rest.logsumexp(-1, keepdim=True)
+    return torch.where(rest > -math.inf, rest - share, -math.inf), share[:, 0].exp()
+
+
 def from_stats(logits, params, stats):
     """The log law of rows from statistics kept from drafting (`RowStats`, float32), which spare the passes."""
     top, absolute, cutoff = (s.to(torch.float64)[:, None] for s in stats)

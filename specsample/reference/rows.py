@@ -27,8 +27,18 @@ def winner(score):
 
 def race(log_weights, seed, position, purpose, slot):
     """argmin E_i / w_i: a draw of law w / Σw (MATH: the exponential race). log_weights [B, V] -> int64 [B]"""
-    clock = rng.clocks(seed, position, purpose, slot, log_weights.shape[-1])
-    return winner(log_weights - clock.log())
+    return arrivals(log_weights, rng.clocks(seed, position, purpose, slot, log_weights.shape[-1]), 1)[:, 0]
+
+
+def arrivals(log_weights, clock, k):
+    """The first k to arrive at E_i / w_i, in order: k draws without replacement. Each is found relative to the largest weight that is
+    left, or a clock would be lost beside weights that are far below the first. [B, V] -> int64 [B, k], −1 where nothing is left"""
+    found, ids = [], torch.arange(log_weights.shape[-1], device=log_weights.device)
+    for _ in range(k if log_weights.shape[-1] else 0):
+        top = log_weights.amax(-1, keepdim=True)
+        found.append(winner(torch.where(log_weights > -math.inf, log_weights - top, -math.inf) - clock.log()))
+        log_weights = torch.where(ids == found[-1][:, None], -math.inf, log_weights)
+    return torch.stack(found, -1) if found else torch.full((len(log_weights), k), -1, device=log_weights.device)
 
 
 def sample(logits, sampling, sampling_rows, seed, seeds, position, positions):
@@ -59,11 +69,9 @@ def draft(
         rest = torch.where(chosen[:, :-1], -math.inf, law)
         return torch.cat([top, race(rest, seed, position, rng.DRAFT, node + k - 1)[:, None]], -1)
     if kind == "arrivals":
-        clock = rng.clocks(seed, position + depth, rng.CLOCK, slot, law.shape[-1])
-        return _largest(law - clock.log(), k)
+        return arrivals(law, rng.clocks(seed, position + depth, rng.CLOCK, slot, law.shape[-1]), k)
     if kind == "distinct":
-        clock = rng.clocks(seed, position, rng.DISTINCT, node, law.shape[-1])
-        return _largest(law - clock.log(), k)
+        return arrivals(law, rng.clocks(seed, position, rng.DISTINCT, node, law.shape[-1]), k)
     assert kind == "topk", kind
     return _largest(law, k)
 

@@ -1,14 +1,18 @@
 """`recursive_distinct`: children drawn without replacement, tested one after the other.
 
-A child drawn after R was rejected has the law d/(1 − d(R)) off R. So with c_0 = 0 it is accepted when
-u·Z(c)·d(x)/(1 − d(R)) < (t(x) − c·d(x))⁺, and a rejection adds Z(c)/(1 − d(R)) to c. The residual stays (t − c·d)⁺, which is 0 on
-rejected tokens. 1 − d(R) is summed over the other tokens: as a difference it would lose its digits where R holds nearly all.
+A child drawn after the tokens R were rejected has the law d_R: the draft off R, a law by itself (a softmax over the other tokens).
+With c = 0, Z = 1 it is accepted when u·Z·d_R(x) < (t(x) − c·d_R(x))⁺. After a rejection the residual is (t − (c + Z)·d_R)⁺ off R and x;
+in units of the next child's law, c ← (c + Z)·(1 − d_R(x)), and Z is the residual's sum. Nothing is divided by the probability of
+what is left, which may be too small for any float; 1 − d_R(x) may vanish, and then c·d of the next child does.
 Jeon et al., "Recursive speculative decoding" (arXiv 2402.14160); Chen et al., "Sequoia" (arXiv 2402.12374).
 """
 
+import math
+
 import torch
 
-from ..reference.walk import Siblings, prob, walk
+from ..reference.law import given
+from ..reference.walk import Siblings, log_weights, prob, walk
 from .card import Scheme
 
 
@@ -18,27 +22,31 @@ def reference(round):
 
 def _step(round, node, children, target, depth):
     live = Siblings(round, children)
-    t, d = target.exp(), live.draft.exp()
-    others = live.whole.exp()  # the draft off the rejected tokens
+    t, rest = target.exp(), live.whole  # rest: log d_R
+    left = torch.ones_like(rest, dtype=torch.bool)  # off R
     c, mass = torch.zeros_like(t[:, 0]), torch.ones_like(t[:, 0])
-    moved, possible = torch.full_like(node, -1), torch.ones_like(node, dtype=torch.bool)
+    moved, ids = torch.full_like(node, -1), torch.arange(rest.shape[1], device=round.device)
     for j, child in enumerate(live.nodes):
-        rest = others.sum(-1) if j > 0 else torch.ones_like(c)
-        possible = possible & (rest > 0)  # otherwise nothing was left to draw this child from
-        pending = (child >= 0) & (moved < 0) & possible
+        pending = (child >= 0) & (moved < 0) & (rest > -math.inf).any(-1)  # otherwise nothing was left to draw it from
         if j > 0:
-            mass = torch.where(pending, (t - c[:, None] * d).clamp(min=0.0).sum(-1), mass)
+            mass = torch.where(pending, _residual(t, c, rest, left).sum(-1), mass)
         token = round.token(child)
-        t_x, d_x = prob(target, token), prob(live.draft, token)
-        accepted = round.draws.accept(child.clamp(min=0), (t_x - c * d_x).clamp(min=0.0) * rest, mass * d_x)
+        t_x, d_x = prob(target, token), prob(rest, token)
+        accepted = round.draws.accept(child.clamp(min=0), (t_x - c * d_x).clamp(min=0.0), mass * d_x)
         moved = torch.where(pending & accepted, child, moved)
-        c = torch.where(pending & ~accepted, c + mass / torch.where(rest > 0, rest, 1.0), c)
-        inside = (pending & (token < others.shape[1]))[:, None]
-        at = token.clamp(max=others.shape[1] - 1)[:, None]
-        others.scatter_(1, at, torch.where(inside, 0.0, others.gather(1, at)))
-    residual = round.draws.residual_race(round.residual(target, live.draft, 1 / c.clamp(min=1.0)[:, None]))
+        rejected = pending & ~accepted
+        left = left & ~(rejected[:, None] & (ids == token[:, None]))
+        rest, share = given(rest, left)
+        c = torch.where(rejected, (c + mass) * share, c)
+    residual = round.draws.residual_race(log_weights(_residual(t, c, rest, left), target))
     bonus = round.draws.clock_race(target, depth)
     return moved, torch.where(live.count > 0, residual, bonus)
+
+
+def _residual(t, c, rest, left):
+    """(t − c·d_R)⁺ off R, float64 [B, V]"""
+    vocab = t.shape[1]
+    return torch.where(left[:, :vocab], t - c[:, None] * rest[:, :vocab].exp(), 0.0).clamp(min=0.0)
 
 
 CARD = Scheme(

@@ -6,10 +6,9 @@ of SpecHub. After a race that accepted a child the round goes on, so a later rac
 Hu et al., "Towards optimal multi-draft speculative decoding" (arXiv 2502.18779); Sun et al., "SpecHub" (arXiv 2411.05289).
 """
 
-import math
-
 import torch
 
+from ..reference.law import given
 from ..reference.walk import Siblings, first, prob, walk
 from .card import Scheme
 
@@ -28,9 +27,8 @@ def reference(round):
         inside = listed & (round.tokens < vocab)
         in_top = torch.zeros(live.whole.shape, dtype=torch.int64, device=round.device)
         in_top = in_top.scatter_add_(1, torch.where(inside, round.tokens, 0), inside.long()) > 0
-        rest = torch.where(in_top, -math.inf, live.whole)
-        normalised = (rest - rest.logsumexp(-1, keepdim=True)).nan_to_num(nan=-math.inf)
-        d_rest = torch.where(in_top.any(-1, keepdim=True), normalised, live.whole)[:, : target.shape[1]]
+        rest = torch.where(in_top.any(-1, keepdim=True), given(live.whole, ~in_top)[0], live.whole)
+        d_rest = rest[:, : target.shape[1]]
         d_x = prob(d_rest, token)
         accepted = (drawn >= 0) & round.draws.accept(drawn.clamp(min=0), prob(target, token), d_x)
         winner = round.draws.residual_race(round.residual(target, d_rest), races)
