@@ -355,7 +355,7 @@ def test_control_a_broken_tree_kernel_is_caught(monkeypatch, scheme, module, nam
         "select": lambda at, bins: (at.count * 0, 1.0),  # the first draw, as if it had the draft's law
         "last_stream": lambda seed, position, depth, rest, slot: right(seed, position, depth, rest == 0, slot),
         "threshold": lambda bins: bins.k.to(tl.float64),  # lossless as well, and another law of acceptance
-        "law_without": lambda row, vocab, law, without, block: (law, law.mass * 0 + 0.5),
+        "law_without": lambda row, vocab, law, without, block: law,  # what is left is as it was
         "lists_of": lambda lists, parents, *rest: right(lists, parents, *rest) + 1,
     }[name]
     target = importlib.import_module(f"specsample.triton.{module}")

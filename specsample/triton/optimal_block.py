@@ -97,7 +97,7 @@ def optimal_block_kernel(
         binning = bins_for(stop_count, bins, vocab, sums, tables + held * TABLES * width)
         rest = Residual(
             draft_row, draft_vocab, load_law(draft_laws + stop_left * FIELDS), stop_weight, zero,
-            with_tail(binning, stop_k, stop_tail), (),
+            with_tail(binning, stop_k, stop_tail), (), (),
         )  # fmt: skip
         here = row_base(target, b, span, spans, stride_b, stride_r) + stop_row * stride_r
         s = last_stream(seed, position, stop, stop_count > 0, b * 0)

@@ -16,7 +16,7 @@ from .histogram import Pair, ratios_of
 from .law import LARGEST, LOG2E, Law, load_logits, prob, raw_logits, weights
 from .streams import least_words, log2_below, log_clocks, words_of
 
-_FAR = tl.constexpr(1e6)  # scores beyond it, not relative to the row's maximum, would cost the clocks digits
+FAR = tl.constexpr(1e6)  # scores beyond it, not relative to the row's maximum, would cost the clocks digits
 _NO_ID = tl.constexpr(2147483647)
 _LANES = tl.constexpr(64)  # fours that are scored at a time
 
@@ -38,12 +38,13 @@ class Residual(NamedTuple):
     floor: object  # float64
     bins: object  # histogram.Bins whose table has ρ; (): ρ = 1
     without: object  # Tokens where d is 0 whatever the row says; (): nowhere
+    gone: object  # Tokens where nothing is left, whatever the rows say; (): nowhere
 
 
 @triton.jit
 def draft_left(row, vocab, law, scale):
     """(scale·t − d)⁺ of a draft's row and law"""
-    return Residual(row, vocab, law, scale, tl.full((), 0.0, tl.float64), (), ())
+    return Residual(row, vocab, law, scale, tl.full((), 0.0, tl.float64), (), (), ())
 
 
 @triton.jit
@@ -73,7 +74,10 @@ def residual_weights(row, vocab, law, relative, ids, rest):
     if len(rest.bins) > 0:
         d *= ratios_of(Pair(row, vocab, law, rest.row, rest.vocab, rest.law), ids, rest.bins)
     t = tl.exp(relative) / law.mass
-    return tl.maximum(rest.scale * t - d, rest.floor * t)
+    w = tl.maximum(rest.scale * t - d, rest.floor * t)
+    if len(rest.gone) > 0:
+        w = tl.where(is_in(ids, rest.gone), 0.0, w)
+    return w
 
 
 @triton.jit
@@ -184,7 +188,7 @@ def race_after(row, vocab, law, exclude, s, after, after_id, known, BLOCK: tl.co
     while tries > 0:
         best, best_id, top = race_pass(row, vocab, law, exclude, s, after, after_id, None, False, BLOCK)
         infinite = top >= LARGEST
-        again = (top > float("-inf")) & (infinite | (best_id < 0) | (tl.abs(best) > _FAR))
+        again = (top > float("-inf")) & (infinite | (best_id < 0) | (tl.abs(best) > FAR))
         cutoff, scale = tl.where(infinite, LARGEST, law.cutoff), tl.where(infinite, 0.0, law.scale)
         law = Law(top, cutoff, scale, law.mass, law.only)
         tries = tl.where(again, tries - 1, 0)
@@ -220,7 +224,10 @@ def residual_tile(row, vocab, law, rest, norm, draft_norm, first, BLOCK: tl.cons
     d = weights(load_logits(rest.row, ids, rest.vocab), rest.law) * draft_norm
     if len(rest.bins) > 0:
         d *= ratios_of(Pair(row, vocab, law, rest.row, rest.vocab, rest.law), ids, rest.bins).to(tl.float32)
-    return tl.maximum(t - d, 0.0)
+    w = tl.maximum(t - d, 0.0)
+    if len(rest.gone) > 0:
+        w = tl.where(is_in(ids, rest.gone), 0.0, w)
+    return w
 
 
 @triton.jit

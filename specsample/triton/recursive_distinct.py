@@ -3,30 +3,48 @@
 import triton
 import triton.language as tl
 
-from .passes import Tokens
-from .recursive import clipped_mass
-from .tree import child, draft_prob, law_without, residual, target_prob, verify_tree
+from .law import BROKEN, Law, prob
+from .passes import Residual, Tokens, is_in, residual_mass
+from .tree import child, law_without, share_of, target_prob, verify_tree
 from .walk import accept
 
 
 @triton.jit
+def left_of(at, peak, total, only, c, rejected):
+    """(t − c·d_R)⁺ off the rejected tokens"""
+    pair, one = at.pair, tl.full((), 1.0, tl.float64)
+    law = Law(peak, pair.draft.cutoff, pair.draft.scale, total / c, only)
+    return Residual(pair.draft_row, pair.draft_vocab, law, one, one * 0.0, (), (), rejected)
+
+
+@triton.jit
 def step(at, BLOCK: tl.constexpr):
-    """Child by child; one drawn after R was rejected has the law d/(1 − d(R)) off R."""
-    c, mass, rest = tl.full((), 0.0, tl.float64), tl.full((), 1.0, tl.float64), tl.full((), 1.0, tl.float64)
+    """Child by child; one drawn after R was rejected has the law d_R, a law by itself: peak, total and only are its own."""
+    pair = at.pair
+    peak, total, only = pair.draft.max, pair.draft.mass, pair.draft.only
+    c, mass = tl.full((), 0.0, tl.float64), tl.full((), 1.0, tl.float64)
     token, j = tl.full((), -1, tl.int64), tl.full((), 0, tl.int32)
-    while (token < 0) & (j < at.count) & (rest > 0):
-        if j > 0:
-            rejected, pair = Tokens(at.list, j), at.pair
-            _law, rest = law_without(pair.draft_row, pair.draft_vocab, pair.draft, rejected, BLOCK)
-            mass = clipped_mass(at, c, BLOCK)
-        if rest > 0:  # otherwise nothing was left to draw this child from
-            x, node = child(at, j)
-            t, d = target_prob(at, x), draft_prob(at, x)
-            accepted = accept(at.seed, at.position, node, tl.maximum(t - c * d, 0.0) * rest, mass * d)
-            token = tl.where(accepted, x, -1)
-            c += mass / rest
+    going = at.count > 0
+    while going:
+        law = Law(peak, pair.draft.cutoff, pair.draft.scale, total, only)
+        x, node = child(at, j)
+        t, d = target_prob(at, x), prob(pair.draft_row, pair.draft_vocab, law, x)
+        again = is_in(x, Tokens(at.list, j))  # a token drawn twice has nothing left
+        t, d = tl.where(again, 0.0, t), tl.where(again, 0.0, d)
+        accepted = accept(at.seed, at.position, node, tl.maximum(t - c * d, 0.0), mass * d)
+        token = tl.where(accepted, x, -1)
+        c += mass
         j += 1
-    return token, residual(at, 1.0 / tl.maximum(c, 1.0), c * 0.0, ()), 0
+        going = (token < 0) & (j < at.count)
+        if going:
+            next = law_without(pair.draft_row, pair.draft_vocab, pair.draft, Tokens(at.list, j), BLOCK)
+            going = next.only != BROKEN  # otherwise nothing was left to draw a further child from
+            if going:
+                c *= share_of(next, law)
+                peak, total, only = next.max, next.mass, next.only
+                rest = left_of(at, peak, total, only, c, Tokens(at.list, j))
+                mass = residual_mass(pair.row, pair.vocab, pair.target, rest, BLOCK)
+    return token, left_of(at, peak, total, only, c, Tokens(at.list, j)), 0
 
 
 def verify(round):

@@ -6,8 +6,9 @@ import triton.language as tl
 
 from .launch import BLOCK, laws_of, launch, per_row, plain, race_tile, scale_bits
 from .law import FIELDS, LARGEST, Law, key, load_law, load_logits, number
-from .passes import Tokens, is_in, race, race_after
+from .passes import FAR, Tokens, is_in, race, race_after
 from .streams import CLOCK, DISTINCT, DRAFT, spread, stream
+from .tree import law_without
 
 
 @triton.jit
@@ -35,13 +36,23 @@ def race_kernel(
     tl.store(out + at, race(logits + i * stride, vocab, law, s, laws is not None, BLOCK))
 
 
+@triton.jit
+def race_without(row, vocab, law, listed, s, BLOCK: tl.constexpr):
+    """Winner of the race among the tokens that are not listed, relative to the largest of these: int64, −1 where none."""
+    winner = tl.full((), -1, tl.int64)
+    rest = law_without(row, vocab, law, listed, BLOCK)
+    if rest.only == -1:
+        _score, winner = race_after(row, vocab, rest, listed, s, float("inf"), 0, True, BLOCK)
+    return winner
+
+
 @triton.jit(do_not_specialize=["seed", "position", "depth", "node", "k"])
 def arrivals_kernel(
     logits, laws, out, seeds, positions, depths, nodes, vocab, stride, seed, position, depth, node, k,
     PURPOSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out int64 [R, k], −1 at the start: the first k arrivals of the race of each row on stream (position + depth, slot node), in
-    order; one pass over the row each."""
+    order; one pass over the row each. Those far below the first are found relative to the largest logit that is left."""
     i = tl.program_id(0).to(tl.int64)
     law = load_law(laws + i * FIELDS)
     where = spread(position, positions, i, 0) + spread(depth, depths, i, 0)
@@ -51,8 +62,13 @@ def arrivals_kernel(
     elif law.only == -1:
         score, last = tl.full((), float("inf"), tl.float64), tl.full((), 0, tl.int64)
         j = k * 0
+        row = logits + i * stride
         while (j < k) & (last >= 0):
-            score, last = race_after(logits + i * stride, vocab, law, None, s, score, last, True, BLOCK)
+            if (tl.abs(score) <= FAR) | (j == 0):
+                score, last = race_after(row, vocab, law, None, s, score, last, True, BLOCK)
+            if tl.abs(score) > FAR:
+                tl.debug_barrier()
+                last = race_without(row, vocab, law, Tokens(out + i * k, j), s, BLOCK)
             tl.store(out + i * k + j, last)
             j += 1
 
@@ -88,7 +104,9 @@ def rest_kernel(logits, laws, out, seeds, positions, nodes, vocab, stride, seed,
     winner = tl.where((law.only >= 0) & (is_in(law.only, listed) == 0), law.only, -1)
     if law.only == -1:
         s = stream(spread(seed, seeds, i, 1), spread(position, positions, i, 0), DRAFT, spread(node, nodes, i, 0) + k - 1)
-        _score, winner = race_after(logits + i * stride, vocab, law, listed, s, float("inf"), 0, True, BLOCK)
+        score, winner = race_after(logits + i * stride, vocab, law, listed, s, float("inf"), 0, True, BLOCK)
+        if tl.abs(score) > FAR:
+            winner = race_without(logits + i * stride, vocab, law, listed, s, BLOCK)
     tl.store(out + i * k + k - 1, winner)
 
 

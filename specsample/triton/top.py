@@ -16,14 +16,14 @@ def step(at, BLOCK: tl.constexpr):
     top = Tokens(at.list, n)
     peak, mass, only = pair.draft.max, pair.draft.mass, pair.draft.only
     if n > 0:
-        rest, _share = law_without(pair.draft_row, pair.draft_vocab, pair.draft, top, BLOCK)
+        rest = law_without(pair.draft_row, pair.draft_vocab, pair.draft, top, BLOCK)
         peak, mass, only = rest.max, rest.mass, rest.only
     law = Law(peak, pair.draft.cutoff, pair.draft.scale, mass, only)
     x, node = child(at, n)
     d = tl.where(is_in(x, top), 0.0, prob(pair.draft_row, pair.draft_vocab, law, x))
     accepted = accept(at.seed, at.position, node, target_prob(at, x), d) & (at.count > 0)
     one = tl.full((), 1.0, tl.float64)
-    return tl.where(accepted, x, -1), Residual(pair.draft_row, pair.draft_vocab, law, one, one * 0.0, (), top), n
+    return tl.where(accepted, x, -1), Residual(pair.draft_row, pair.draft_vocab, law, one, one * 0.0, (), top, ()), n
 
 
 def verify(round):

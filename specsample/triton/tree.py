@@ -17,7 +17,7 @@ import triton.language as tl
 from .coupling import TABLES
 from .histogram import SPARE, Pair
 from .launch import ALONE, SHARE_ALONE, launch, race_tile
-from .law import FIELDS, Law, load_law, load_logits, prob, weights
+from .law import BROKEN, FIELDS, Law, load_law, load_logits, prob, weights
 from .passes import Residual, Tokens, is_in, last_race
 from .streams import spread
 from .walk import (
@@ -60,20 +60,19 @@ def draft_prob(at, token):
 
 @triton.jit
 def residual(at, scale, floor, bins):
-    return Residual(at.pair.draft_row, at.pair.draft_vocab, at.pair.draft, scale, floor, bins, ())
+    return Residual(at.pair.draft_row, at.pair.draft_vocab, at.pair.draft, scale, floor, bins, (), ())
 
 
 @triton.jit
 def law_without(row, vocab, law, without, BLOCK: tl.constexpr):
-    """The law given that the token is none of `without`, but for their zeros (mass inf: there is no other token), and how
-    probable that was: relative to the largest of the others, since 1 − d(without) would lose its digits. -> (Law, float64)"""
+    """The law given that the token is none of `without`, but for their zeros: relative to the largest of the others, whatever the
+    share of them all. `only` is BROKEN, and the mass inf, where there is no other token."""
     peak = tl.full((BLOCK,), float("-inf"), tl.float32)
     for first in range(0, vocab, BLOCK):
         ids = first + tl.arange(0, BLOCK)
         peak = tl.maximum(peak, tl.where(is_in(ids, without), float("-inf"), load_logits(row, ids, vocab)))
     top = tl.max(peak, 0)
-    share = tl.full((), 0.0, tl.float64)
-    mass = share
+    mass = tl.full((), 0.0, tl.float64)
     if top >= law.cutoff:
         rest = Law(top, law.cutoff, law.scale, law.mass, law.only)
         total = tl.zeros((BLOCK,), tl.float64)
@@ -81,12 +80,17 @@ def law_without(row, vocab, law, without, BLOCK: tl.constexpr):
             ids = first + tl.arange(0, BLOCK)
             total += tl.where(is_in(ids, without), 0.0, weights(load_logits(row, ids, vocab), rest))
         mass = tl.sum(total, 0)
-        share = mass * tl.exp((top.to(tl.float64) - law.max) * law.scale) / law.mass
-    point = law.only >= 0
-    alone = is_in(law.only, without) == 0
-    share = tl.where(point, alone.to(tl.float64), share)
-    only = tl.where(point & alone, law.only, -1)
-    return Law(top, law.cutoff, law.scale, tl.where(share > 0, mass, float("inf")), only), share
+    point, gone = law.only >= 0, is_in(law.only, without)
+    some = tl.where(point, gone == 0, mass > 0)
+    only = tl.where(some, law.only, BROKEN)
+    return Law(top, law.cutoff, law.scale, tl.where(some, mass, float("inf")), only)
+
+
+@triton.jit
+def share_of(rest, whole):
+    """How probable the tokens of `rest`, a law without some of them, are under `whole`: float64"""
+    share = rest.mass / whole.mass * tl.exp((rest.max.to(tl.float64) - whole.max) * rest.scale)
+    return tl.where(rest.only >= 0, 1.0, share)
 
 
 @triton.jit
