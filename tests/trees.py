@@ -23,7 +23,6 @@ def drafted_tree(
 
     trials: one pair of laws, verified so many times with different seeds (B = 1)
     """
-    law = sampling or ss.Sampling()
     target = numbers(B, depth + 1, V, seed=3 * seed + V, scale=1.5)
     width = draft_vocab or V
     draft = numbers(B, depth, width, seed=3 * seed + V + 1, scale=noise)
@@ -32,12 +31,17 @@ def drafted_tree(
     target, draft = target.to(dtype), draft.to(dtype)
     if trials:
         B, target, draft = trials, target.expand(trials, -1, -1), draft.expand(trials, -1, -1)
-    parents, kind = paths(k, depth), ss.schemes()[scheme].draft_kind
-    level = [i % depth for i in range(k * depth)]
     seeds = torch.arange(B) + 1_000_003 * (seed + 1)
-    backend = "reference" if B <= 64 else "cpu"
-    at = {"sampling": law, "seed": seeds, "position": 50, "backend": backend}
-    tokens = torch.zeros(B, k * depth, dtype=torch.int64)
+    return drawn_tree(target, draft, k, scheme, seeds, "reference" if B <= 64 else "cpu", sampling)
+
+
+def drawn_tree(target, draft, k, scheme, seeds, backend, sampling=None, draft_sampling=None):
+    """The same for given rows: target [B, depth + 1, V], draft [B, depth, W], one of each a depth; seeds int64 [B]; backend: of the
+    drafting"""
+    depth, kind = draft.shape[1], ss.schemes()[scheme].draft_kind
+    parents, level = paths(k, depth), [i % depth for i in range(k * depth)]
+    at = {"sampling": draft_sampling or sampling or ss.Sampling(), "seed": seeds, "position": 50, "backend": backend}
+    tokens = torch.zeros(len(draft), k * depth, dtype=torch.int64)
     if kind in ("distinct", "top", "lists", "arrivals"):
         tokens[:, ::depth] = ss.draft(draft[:, 0], k, kind=kind, depth=0, node=0, **at)
     for i, d in enumerate(level):
@@ -49,7 +53,8 @@ def drafted_tree(
             tokens[:, i] = ss.draft(draft[:, d], kind="iid", depth=d, node=i, **at)[:, 0]
     out = {"target_logits": target, "draft_tokens": tokens, "draft_logits": draft, "parents": parents}
     out |= {"rows": [0] + [d + 1 for d in level], "draft_rows": level, "scheme": scheme, "seed": seeds, "position": 50}
-    return out if sampling is None else out | {"sampling": sampling}
+    given = {"sampling": sampling, "draft_sampling": draft_sampling}
+    return out | {name: value for name, value in given.items() if value is not None}
 
 
 def mixed_tree(B, k, depth, V, scheme="weighted", *, draft_rows=None, **settings):

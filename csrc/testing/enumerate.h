@@ -191,6 +191,7 @@ class EnumeratingExecutor {
     Atoms atoms;
     const double cuts[3] = {coupling.edge[bin + 1], coupling.crossing(bin), coupling.edge[bin]};
     const double width = cuts[2] - cuts[0];
+    if (!(width > 0)) return {{cuts[0], 1.0}};  // drawn less than once in 2^53 times
     for (int piece = 0; piece < 2; ++piece)
       for (int i = 0; i < kCells && cuts[piece] < cuts[piece + 1]; ++i) {
         const double v = cuts[piece] + (cuts[piece + 1] - cuts[piece]) * (i + 0.5) / kCells;
