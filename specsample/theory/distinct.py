@@ -6,7 +6,8 @@ left = 1 − d(R). It is x and rejected with chance
     refused(x) = (d(x)/left − (t(x) − c·d(x))⁺/Z(c))⁺,   x not in R,
 
 which is positive where t/d < c' = c + Z(c)/left, the next c; on R, where t/d < c, it would be d(x)/left. So the sum of
-refused over a set of smallest ratios is a difference of prefix sums, whatever R.
+refused over a set of smallest ratios is a difference of prefix sums, whatever R. Where R holds nearly all of d, the differences lose
+their digits: such paths go on with laws off R, the draft's scaled to a law by itself and c with it.
 """
 
 import math
@@ -19,6 +20,7 @@ from .laws import by_ratio, count, pair, rowwise
 
 LIMIT = 200_000  # ordered draws of k − 1 children
 NOTHING = 1e-14  # a mass that is rounding only
+LITTLE = 1e-3  # draft mass of the tokens that are left, below which they get prefix sums of their own
 
 
 class Estimate(NamedTuple):
@@ -56,15 +58,17 @@ def distinct_estimate(t, d, k, samples, rng):
     Each draw follows children that are rejected: the next one has the law refused/Σ refused, and the chance of a rejection so
     far is the product of the sums. So the draws differ by little. For one child there is no error.
     """
-    row, paths = _Row(t, d), _start(samples)
+    groups = [_Group(_Row(t, d), _start(samples), np.arange(samples))]
     value, error, chance = np.ones(k), np.zeros(k), np.ones(samples)
     for n in range(k):
-        step = row.step(paths)
-        chance = chance * step.total
+        steps = [row.step(paths) for row, paths, _ in groups]
+        for (_, _, at), step in zip(groups, steps):
+            chance[at] *= step.total
         value[n], error[n] = 1 - chance.mean(), chance.std() / samples**0.5 if n else 0.0
         if n + 1 < k:
             u = (np.arange(samples) + rng.random(samples)) / samples if n == 0 else rng.random(samples)
-            paths = row.reject(paths, step, row.draw(paths, step, u))
+            below = [row.reject(paths, step, row.draw(paths, step, u[at])) for (row, paths, at), step in zip(groups, steps)]
+            groups = [new for (row, _, at), paths in zip(groups, below) for new in _regrouped(row, paths, at)]
     return Estimate(value, error)
 
 
@@ -74,6 +78,14 @@ class _Paths(NamedTuple):
     c: np.ndarray  # [n]
     left: np.ndarray  # [n]: draft mass of the tokens not rejected
     rejected: np.ndarray  # int [n, m]: places in the order of ratios
+
+
+class _Group(NamedTuple):
+    """Paths that share prefix sums."""
+
+    row: object
+    paths: _Paths
+    at: np.ndarray  # int [n]: which paths they are
 
 
 class _Step(NamedTuple):
@@ -95,18 +107,18 @@ class _Row:
 
     def __init__(self, t, d):
         self.rows = by_ratio(t, d)
-        self.d = d[self.rows.order]
+        self.t, self.d = t[self.rows.order], d[self.rows.order]
 
     def step(self, paths):
         c, rows = paths.c, self.rows
         low = np.searchsorted(rows.ratio, c)
         mass = np.maximum(rows.upper_target[low] - c * rows.upper_draft[low], 0.0)
-        after = c + mass / np.maximum(paths.left, NOTHING)
+        after = c + mass / np.where(paths.left > 0, paths.left, 1.0)
         high = np.maximum(np.searchsorted(rows.ratio, after), low)
         step = _Step(mass, after, low, high, None)
         total = np.clip(self.refused_before(paths, step, high), 0.0, 1.0)
         # No residual: all that is left is accepted. No token left to draw: no further child.
-        total = np.where(mass <= NOTHING, 0.0, np.where(paths.left <= NOTHING, 1.0, total))
+        total = np.where(mass <= NOTHING, 0.0, np.where(paths.left <= 0, 1.0, total))
         return step._replace(total=total)
 
     def refused_before(self, paths, step, place):
@@ -116,7 +128,7 @@ class _Row:
         residual = rows.lower_target[tested] - rows.lower_target[step.low]
         residual = residual - c * (rows.lower_draft[tested] - rows.lower_draft[step.low])
         own = np.where(paths.rejected < place[:, None], self.d[paths.rejected], 0.0).sum(-1)
-        return (rows.lower_draft[place] - own) / np.maximum(paths.left, NOTHING) - residual / np.maximum(step.mass, NOTHING)
+        return (rows.lower_draft[place] - own) / np.where(paths.left > 0, paths.left, 1.0) - residual / np.maximum(step.mass, NOTHING)
 
     def draw(self, paths, step, u):
         """Place of a refused child of each path, by inversion of the sum above at u [n]"""
@@ -133,6 +145,25 @@ class _Row:
         return _Paths(step.after, left, np.concatenate([paths.rejected, place[:, None]], -1))
 
 
+def _regrouped(row, paths, at):
+    """The paths with prefix sums of their own where little of the draft is left. -> [_Group]"""
+    little = paths.left < LITTLE
+    groups = [_Group(row, _Paths(*(x[~little] for x in paths)), at[~little])] if not little.all() else []
+    if not little.any():
+        return groups
+    sets, which = np.unique(np.sort(paths.rejected[little], -1), axis=0, return_inverse=True)
+    for i, rejected in enumerate(sets):
+        members = np.flatnonzero(little)[which.reshape(-1) == i]
+        t, d = np.delete(row.t, rejected), np.delete(row.d, rejected)
+        left, start = d.sum(), _start(len(members))
+        if left > 0:
+            own = start._replace(c=paths.c[members] * left)
+            groups.append(_Group(_Row(t, d / left), own, at[members]))
+        else:
+            groups.append(_Group(row, _Paths(*(x[members] for x in paths))._replace(left=start.c), at[members]))
+    return groups
+
+
 def _rejected(row, paths, k):
     """Chance that k more children of one path are all rejected."""
     step = row.step(paths)
@@ -144,6 +175,8 @@ def _rejected(row, paths, k):
     refused = np.diff(row.refused_before(every, wide, np.arange(high + 1)))
     places = np.setdiff1d(np.flatnonzero(refused > 0), paths.rejected[0])
     below = row.reject(_Paths(*(x[places] for x in every)), _Step(*(x[places] for x in wide)), places)
+    groups = _regrouped(row, below, places)
     if k == 2:
-        return float(refused[places] @ row.step(below).total)
-    return float(sum(refused[i] * _rejected(row, _Paths(*(x[[n]] for x in below)), k - 1) for n, i in enumerate(places)))
+        return float(sum(refused[at] @ row.step(paths).total for row, paths, at in groups))
+    one = lambda paths, n: _Paths(*(x[[n]] for x in paths))  # noqa: E731
+    return float(sum(refused[i] * _rejected(row, one(paths, n), k - 1) for row, paths, at in groups for n, i in enumerate(at)))
