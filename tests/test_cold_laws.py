@@ -56,7 +56,7 @@ def by_templates(scheme, target, draft, k, assignments):
     for tokens, weight in assignments:
         parents = STAR(k) if card.trees else []
         rows = [[list(x)] * (k + 1) for x in (target, draft)]
-        result = native.load().enumerate(scheme, tokens, parents, *rows, 1, options(scheme), logs=True)
+        result = native.load().enumerate(scheme, tokens, parents, *rows, 1, options(scheme, bins=64), logs=True)
         for (count, first, *_rest), probability in result.items():
             law[first] += weight * probability
             accepted += weight * probability * count
@@ -84,7 +84,7 @@ def by_reference(scheme, target, draft, k, assignments):
     off, many = [1.0, 0.0, 1.0, 0.0], lambda x, n: torch.from_numpy(x).expand(len(taken), n, -1)
     round = Round(
         many(target, k + 1), tokens, many(draft, 1), torch.tensor(STAR(k)), None, torch.zeros(k, dtype=torch.int64), None, 1,
-        options(scheme), off, None, off, None, None, 0, None, 0, None, None, draws,
+        options(scheme, bins=64), off, None, off, None, None, 0, None, 0, None, None, draws,
     )  # fmt: skip
     emitted, count, _ = card.reference(round)
     chance = weight * draws.probability
@@ -156,7 +156,7 @@ def test_acceptance_without_replacement():
 
 # -- with the real streams ---------------------------------------------------------------------------------------------
 
-TRIALS = 4000  # of each pair of laws
+TRIALS = 2000  # of each pair of laws
 TEMPERATURES = (1e-3, 0.03, 1.0, 30.0, 1e3)
 
 
@@ -240,6 +240,51 @@ def test_temperatures_of_draft_and_target(scheme):
     assert not [names[i] for i in unlikely(scheme, min(3, most(scheme)), target, draft, laws, **settings)]
 
 
+VARIANTS = ("wider", "narrower", "top-k", "greedy", "+inf", "kept statistics")
+
+
+def varied(variant, target, draft, k, scheme, seeds, backend):
+    """Arguments of `verify` for rows [B, 1, V]: with another vocabulary of the draft, other laws of it, its statistics."""
+    sampling = {"top-k": ss.Sampling(0.7, 2), "greedy": ss.Sampling(0.0)}.get(variant)
+    if variant == "wider":  # most is drawn beyond the target's vocabulary
+        top = draft.amax(-1, keepdim=True)
+        draft = torch.cat([draft, top + 100, top - 30], -1)
+    elif variant == "narrower":
+        draft = draft[..., :4].contiguous()
+    elif variant == "+inf":
+        draft = draft.clone()
+        draft[:, :, 2], draft[::2, :, 4] = torch.inf, torch.inf
+    args = drawn_tree(target.expand(-1, 2, -1), draft, k, scheme, seeds, backend, draft_sampling=sampling)
+    if variant == "kept statistics" and CARDS[scheme].uses_draft_logits:
+        args["draft_stats"] = ss.row_stats(draft.flatten(0, 1))
+    return args
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("scheme", ["recursive_distinct", "top"])
+def test_streams_of_other_drafts(scheme, variant):
+    """Three children: cpu."""
+    require("cpu")
+    names, target, draft = cases()
+    args = varied(variant, repeated(target, 1), repeated(draft, 1), 3, scheme, torch.arange(len(names) * TRIALS), "cpu")
+    found = chances(completed(args, "cpu"), list(probabilities(target.float())))
+    assert not [name for name, p in zip(names, found) if p < FAILURE_RATE]
+
+
+@pytest.mark.parametrize("of", [(0, 1), (0, 1, 0), (1, 2, 0, 1)])
+def test_streams_of_several_drafts(of):
+    """`weighted` with a cold draft, a flat one and another cold one: cpu."""
+    require("cpu")
+    names, target, draft = cases()
+    rows = torch.stack([draft, torch.zeros_like(draft), draft.flip(-1)], 1).float().repeat_interleave(TRIALS, 0)
+    at = {"seed": torch.arange(len(rows)), "position": 50, "backend": "cpu"}
+    tokens = [ss.draft(rows[:, g].contiguous(), node=i, **at) for i, g in enumerate(of)]
+    args = {"target_logits": repeated(target, 2), "draft_tokens": torch.cat(tokens, 1), "draft_logits": rows, "scheme": "weighted"}
+    args |= {"parents": STAR(len(of)), "rows": [0] + [1] * len(of), "draft_rows": list(of), "seed": at["seed"], "position": 50}
+    found = chances(completed(args, "cpu"), list(probabilities(target.float())))
+    assert not [name for name, p in zip(names, found) if p < FAILURE_RATE]
+
+
 # -- the same integers on all backends ---------------------------------------------------------------------------------
 
 
@@ -253,6 +298,10 @@ def test_same_integers(compiled, scheme):
     target, draft = (x.float().repeat(copies, 1)[:, None] for x in (target, draft))
     for k in (3,) if copies == 1 else range(1, most(scheme) + 1):
         args = drawn_tree(target.expand(-1, 2, -1), draft, k if CARDS[scheme].trees else 1, scheme, torch.arange(len(target)), "reference")
+        identical(ss.verify(**args, backend=compiled), ss.verify(**args, backend="reference"))
+    seeds = torch.arange(len(target))
+    for variant in VARIANTS if copies > 1 or scheme in ("recursive_distinct", "top") else ():
+        args = varied(variant, target, draft, 3 if CARDS[scheme].trees else 1, scheme, seeds, "reference")
         identical(ss.verify(**args, backend=compiled), ss.verify(**args, backend="reference"))
 
 

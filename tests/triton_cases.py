@@ -4,16 +4,18 @@ Not collected by itself: Triton reads TRITON_INTERPRET when the kernels are defi
 in a process of its own. By hand: TRITON_INTERPRET=1 python -m pytest tests/triton_cases.py
 """
 
+import itertools
 import json
 from pathlib import Path
 
+import cold_laws
 import pytest
 import torch
 import triton
 import triton.language as tl
 from conftest import SCHEMES as CHAINS
 from conftest import case, identical, numbers, packed
-from trees import drafted_tree
+from trees import drafted_tree, drawn_tree
 
 import specsample as ss
 from specsample.triton import SCHEMES, streams
@@ -338,6 +340,30 @@ def test_given_lists():
     args = drafted_tree(4, 3, 2, 8, "lists", seed=5)
     same(args | {"lists": [0, 0, 1, 1, 2, 2]})
     same(args | {"lists": [5, 5, 1, 1, 1024, -1]})
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_cold_laws(scheme):
+    """Gaps at which float exponentials have vanished (cold_laws.py), in one call."""
+    pairs = [cold_laws.rows(*name) for name in zip(cold_laws.SHAPES, itertools.cycle((1500, 90)))]
+    target, draft = (torch.stack(x).float()[:, None] for x in zip(*pairs))
+    k = 3 if ss.schemes()[scheme].trees else 1
+    same(few_bins(drawn_tree(target.expand(-1, 2, -1), draft, k, scheme, torch.arange(len(target)), "reference")))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e-16])
+def test_cold_drafts(temperature):
+    draft = torch.stack([cold_laws.rows(shape, 1500)[1] for shape in ("cold draft", "tied below", "warm below")]).float()
+    at = {"seed": 7, "position": 3, "sampling": ss.Sampling(temperature)}
+    for kind in ("distinct", "arrivals", "top"):
+        assert torch.equal(*(ss.draft(draft, 4, kind=kind, backend=b, **at) for b in ("triton", "reference"))), kind
+
+
+def test_lists_are_scored_on_one_scale():
+    """Scores near 1e6: some lists' beyond it, others' not."""
+    logits = torch.tensor([0.0, 1.0, 1.0]).expand(12, 3, 3).contiguous()
+    args = {"target_logits": logits, "draft_tokens": torch.zeros(12, 2, dtype=torch.int64), "parents": [-1, -1]}
+    same(args | {"scheme": "lists", "sampling": ss.Sampling(1e-6), "seed": 0, "position": 3})
 
 
 @pytest.mark.parametrize(
