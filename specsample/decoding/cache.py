@@ -1,12 +1,18 @@
 """A causal language model together with its KV cache, for requests that advance at different speeds.
 
-Layout: between calls the cache is left-padded. With W = max(cached), slot s of request b holds the token of index
-s − (W − cached[b]), so the distance of two slots is the distance of their tokens (sliding windows stay right), memory
-is that of the longest request, and the attention mask follows from `cached` alone. After a round the requests have lost
-different numbers of rejected tokens. One request, or a batch that lost equally many, is cropped: a view. Otherwise each
-layer is gathered into place, one copy of the cache a round, which is what appending to a DynamicCache costs anyway.
-The alternative, leaving rejected slots in place and masking them, saves that copy but lets memory and attention
-grow with the rejections and breaks sliding windows.
+One invariant holds for every cache here, of target and draft, for chains and trees, whenever the model is called: *the
+distance of two slots is the distance of their tokens*. Sliding windows, and models that bias attention by slot, need it. So
+the layout of a request is one number, pad[b]: the token of index i lies in slot pad[b] + i, for all of its prefix and then for
+its drafts, along each path that it reads in order. Slots before pad[b], and those of drafts that a request does not have,
+are masked; the latter come last. No gap can be noted, and none arises:
+
+- Between calls the cache is left-padded, pad[b] = max(cached) − cached[b]; memory is that of the longest request.
+- A call feeds equally many tokens of each prefix, or the whole of a shorter one. A request that lacks less than another reads
+  its last tokens again, so that what is fed follows what is cached. These columns would be computed in any case.
+- After a round the requests have lost different numbers of rejected tokens. One request, or a batch that lost equally many, is
+  cropped: a view. Otherwise each layer is gathered into place, one copy of the cache a round, which is what appending
+  to a DynamicCache costs anyway. Leaving rejected slots in place and masking them would save that copy, and break the
+  invariant. (Places of a `MaskedTree`, whose models see no slots, are numbered otherwise while the tree is read.)
 """
 
 import inspect
@@ -23,7 +29,10 @@ class CachedModel:
     transformers' DynamicCache has.
 
     cached  list of B ints: how many tokens of each request the cache holds
+    rows    rows of the cache, a request
     """
+
+    rows = 1
 
     def __init__(self, model, batch, device):
         self.model, self.device = model, device
@@ -34,25 +43,35 @@ class CachedModel:
         self.highest = None if embedded is None else embedded - 1
         self.cache = _new_cache(model)
         self.cached = [0] * batch
-        self.path = None  # of each request, places of the kept drafts among those read; None = in order
-        self._place(self.cached, self.cached, 0)
+        self._place(self.cached, 0, self.cached)
 
-    def __call__(self, prefixes, more):
-        """Feed what the cache lacks of the prefixes, then `more` int64 [B, N]; ids that the model does not know
-        (−1 included) are fed as others: they are never accepted, so nothing that is kept attends to them.
+    def __call__(self, prefixes, more, real=None):
+        """Feed what the cache lacks of the prefixes, then `more` int64 [B, N]; ids that the model does not know are fed as
+        others: they are never accepted, so nothing that is kept attends to them.
 
+        real: list of B ints, how many of `more` a request has, None = all. The others are fed in its last position, masked.
         -> logits [B, N + 1, V]: after each prefix, and after each of `more`
         """
         count = more.shape[1]
         ids, positions = self._catch_up(prefixes, count)
+        if real is not None and min(real) < count:
+            known = torch.tensor(real)[:, None]
+            self.real = torch.arange(count) < known
+            positions = torch.minimum(positions, prefixes.lengths[:, None] - 1 + known)
         logits = self._forward(torch.cat([ids, more], 1) if count else ids, positions, count + 1)
-        self.cached = [length + count for length in self.cached]
+        self.cached = [length + n for length, n in zip(self.cached, real or [count] * len(self.cached))]
         return logits
 
-    def step(self, tokens):
-        """Feed one more token of each request, int64 [B]. -> logits [B, V]"""
-        logits = self._forward(tokens[:, None], torch.tensor(self.cached)[:, None], 1)
-        self.cached = [length + 1 for length in self.cached]
+    def step(self, tokens, going=None):
+        """Feed one more token of each request, int64 [B]; going: list of B bools, which have one, None = all. -> logits [B, V]"""
+        going = going or [True] * len(self.cached)
+        if self.real is not None or not all(going):
+            drafts = self.slots - self.width - self.columns
+            real = torch.ones(len(going), drafts, dtype=torch.bool) if self.real is None else self.real
+            self.real = torch.cat([real, torch.tensor(going)[:, None]], 1)
+        positions = torch.tensor([length - (not on) for length, on in zip(self.cached, going)])
+        logits = self._forward(tokens[:, None], positions[:, None], 1)
+        self.cached = [length + on for length, on in zip(self.cached, going)]
         return logits[:, 0]
 
     def _catch_up(self, prefixes, more=0):
@@ -61,10 +80,10 @@ class CachedModel:
         tokens after them"""
         lengths = prefixes.lengths.tolist()
         # The logits after the last token are wanted, so that token is always fed.
-        self._rewind([min(cached, length - 1) for cached, length in zip(self.cached, lengths)])
-        missing = [length - cached for cached, length in zip(self.cached, lengths)]
-        columns = max(missing)
-        self._place(self.cached, [columns - count for count in missing], columns)
+        columns = max(length - min(cached, length - 1) for cached, length in zip(self.cached, lengths))
+        keep = [max(0, length - columns) for length in lengths]
+        self._rewind(keep)
+        self._place(keep, columns, lengths)
         positions = prefixes.lengths[:, None] + torch.arange(-columns, more)
         if columns > min(lengths):
             positions = positions.clamp(min=0)
@@ -72,23 +91,31 @@ class CachedModel:
         index = positions[:, :columns] if more else positions
         return prefixes.tokens.gather(1, index.to(self.device)), positions
 
-    def _place(self, cached, gap, columns):
-        """Note the layout: left-padded `cached` tokens in `width` slots, then `columns` slots of prefixes, of which the first
-        gap[b] are unused, then drafts. cached, gap: lists of B ints"""
-        self.width, self.before, self.gap, self.columns = max(cached), cached, gap, columns
-        self.slots, self.path = self.width, None
-        # Which slots before the drafts hold tokens: bool [B, width + columns] on the CPU; None = all
-        self.used = None
-        if min(cached) < self.width or any(gap):
-            slot, cached, gap = torch.arange(self.width + columns), torch.tensor(cached)[:, None], torch.tensor(gap)[:, None]
-            self.used = (slot >= self.width - cached) & ((slot < self.width) | (slot >= self.width + gap))
+    def _place(self, keep, columns, lengths):
+        """Note the layout: keep[b] cached tokens, left-padded, then `columns` slots that complete the prefixes of these lengths,
+        then drafts"""
+        self.width, self.before, self.columns = max(keep), keep, columns
+        base = self.width + columns
+        self.slots, self.pad = self.width, [base - length for length in lengths]
+        self.path = None  # of each request, places of the kept drafts among those read; None = in order
+        # Which slots before the drafts hold tokens, bool [B, base], and which slots of drafts; on the CPU, None = all
+        self.used = torch.arange(base) >= torch.tensor(self.pad)[:, None] if any(self.pad) else None
+        self.real = None
 
     def _mask(self):
         """The attention mask of tokens in order, int64 [B, slots], or None where all slots are used."""
-        if self.used is None:
+        if self.used is None and self.real is None:
             return None
-        more = self.slots - self.used.shape[1]
-        return torch.nn.functional.pad(self.used, (0, more), value=True).to(self.device, torch.int64)
+        base = self.width + self.columns
+        if self.used is None:
+            used = torch.ones(len(self.real), base, dtype=torch.bool)
+        else:
+            used = self.used.repeat_interleave(self.rows, 0)
+        if self.real is None:
+            used = torch.nn.functional.pad(used, (0, self.slots - base), value=True)
+        else:
+            used = torch.cat([used, self.real], 1)
+        return used.to(self.device, torch.int64)
 
     def _forward(self, ids, positions, keep, mask=None):
         """Feed ids [B, n] with positions [B, n] (CPU). mask: 4-D; None = each attends to all before it.
@@ -107,27 +134,22 @@ class CachedModel:
 
     def _rewind(self, keep):
         """Forget all but the first keep[b] tokens of each request, and restore the left-padded layout. keep: list of B ints"""
-        held = [before + self.columns - gap for before, gap in zip(self.before, self.gap)]  # tokens that lie before the drafts
-        kept = [tokens - lie for tokens, lie in zip(keep, held)]
-        base, count = self.width + self.columns, kept[0]
-        contiguous = not any(before and gap for before, gap in zip(self.before, self.gap))
-        if contiguous and all(other == count for other in kept):
-            if self.path is not None and count > 0:
-                self._move([path[:count] for path in self.path], base)
-            if self.slots > base + count:
-                self.cache.crop(base + count - self.slots)
+        base, width = self.width + self.columns, max(keep)
+        ends = {pad + count for pad, count in zip(self.pad, keep)}
+        if len(ends) == 1 and min(self.pad) == 0:  # the layout stays as it is
+            (end,) = ends
+            if self.path is not None and end > base:
+                self._move([path[: end - base] for path in self.path], base)
+            if self.slots > end:
+                self.cache.crop(end - self.slots)
         else:
-            width = max(keep)
-            before, gap, held, unused = (
-                torch.tensor(x)[:, None] for x in (self.before, self.gap, held, [width - count for count in keep])
-            )
-            token = torch.arange(width) - unused  # < 0: padding, whatever it holds
-            slot = self.width - before + token
-            slot = torch.where(token >= before, slot + gap, slot)
+            pad = torch.tensor(self.pad)[:, None]
+            token = torch.arange(width) - (width - torch.tensor(keep)[:, None])  # < 0: padding, whatever it holds
+            slot = pad + token
             if self.path is not None and any(self.path):
                 longest = max(map(len, self.path))
                 path = torch.tensor([places + (0,) * (longest - len(places)) for places in self.path])
-                at = token - held
+                at = slot - base
                 slot = torch.where(at >= 0, base + path.gather(1, at.clamp(0, longest - 1)), slot)
             self._gather(slot.clamp(min=0), lambda layer, name, kept: setattr(layer, name, kept))
         self.cached = keep

@@ -32,6 +32,7 @@ class _Tree(CachedModel):
         self.known = [{} for _ in range(len(prefixes))]  # (place above, token) -> place
         self.routes = [{-1: ()} for _ in range(len(prefixes))]  # place -> places from the root to it, it included
         self.fresh = [[] for _ in range(len(prefixes))]  # (place, token) not yet read
+        self.said = [{-1: ()} for _ in range(len(prefixes))]  # place -> tokens from the root to it, its own included
         self.size = 0  # places read
 
     def insert(self, b, nodes, parents, tokens, places):
@@ -47,6 +48,7 @@ class _Tree(CachedModel):
             if place is None:
                 place = known[above, token] = self.size + len(fresh)
                 routes[place] = routes[above] + (place,)
+                self.said[b][place] = self.said[b][above] + (token,)
                 fresh.append((place, token))
             places[node] = place
 
@@ -58,6 +60,15 @@ class _Tree(CachedModel):
         self.pending, self.fresh = None, [[] for _ in self.fresh]
         self.size += more
         return logits
+
+    def texts(self):
+        """Of each request and each row that the next `read` returns, the tokens after the prefix, a tuple; None = no such row"""
+        root = [()] if self.pending is not None else []
+        more = max(map(len, self.fresh))
+        return [
+            root + [said[place] for place, _ in fresh] + [None] * (more - len(fresh))
+            for said, fresh in zip(self.said, self.fresh)
+        ]
 
     def follow(self, tokens):
         """Of the places read, keep those along `tokens`: lists of each request's emitted tokens, padded with −1."""
@@ -87,7 +98,7 @@ class MaskedTree(_Tree):
     def __init__(self, model, batch, device):
         super().__init__(model, batch, device)
         self.dtype = model.dtype
-        self.least = torch.finfo(self.dtype).min
+        self.least = max(torch.finfo(self.dtype).min, torch.finfo(torch.float32).min)  # eager softmax is in float32
 
     def _read(self, more):
         first = self.pending is not None
@@ -125,15 +136,9 @@ class MaskedTree(_Tree):
 class ExpandedTree(_Tree):
     """By a batch of paths: each leaf is a row. A `read` takes a whole tree, or one level below the last `read`."""
 
-    rows = 1  # of the cache, a request
-
     def start(self, prefixes):
         super().start(prefixes)
         self.ends = [[-1] for _ in range(len(prefixes))]  # of each request: the place that each of its rows ends in
-
-    def _mask(self):
-        mask = super()._mask()
-        return mask if mask is None or self.rows == 1 else mask.repeat_interleave(self.rows, 0)
 
     def _read(self, more):
         batch = len(self.fresh)
@@ -142,7 +147,7 @@ class ExpandedTree(_Tree):
             inner = {routes[place][-2] for place, _ in fresh if len(routes[place]) > 1}
             leaves.append([place for place, _ in fresh if place not in inner])
         ids, positions = self._prefix()
-        rows = max(1, *map(len, leaves))
+        rows, had = max(1, *map(len, leaves)), len(self.ends[0])
         root = []
         if rows > 1 and ids.shape[1] > 1:  # a prompt: not once a path
             root = [self._forward(ids, positions, 1)]
@@ -152,21 +157,31 @@ class ExpandedTree(_Tree):
 
         tails = [[tuple(p for p in routes[end] if p >= self.size) for end in row] for routes, row in zip(self.routes, leaves)]
         length = max(len(tail) for row in tails for tail in row)
-        source, facts, where = [], [], []
+        source, facts, where, lengths = [], [], [], []
         for b, row in enumerate(tails):
             tokens, routes, at = dict(self.fresh[b]), self.routes[b], {}
             for r, tail in enumerate(row):
                 above = (-1, *routes[tail[0]])[-2]
-                source.append(b * len(self.ends[0]) + self.ends[b].index(above))
+                source.append(b * had + self.ends[b].index(above))
                 depth = len(routes[tail[0]]) - 1
                 facts.extend((tokens[place], depth + i) for i, place in enumerate(tail))
-                facts.extend([(0, 0)] * (length - len(tail)))
+                # What a row does not have is fed in the place of the prefix's last token, masked.
+                facts.extend([(0, -1)] * (length - len(tail)))
+                lengths.append(len(tail))
                 at.update({place: (b * rows + r, i) for i, place in enumerate(tail)})
-            source.extend([b * len(self.ends[0])] * (rows - len(row)))
-            facts.extend([(0, 0)] * (length * (rows - len(row))))
+            spare = [min(r, had - 1) for r in range(rows - len(row))]  # rows that read nothing keep what they hold
+            source.extend(b * had + r for r in spare)
+            leaves[b].extend(self.ends[b][r] for r in spare)
+            facts.extend([(0, -1)] * (length * len(spare)))
+            lengths.extend([0] * len(spare))
             where.extend(at[place] for place, _ in self.fresh[b])
             where.extend([(b * rows, 0)] * (more - len(self.fresh[b])))
         self._select(source)
+        real = torch.arange(length) < torch.tensor(lengths)[:, None]
+        if self.real is not None or not real.all():
+            drafts = max(0, self.slots - self.width - self.columns)
+            held = torch.ones(len(source), drafts, dtype=torch.bool) if self.real is None else self.real[source]
+            self.real = torch.cat([held, real], 1)
         facts = torch.tensor(facts).view(batch, rows, length, 2)
         first = ids.shape[1] > 0
         ids = torch.cat([ids[:, None].expand(-1, rows, -1), facts[..., 0].to(self.device)], 2).flatten(0, 1)
@@ -175,7 +190,7 @@ class ExpandedTree(_Tree):
         positions = torch.cat([positions, start + facts[..., 1]], 2).flatten(0, 1)
         self.rows = rows
         logits = self._forward(ids, positions, length + first)
-        self.ends = [row + [None] * (rows - len(row)) for row in leaves]
+        self.ends = leaves
         row, column = torch.tensor(where).view(batch, more, 2).to(self.device).unbind(-1)
         read = logits[row, column + first]
         if first:
@@ -186,7 +201,7 @@ class ExpandedTree(_Tree):
         """Of each request, the row that shares most of the path to its end."""
         source, counts = [], []
         for b, (routes, rows, end) in enumerate(zip(self.routes, self.ends, ends)):
-            shared = [_shared(routes[place], routes[end]) if place is not None else -1 for place in rows]
+            shared = [_shared(routes[place], routes[end]) for place in rows]
             counts.append(max(shared))
             source.append(b * len(rows) + shared.index(counts[-1]))
         self._select(source)
