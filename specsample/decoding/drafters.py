@@ -5,7 +5,8 @@ import torch
 from ..api import draft
 from ..schemes import SCHEMES
 from .cache import CachedModel
-from .proposal import Proposal
+from .limits import position_limit
+from .proposal import Prefixes, Proposal
 from .tree_cache import tree_model
 from .tree_drafts import draft_heaviest, draft_static
 
@@ -13,44 +14,69 @@ from .tree_drafts import draft_heaviest, draft_static
 class ModelDrafter:
     """A causal language model that drafts chains or trees, with its own KV cache. One object serves one call of `generate`.
 
+    It neither reads finished requests nor drafts where its positions end (limits.py).
+
     paths  set of the paths that are this model's, where each path has a model; None = all
+    room   list of B ints: how many levels each request could have in the last round
     """
 
     def __init__(self, model, paths=None):
-        self.model, self.paths, self.cached, self.grows = model, paths, None, False
+        self.model, self.paths, self.cached, self.grows, self.room, self.read = model, paths, None, False, None, None
 
     def propose(self, prefixes, shape, round):
         tree, device = round.tree, prefixes.tokens.device
+        prefixes = self._readable(prefixes, shape, round)
+        if not any(self.room):
+            return Proposal(None)
         if self.cached is None:
             self.cached = (CachedModel if tree is None else tree_model)(self.model, len(prefixes), device)
         if tree is None:
-            return self._chain(prefixes, shape, round)
+            return self._chain(prefixes, round)
         self.grows = True
         if isinstance(tree, int):
-            return draft_heaviest(self.cached, prefixes, shape, round)
+            return draft_heaviest(self.cached, prefixes, self.room, round)
         mine = laws = None
         if self.paths is not None:
             mine = frozenset(node for node in range(len(tree.parents)) if node % tree.paths in self.paths)
         if type(round.sampling) is tuple:
             laws = tuple(node % tree.paths for node in range(len(tree.parents)))
-        return draft_static(self.cached, prefixes, shape, round, mine, laws)
+        return draft_static(self.cached, prefixes, self.room, round, mine, laws)
 
-    def _chain(self, prefixes, shape, round):
+    def _readable(self, prefixes, shape, round):
+        """Set `room`. -> the prefixes; of a request without room, what was read before, since every call reads all requests"""
+        lengths, limit = prefixes.lengths.tolist(), position_limit(self.model)
+        most = [shape if limit is None else min(shape, max(0, limit + 1 - length)) for length in lengths]
+        self.room = [levels if going else 0 for levels, going in zip(most, round.active.tolist())]
+        before = self.read or [length if limit is None else min(length, limit) for length in lengths]
+        self.read = [length if levels else old for length, levels, old in zip(lengths, self.room, before)]
+        return Prefixes(prefixes.tokens, torch.tensor(self.read))
+
+    def _chain(self, prefixes, round):
         # The cache forgets what was rejected and, after full acceptance, catches up on the last draft, by itself:
         # it is told the prefixes, and feeds what it lacks.
         logits = self.cached(prefixes, prefixes.tokens[:, :0])[:, 0]
-        tokens, rows = [], []
-        for i in range(shape):
+        texts = [() if levels else None for levels in self.room]
+        tokens, rows, count = [], [], max(self.room)
+        for i in range(count):
             if i > 0:
-                logits = self.cached.step(tokens[-1])
+                logits = self.cached.step(tokens[-1], [i < levels for levels in self.room])
+            if round.process is not None:
+                logits = round.process(logits[:, None], prefixes, [[text] for text in texts])[:, 0]
             drawn = draft(
                 logits, kind=round.kind, sampling=round.sampling, seed=round.seed, position=round.position,
                 depth=i, node=i, backend=round.backend,
             )  # fmt: skip
             tokens.append(drawn[:, 0])
             rows.append(logits)
+            if round.process is not None:
+                below = zip(texts, tokens[-1].tolist(), self.room)
+                texts = [(*text, t) if text is not None and t >= 0 and i + 1 < levels else None for text, t, levels in below]
+        tokens = torch.stack(tokens, 1)
+        if min(self.room) < count:
+            there = torch.arange(count) < torch.tensor(self.room)[:, None]
+            tokens = torch.where(there.to(tokens.device), tokens, -1)
         needed = SCHEMES[round.scheme].uses_draft_logits
-        return Proposal(torch.stack(tokens, 1), None, torch.stack(rows, 1) if needed else None)
+        return Proposal(tokens, None, torch.stack(rows, 1) if needed else None)
 
     def commit(self, tokens):
         if self.grows:  # of a tree, the cache must be told what to keep
@@ -69,6 +95,10 @@ class PathsDrafter:
 
     def propose(self, prefixes, shape, round):
         proposals = [drafter.propose(prefixes, shape, round) for drafter in self.drafters]
+        self.room = [min(levels) for levels in zip(*(drafter.room for drafter in self.drafters))]
+        proposals = [proposal for proposal in proposals if proposal.tokens is not None]
+        if not proposals:
+            return Proposal(None)
         tokens = torch.stack([proposal.tokens for proposal in proposals]).amax(0)  # each node is −1 for all but one
         if proposals[0].draft_logits is None:
             return proposals[0]._replace(tokens=tokens)
@@ -109,7 +139,7 @@ class NgramDrafter:
         for prefix, active in zip(prefixes, round.active):
             trees.append(_trie(_continuations(prefix.cpu(), self.n, paths, shape) if active else [], nodes))
         width = shape if round.tree is None else max(len(tokens) for tokens, _ in trees)
-        tokens = torch.tensor([row + [-1] * (width - len(row)) for row, _ in trees], device=device).view(len(trees), width)
+        tokens = torch.tensor([row + [-1] * (width - len(row)) for row, _ in trees], dtype=torch.int64, device=device)
         return Proposal(tokens, None if round.tree is None else [row + [-1] * (width - len(row)) for _, row in trees])
 
     def commit(self, tokens):

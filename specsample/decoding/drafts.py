@@ -9,19 +9,22 @@ from .trees import Tree, depths, for_rows
 class Drafts:
     """A proposal, checked and cut to each request's own limit.
 
-    tokens   int64 [B, N], −1 beyond the limit
+    tokens   int64 [B, N], −1 beyond the limit; N = 0: nothing was proposed
     parents  lists of ints, one for all requests or one a request; None = a chain
     """
 
     def __init__(self, proposal, tree, batch, limit, device, card):
         """tree: the `Tree` that was asked for; limit: list of B ints, levels that each request may still use"""
-        tokens = proposal.tokens
+        self.proposal, self.parents, self.depth = proposal, None, 0
+        self.tokens = torch.zeros(batch, 0, dtype=torch.int64, device=device)
+        tokens = None if proposal is None else proposal.tokens
+        if _is_empty(tokens, batch):
+            return
         good = isinstance(tokens, torch.Tensor) and tokens.dim() == 2 and tokens.shape[0] == batch
         shape = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
         expect(good, "Proposal.tokens", f"an int64 tensor of shape [{batch}, N]", shape)
         expect(tokens.dtype in (torch.int64, torch.int32), "Proposal.tokens", "int64", tokens.dtype)
         expect(tokens.device == device, "Proposal.tokens", f"a tensor on {device}", tokens.device)
-        self.proposal = proposal
         if isinstance(tree, Tree) and proposal.parents is tree.parents:
             self.parents, depth = [tree.parents], [tree.depth_of]
         else:
@@ -30,14 +33,14 @@ class Drafts:
             expected = f"None or −1, 0, 1, … (scheme {card.name!r} takes one child a node)"
             expect(chain, "Proposal.parents", expected, proposal.parents)
             depth = [list(range(tokens.shape[1]))] if self.parents is None else list(map(depths, self.parents))
-        self.depth, self.tokens = 1 + max(map(max, depth)) if depth[0] else 0, tokens.long()
+        self.depth, self.tokens, self.limit = 1 + max(map(max, depth)), tokens.long(), limit
         if min(limit) < self.depth:
             self.tokens = torch.where((torch.tensor(depth) < torch.tensor(limit)[:, None]).to(device), self.tokens, -1)
 
     def read(self, target, prefixes):
         """-> the target's logits: after each prefix, then after each node, or in a tree after each distinct prefix"""
         if self.parents is None:
-            return target(prefixes, self.tokens)
+            return target(prefixes, self.tokens, [min(most, self.tokens.shape[1]) for most in self.limit])
         target.start(prefixes)
         self.places = []  # of each node, −1 where there is none; the last is the root's
         for b, tokens in enumerate(self.tokens.tolist()):
@@ -45,6 +48,12 @@ class Drafts:
             target.insert(b, range(len(tokens)), self.parents[b if len(self.parents) > 1 else 0], tokens, places)
             self.places.append(places)
         return target.read()
+
+    def nodes(self, target):
+        """Of each request its nodes that were read: (row, row above, token), a node after that above it."""
+        if self.parents is not None:
+            return [[(place + 1, above + 1, token) for (above, token), place in known.items()] for known in target.known]
+        return [[(i + 1, i, token) for i, token in enumerate(tokens)] for tokens in self.tokens.tolist()]
 
     def layout(self, logits, card, draft_sampling):
         """-> logits and the arguments of `verify` that say which row a node has. draft_sampling: a tuple is one a path"""
@@ -85,6 +94,14 @@ class Drafts:
             last = places[nodes[count - 1]] if count else -1
             drafted.append(count + any(above == last for above, _ in known))  # whether something hangs below it
         return emitted, accepted, drafted
+
+
+def _is_empty(tokens, batch):
+    """Whether a proposal's tokens are none at all: None, [], B empty lists, or a tensor of shape [0] or [B, 0] of any dtype, which
+    is what an empty list becomes in torch.tensor."""
+    if isinstance(tokens, torch.Tensor):
+        return tuple(tokens.shape) in ((0,), (batch, 0))
+    return tokens is None or isinstance(tokens, (list, tuple)) and (not tokens or list(tokens) == [[]] * batch)
 
 
 def _parents(parents, batch, nodes):

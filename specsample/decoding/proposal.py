@@ -17,7 +17,7 @@ A drafter may propose any tree (Proposal.parents), asked for one or not, to a sc
 scheme's `kind` says: K of them in one call, or independent ones from the streams of their own node numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,6 +56,9 @@ class RoundInfo(NamedTuple):
     kind      the `kind=` of `ss.draft` that the scheme asks for
     active    bool [B], on the CPU: requests that are not finished
     backend   as given to generate
+    process   None, or what generate's logits_processor does to rows of logits, for drafts that are to be accepted under it:
+              process(logits [B, R, V], prefixes, texts) -> logits; texts[b][r]: the tokens after the prefix that row r follows,
+              a tuple, or None to leave the row as it is
     tree      what generate's `paths` or `tree` asks for: None = a chain, a `Tree`, or an int, the nodes of a dynamic tree
     """
 
@@ -67,12 +70,14 @@ class RoundInfo(NamedTuple):
     active: torch.Tensor
     backend: str | None
     tree: Tree | int | None = None
+    process: Callable | None = None
 
 
 class Proposal(NamedTuple):
     """The drafts of a round.
 
-    tokens        int64 [B, N]; −1 = no such node (N = 0: nothing to propose)
+    tokens        int64 [B, N]; −1 = no such node. None, [] or a tensor of shape [0] or [B, 0], of any dtype: nothing to propose,
+                  as when `propose` returns None
     parents       [N] or [B, N], list or tensor: tree parents, −1 = child of the root; None = a chain
     draft_logits  [B, R, V'], the rows the tokens were drawn from; None = tokens that are a function of the prefix (or any tokens
                   under `race`)

@@ -15,6 +15,8 @@ class Stats:
     emitted       new tokens, after cutting at eos
     reached       list: how often the i-th draft of a round was up for a decision (it exists, and those before it were
                   accepted); accepted: how often it was taken
+    out_of_positions  rounds summed over requests that had fewer drafts than asked for, or none, since the draft model has no
+                  more positions
     seconds       host seconds by phase: prefill (the first target call), draft, target, verify, other. On an
                   accelerator, work is counted where the host waits for it.
     """
@@ -24,6 +26,7 @@ class Stats:
     emitted: int = 0
     reached: list = field(default_factory=list)
     accepted: list = field(default_factory=list)
+    out_of_positions: int = 0
     seconds: dict = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
     @property
@@ -63,6 +66,7 @@ class Stats:
         self.target_calls += other.target_calls
         self.rounds += other.rounds
         self.emitted += other.emitted
+        self.out_of_positions += other.out_of_positions
         self.extend(len(other.reached))
         for mine, theirs in ((self.reached, other.reached), (self.accepted, other.accepted)):
             mine[: len(theirs)] = [a + b for a, b in zip(mine, theirs)]
@@ -75,6 +79,8 @@ class Stats:
             f"{'tokens emitted':<18}{self.emitted:>8}",
             f"{'block efficiency':<18}{self.block_efficiency:>8.2f}  tokens per target call and request",
         ]
+        if self.out_of_positions:
+            lines.append(f"{'past the draft':<18}{self.out_of_positions:>8}  rounds of a request that the draft has no positions for")
         if self.reached:
             lines.append(f"{'draft position':<18}" + "".join(f"{i + 1:>8}" for i in range(len(self.reached))))
             for name in ("reached", "accepted"):

@@ -11,8 +11,8 @@ from .proposal import Proposal
 from .trees import for_rows
 
 
-def draft_static(cached, prefixes, depth, round, mine=None, laws=None):
-    """Draft round.tree, or its nodes `mine` (a frozenset), down to `depth` levels. cached: a model with a cache that reads trees
+def draft_static(cached, prefixes, room, round, mine=None, laws=None):
+    """Draft round.tree, or its nodes `mine` (a frozenset), down to room[b] levels. cached: a model with a cache that reads trees
 
     Nodes of equal prefix have one row of logits. Tokens of nodes that are not drawn are −1.
     laws: tuple [N], which of round.sampling (then a sequence) each node is drawn from. The proposal has a draft row for each
@@ -20,36 +20,46 @@ def draft_static(cached, prefixes, depth, round, mine=None, laws=None):
     """
     tree, batch, device = round.tree, len(prefixes), prefixes.tokens.device
     samplings = [round.sampling] if laws is None else round.sampling
-    depth, active = min(depth, tree.depth), round.active.tolist()
+    depth = min(max(room), tree.depth)
     tokens = [[-1] * len(tree.parents) for _ in range(batch)]
     places = [[-1] * (len(tree.parents) + 1) for _ in range(batch)]  # of each node; the last is the root's
     streams = {}
     cached.start(prefixes)
-    rows = [cached.read()]
+    rows = [_read(cached, prefixes, room, round)]
     for level in range(depth):
         base = cached.size - rows[-1].shape[1] if level else -1
         for call in tree.draws(level, round.kind, laws, mine):
             drawn = _draw(call, rows[-1], places, base, samplings, level, round, streams)
-            for row, own, into in zip(drawn, places, tokens):
+            for row, own, into, levels in zip(drawn, places, tokens, room):
                 for node, column in zip(call.nodes, call.columns):
                     # Nothing is drawn below a node that was not read.
-                    if not level or own[tree.parents[node]] >= 0:
+                    if level < levels and (not level or own[tree.parents[node]] >= 0):
                         into[node] = row[column]
         inner = [node for node in tree.levels[level] if node in tree.inner and (mine is None or node in mine)]
         if not inner or level + 1 == depth:
             break
         for b in range(batch):
-            if active[b]:
+            if level + 1 < room[b]:
                 cached.insert(b, inner, tree.parents, tokens[b], places[b])
         if not any(cached.fresh):
             break
-        rows.append(cached.read())
+        rows.append(_read(cached, prefixes, room, round))
     card, tokens = SCHEMES[round.scheme], torch.tensor(tokens, device=device)
     lists = torch.tensor(tree.lists, device=device) if card.reads_lists else None
     if not card.uses_draft_logits:
         return Proposal(tokens, tree.parents, None, None, lists)
     draft_rows = torch.tensor([[row[parent] + 1 for parent in tree.parents] for row in places], device=device)
     return Proposal(tokens, tree.parents, torch.cat(rows, 1), draft_rows, lists)
+
+
+def _read(cached, prefixes, room, round):
+    """The rows of the places inserted, processed as the target's will be."""
+    texts = cached.texts()
+    logits = cached.read()
+    if round.process is None:
+        return logits
+    texts = [rows if levels else [None] * len(rows) for rows, levels in zip(texts, room)]
+    return round.process(logits, prefixes, texts)
 
 
 def _draw(call, rows, places, base, samplings, level, round, streams):
@@ -74,8 +84,8 @@ def _draw(call, rows, places, base, samplings, level, round, streams):
     return drawn.view(batch, several * call.k).tolist()
 
 
-def draft_heaviest(cached, prefixes, depth, round):
-    """Draft the round.tree (an int) heaviest nodes of at most `depth` levels: those whose paths are the likeliest.
+def draft_heaviest(cached, prefixes, room, round):
+    """Draft the round.tree (an int) heaviest nodes of at most room[b] levels: those whose paths are the likeliest.
 
     A node's weight is the draft's probability of its path; it never exceeds its parent's, so the heaviest nodes are a tree,
     the one with the most accepted tokens in expectation when target and draft agree and nothing is known of the clocks.
@@ -85,22 +95,22 @@ def draft_heaviest(cached, prefixes, depth, round):
     paths (`arrivals`, on the clocks of the race itself) accept more; this is for low temperatures.
     Kobus and Gündüz 2025 (arXiv 2504.15475); `specsample.theory.drafting_tree` grows the same tree node by node.
     """
-    batch, budget, number = len(prefixes), round.tree, count()
+    batch, depth, budget, number = len(prefixes), max(room), round.tree, count()
     temperatures = torch.as_tensor(round.sampling.temperature).expand(batch).tolist()
     cached.start(prefixes)
     # Of each request its nodes, the heaviest first, each (−log weight, number, token, parent's number): numbers rise from
     # parent to child. And the nodes whose children are to come, with their places.
     known, places = [[] for _ in range(batch)], [{-1: -1} for _ in range(batch)]
-    front = [[(0.0, -1)] if going else [] for going in round.active.tolist()]
+    front = [[(0.0, -1)] if levels else [] for levels in room]
     for level in range(depth):
-        children = _likeliest(cached.read(), budget, round)
+        children = _likeliest(_read(cached, prefixes, room, round), budget, round)
         for b, nodes in enumerate(front):
             below = [_below(*node, *row, temperatures[b], number) for node, row in zip(nodes, children[b])]
             known[b] = list(islice(merge(known[b], *below), budget))
         if level + 1 == depth:
             break
         for b, nodes in enumerate(known):
-            fresh = [node for node in nodes if node[1] not in places[b]]
+            fresh = [node for node in nodes if node[1] not in places[b]] if level + 1 < room[b] else []
             front[b] = [node[:2] for node in fresh]
             parents, tokens = {node[1]: node[3] for node in fresh}, {node[1]: node[2] for node in fresh}
             cached.insert(b, tokens, parents, tokens, places[b])
@@ -112,7 +122,8 @@ def draft_heaviest(cached, prefixes, depth, round):
         index = {own: i for i, (_, own, _, _) in enumerate(nodes)}
         tokens.append([node[2] for node in nodes] + [-1] * (longest - len(nodes)))
         parents.append([index.get(node[3], -1) for node in nodes] + [-1] * (longest - len(nodes)))
-    return Proposal(torch.tensor(tokens, device=prefixes.tokens.device), torch.tensor(parents), None)
+    tokens = torch.tensor(tokens, dtype=torch.int64, device=prefixes.tokens.device)
+    return Proposal(tokens, torch.tensor(parents, dtype=torch.int64), None)
 
 
 def _below(weight, parent, tokens, logits, total, temperature, number):

@@ -1,0 +1,86 @@
+"""How many positions a model can read: learned or tabulated positions end, rotary and linear biases do not.
+
+A configuration's `max_position_embeddings` does not tell: for rotary models it is the length of training, which a text may
+pass. So the model itself is asked, with texts of one and of two equal tokens: a table whose index moves from c to c + 1 is a
+table of positions, and ends where its rows do.
+"""
+
+import inspect
+import weakref
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ..errors import expect
+
+_limits = weakref.WeakKeyDictionary()  # model -> what `position_limit` found
+
+
+def position_limit(model):
+    """-> how many positions (0, 1, …) `model` can read, None where there is no end, or none is known. Costs two forwards of a
+    token or two, once a model; none for rotary models and for those that are not of transformers."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config"):
+        return None
+    if model not in _limits:
+        config = config.get_text_config()
+        rotary = bool(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
+        limit = None if rotary else _table(model)
+        if getattr(config, "model_type", None) == "mpt":  # biases by distance, sliced from a tensor of this length
+            limit = config.max_seq_len
+        _limits[model] = limit
+    return _limits[model]
+
+
+def check_length(limit, prompt, new):
+    """Refuse `new` tokens after the longest prompt where the target cannot read them. (The last one is not read.)"""
+    if limit is not None:
+        expect(prompt <= limit, "input_ids", f"prompts of at most {limit} tokens, the positions that the model has", prompt)
+        most = limit + 1 - prompt
+        expected = f"at most {most}: the model has {limit} positions, and the longest prompt takes {prompt}"
+        expect(new <= most, "max_new_tokens", expected, new)
+
+
+@torch.no_grad()
+def _table(model):
+    """The end of the shortest table of positions, or None."""
+    accepted = inspect.signature(model.forward).parameters
+    reads = []
+    for count in (1, 2):
+        ids = torch.zeros(1, count, dtype=torch.int64, device=model.device)
+        given = {"attention_mask": torch.ones_like(ids), "position_ids": torch.arange(count, device=ids.device)[None]}
+        try:
+            with _Lookups() as lookups:
+                model(input_ids=ids, use_cache=False, **{name: x for name, x in given.items() if name in accepted})
+        except Exception:  # a model that cannot be asked says so when it is used
+            return None
+        reads.append(lookups.last)
+    one, two = reads
+    ends = [table[1] - one[table] for table in one if two.get(table) == one[table] + 1]
+    growing = any(hasattr(module, "make_weights") for module in model.modules())  # sinusoids, computed as far as they are needed
+    return None if growing else min(ends, default=None)
+
+
+class _Lookups(TorchFunctionMode):
+    """last: (function, length of the table) -> the highest index that was looked up in it"""
+
+    def __init__(self):
+        self.last = {}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        table = index = None
+        if name == "embedding":
+            first, second = args[:2]  # of torch.nn.functional (ids, table), or of torch (table, ids)
+            index, dim = (second, 0) if first.is_floating_point() else (first, 0)
+            table = first if first.is_floating_point() else second
+        elif name in ("gather", "index_select") and len(args) > 2:
+            table, dim, index = args[:3]
+        elif name == "__getitem__":
+            index, dim = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1], 0
+            table = args[0]
+        if isinstance(index, torch.Tensor) and index.dtype in (torch.int64, torch.int32) and index.numel():
+            if isinstance(table, torch.Tensor) and table.is_floating_point() and table.dim() > 1:
+                key = name, table.shape[dim]
+                self.last[key] = max(self.last.get(key, -1), int(index.max()))
+        return function(*args, **(kwargs or {}))
