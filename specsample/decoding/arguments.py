@@ -11,6 +11,9 @@ from ..sampling import pack
 from ..schemes import SCHEMES
 from .cache import embedded_ids
 from .drafters import NgramDrafter, as_drafter
+from .limits import check_length, position_limit
+from .processors import Processors, of_requests
+from .settings import vocabulary, warn_of_settings
 from .trees import Tree
 
 OF_SEVERAL_LAWS = ("weighted", "race")  # schemes whose siblings may come from different laws
@@ -18,10 +21,11 @@ OF_SEVERAL_LAWS = ("weighted", "race")  # schemes whose siblings may come from d
 
 def check(
     model, draft, input_ids, attention_mask, max_new_tokens, depth, paths, tree, scheme, options, sampling,
-    draft_sampling, seed, eos_token_id, streamer, backend,
+    draft_sampling, seed, eos_token_id, streamer, backend, logits_processor, stopping_criteria,
 ):  # fmt: skip
     """-> namespace: drafter; tree (`Tree`, int or None = a chain) and its depth; sampling of the drafts, a tuple where each path
-    has its own; mask bool [B, W]; seed int64 [B]; eos, a set of ids; pad int; card. ValueError otherwise."""
+    has its own; mask bool [B, W]; seed int64 [B]; eos, a set of ids; pad int; card; process (`Processors` or None); criteria, a
+    list for each request. ValueError otherwise."""
     expect(callable(model), "model", "a causal language model", type(model).__name__)
     expect(not getattr(model, "_is_stateful", False), "model", "a cache that can be rewound", "a recurrent state")
     expect(isinstance(input_ids, torch.Tensor), "input_ids", "a tensor", type(input_ids).__name__)
@@ -68,11 +72,16 @@ def check(
         expect(good, "streamer", "an object with put and end", type(streamer).__name__)
         expect(batch == 1, "streamer", "None for a batch of requests", f"a streamer and {batch} requests")
     eos, pad = _ends(model, eos_token_id)
+    processors = of_requests(logits_processor, "logits_processor", batch)
+    criteria = of_requests(stopping_criteria, "stopping_criteria", batch)
+    check_length(position_limit(model), int(mask.sum(1).max()), max_new_tokens)
+    warn_of_settings(model, logits_processor is not None, stopping_criteria is not None, bool(eos))
     return SimpleNamespace(
         drafter=drafter, tree=tree, depth=depth, mask=mask, seed=seeds,
         draft_sampling=sampling if not laws else laws[0] if len(laws) == 1 else tuple(laws),
         eos=frozenset(eos),
-        pad=pad, card=card,
+        pad=pad, card=card, criteria=criteria,
+        process=Processors(processors, vocabulary(model)) if any(processors) else None,
     )  # fmt: skip
 
 

@@ -6,7 +6,9 @@ from ..api import sample, verify
 from ..sampling import Sampling
 from .arguments import check
 from .cache import CachedModel
+from .drafters import ModelDrafter, PathsDrafter
 from .drafts import Drafts
+from .processors import first_stop
 from .proposal import Prefixes, RoundInfo
 from .stats import Laps, Stats
 from .tree_cache import tree_model
@@ -29,6 +31,8 @@ def generate(
     draft_sampling=None,
     seed=0,
     eos_token_id=None,
+    logits_processor=None,
+    stopping_criteria=None,
     streamer=None,
     return_stats=False,
     backend=None,
@@ -40,7 +44,8 @@ def generate(
                     (schemes `weighted` and `race`), `NgramDrafter()`, any object with `propose` and `commit`
                     (specsample/decoding/proposal.py), or None: plain sampling
     input_ids       int64 [B, W], padded left or right where attention_mask [B, W] is 0; None = all tokens are real
-    max_new_tokens  int >= 1, of each request
+    max_new_tokens  int >= 1, of each request. Where the target's positions end (learned ones, tables of sinusoids) before the longest
+                    prompt and these tokens do, ValueError; rotary and linear ones have no end.
     depth           int: tokens drafted a round, fewer when fewer may still be emitted
     paths           int: chains of `depth` tokens drafted a round, for a scheme that takes trees. Their first tokens are drawn
                     together, as `ss.draft(logits, paths, kind=…)` draws them for the scheme: independently, without replacement
@@ -56,6 +61,13 @@ def generate(
                     of draft samplings is one a path (`weighted` and `race`)
     seed            int64 [B], or an int s, short for s, s + 1, …, s + B − 1
     eos_token_id    int or list; None = the one of model.generation_config, if any
+    logits_processor
+                    list of functions of (input_ids [n, len], scores [n, V]) -> scores, transformers' or one's own, or such a list
+                    for each request: repetition penalty, banned words, a grammar. They act before `sampling`'s filters, at every
+                    node with its own prefix, on target and draft (specsample/decoding/processors.py). A row in which they
+                    leave no token ends the text.
+    stopping_criteria
+                    list of functions of (input_ids [1, len], None) -> bool, likewise; asked after each token that is kept
     streamer        for one request: `put(tokens)` gets the prompt, then each round's tokens, then `end()`. If it has
                     `put_round(tokens, num_accepted)`, rounds go there: the first num_accepted tokens are drafts.
     return_stats    also return `Stats`
@@ -66,6 +78,13 @@ def generate(
     A request's tokens depend on its own prompt, seed and settings; companions in the batch and padding change them only
     where they change the model's own rounding. Positions count a request's own tokens, without padding.
 
+    Of model.generation_config only the ids of eos and padding are used: `sampling` decides temperature, top_k and the like.
+    Other settings there that would change law or end of the text are named in a warning; give them as logits_processor and
+    stopping_criteria, or [] to say that they are not wanted (specsample/decoding/settings.py).
+
+    A draft model whose positions end before the text does drafts up to there; then sampling goes on without drafts
+    (`Stats.out_of_positions`).
+
     Trees are read in one forward, with a 4-D attention mask and positions by depth, by models of transformers that obey such a
     mask (specsample/decoding/tree_cache.py: `takes_masks`); other models read each path as a row of a larger batch. Then the
     caches keep the accepted nodes.
@@ -74,14 +93,15 @@ def generate(
     """
     given = check(
         model, draft, input_ids, attention_mask, max_new_tokens, depth, paths, tree, scheme, options, sampling,
-        draft_sampling, seed, eos_token_id, streamer, backend,
+        draft_sampling, seed, eos_token_id, streamer, backend, logits_processor, stopping_criteria,
     )  # fmt: skip
     stats = Stats()
     lap = Laps(stats.seconds)
     device, batch = input_ids.device, input_ids.shape[0]
-    tokens, prompt_lengths = _unpad(input_ids.long(), given.mask, max_new_tokens)
+    tokens, prompt_lengths = _unpad(input_ids.long(), given.mask)
     # Lengths and flags live on the host, where every shape is decided; one copy a round brings there what it needs.
     lengths, remaining, active = prompt_lengths, [max_new_tokens] * batch, [True] * batch
+    read = lengths  # what the target reads of each: the prefix, and of a finished request no more than before
     # A drafter that is no model may propose trees unasked.
     grows = given.tree is not None or given.drafter is not None and given.card.trees and given.drafter is draft
     target = (tree_model if grows else CachedModel)(model, batch, device)
@@ -94,19 +114,26 @@ def generate(
         # A round emits one token more than it accepts. The limit is the request's own: under `block` the number of
         # drafts enters the decision, and companions must not.
         limit = [min(left - 1, given.depth) if going else 0 for left, going in zip(remaining, active)]
+        read = [length if going else before for length, before, going in zip(lengths, read, active)]
         drafts = None
         if given.drafter is not None and max(limit) > 0:
             info = RoundInfo(
                 given.seed, position, given.draft_sampling, scheme, given.card.draft_kind, torch.tensor(active), backend,
-                given.tree,
+                given.tree, given.process and given.process.draft,
             )  # fmt: skip
             proposal = given.drafter.propose(prefixes, max(limit), info)
+            if isinstance(given.drafter, (ModelDrafter, PathsDrafter)):
+                stats.out_of_positions += sum(levels < most for levels, most in zip(given.drafter.room, limit))
             drafts = Drafts(proposal, given.tree, batch, limit, device, given.card)
             drafts = drafts if drafts.tokens.shape[1] else None
         lap("draft")
 
-        logits = target(prefixes, tokens[:, :0]) if drafts is None else drafts.read(target, prefixes)
+        text = Prefixes(tokens, torch.tensor(read))
+        logits = target(text, tokens[:, :0]) if drafts is None else drafts.read(target, text)
         lap("target" if stats.target_calls else "prefill")
+        if given.process is not None:
+            nodes = [[] for _ in active] if drafts is None else drafts.nodes(target)
+            logits = given.process.target(logits, prefixes, nodes, active)
 
         if drafts is None:
             drawn = sample(logits[:, 0], sampling=sampling, seed=given.seed, position=position, backend=backend)
@@ -120,18 +147,24 @@ def generate(
             emitted, accepted, drafted = drafts.decided(verdict, target)
         lap("verify")
 
-        kept, going = zip(*map(_cut, emitted, accepted, [given.eos] * batch))
+        kept, going = map(list, zip(*map(_cut, emitted, accepted, [given.eos] * batch)))
         kept = [row if on else [] for row, on in zip(kept, active)]
-        stats.count([facts for *facts, on in zip(map(len, kept), accepted, drafted, active) if on])
         width = len(emitted[0])
-        new = torch.tensor([row + [-1] * (width - len(row)) for row in kept], device=device)
-        # What is beyond those kept lands behind the new length, where nothing reads it; the last column is there for that.
-        at = (position[:, None] + torch.arange(width, device=device)).clamp(max=tokens.shape[1] - 1)
-        tokens.scatter_(1, at, new)
+        new = _rows(kept, width, device)
+        if max(lengths) + width > tokens.shape[1]:
+            tokens = torch.nn.functional.pad(tokens, (0, tokens.shape[1] + width))
+        # What is beyond those kept lands behind the new length, where nothing reads it.
+        tokens.scatter_(1, position[:, None] + torch.arange(width, device=device), new)
+        if any(given.criteria):
+            ends = [first_stop(given.criteria[b], tokens[b : b + 1], lengths[b], len(kept[b])) for b in range(batch)]
+            going = [more and end is None for more, end in zip(going, ends)]
+            kept = [row[:end] for row, end in zip(kept, ends)]
+            new = _rows(kept, width, device)
+        stats.count([facts for *facts, on in zip(map(len, kept), accepted, drafted, active) if on])
         if given.drafter is not None:
             given.drafter.commit(new)
         if streamer is not None:
-            _stream(streamer, torch.tensor(kept[0]), accepted[0])
+            _stream(streamer, kept[0], accepted[0])
         lengths = [length + len(row) for length, row in zip(lengths, kept)]
         remaining = [left - len(row) for left, row in zip(remaining, kept)]
         active = [on and more and left > 0 for on, more, left in zip(active, going, remaining)]
@@ -141,18 +174,24 @@ def generate(
         streamer.end()
     new = torch.tensor(lengths) - torch.tensor(prompt_lengths)
     column = torch.arange(int(new.max()))
-    written = tokens.gather(1, (torch.tensor(prompt_lengths)[:, None] + column).to(device))
+    index = (torch.tensor(prompt_lengths)[:, None] + column).clamp(max=tokens.shape[1] - 1)
+    written = tokens.gather(1, index.to(device))
     written = torch.where((column < new[:, None]).to(device), written, given.pad)
     output = torch.cat([input_ids.long(), written], 1)
     lap("other")
     return (output, stats) if return_stats else output
 
 
-def _unpad(input_ids, mask, more):
-    """(tokens int64 [B, longest + more + 1], each prompt's real tokens from column 0 on; list of their lengths)"""
+def _unpad(input_ids, mask):
+    """(tokens int64 [B, longest], each prompt's real tokens from column 0 on; list of their lengths)"""
     lengths = mask.sum(1).tolist()
     order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, : max(lengths)]
-    return torch.nn.functional.pad(input_ids.gather(1, order), (0, more + 1)), lengths
+    return input_ids.gather(1, order), lengths
+
+
+def _rows(lists, width, device):
+    """Lists of ints as int64 [B, width], padded with −1"""
+    return torch.tensor([row + [-1] * (width - len(row)) for row in lists], device=device)
 
 
 def _cut(emitted, accepted, eos):
@@ -165,6 +204,9 @@ def _cut(emitted, accepted, eos):
 
 
 def _stream(streamer, tokens, accepted):
+    if not tokens:  # no finite logit: the request ends
+        return
+    tokens = torch.tensor(tokens)
     if hasattr(streamer, "put_round"):
         streamer.put_round(tokens, min(accepted, len(tokens)))
     else:
