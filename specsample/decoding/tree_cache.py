@@ -32,7 +32,6 @@ class _Tree(CachedModel):
         self.known = [{} for _ in range(len(prefixes))]  # (place above, token) -> place
         self.routes = [{-1: ()} for _ in range(len(prefixes))]  # place -> places from the root to it, it included
         self.fresh = [[] for _ in range(len(prefixes))]  # (place, token) not yet read
-        self.said = [{-1: ()} for _ in range(len(prefixes))]  # place -> tokens from the root to it, its own included
         self.size = 0  # places read
 
     def insert(self, b, nodes, parents, tokens, places):
@@ -48,7 +47,6 @@ class _Tree(CachedModel):
             if place is None:
                 place = known[above, token] = self.size + len(fresh)
                 routes[place] = routes[above] + (place,)
-                self.said[b][place] = self.said[b][above] + (token,)
                 fresh.append((place, token))
             places[node] = place
 
@@ -60,15 +58,6 @@ class _Tree(CachedModel):
         self.pending, self.fresh = None, [[] for _ in self.fresh]
         self.size += more
         return logits
-
-    def texts(self):
-        """Of each request and each row that the next `read` returns, the tokens after the prefix, a tuple; None = no such row"""
-        root = [()] if self.pending is not None else []
-        more = max(map(len, self.fresh))
-        return [
-            root + [said[place] for place, _ in fresh] + [None] * (more - len(fresh))
-            for said, fresh in zip(self.said, self.fresh)
-        ]
 
     def follow(self, tokens):
         """Of the places read, keep those along `tokens`: lists of each request's emitted tokens, padded with −1."""

@@ -25,7 +25,7 @@ def draft_static(cached, prefixes, room, round, mine=None, laws=None):
     places = [[-1] * (len(tree.parents) + 1) for _ in range(batch)]  # of each node; the last is the root's
     streams = {}
     cached.start(prefixes)
-    rows = [_read(cached, prefixes, room, round)]
+    rows = [_read(cached, prefixes, room, round, first=True)]
     for level in range(depth):
         base = cached.size - rows[-1].shape[1] if level else -1
         for call in tree.draws(level, round.kind, laws, mine):
@@ -52,14 +52,18 @@ def draft_static(cached, prefixes, room, round, mine=None, laws=None):
     return Proposal(tokens, tree.parents, torch.cat(rows, 1), draft_rows, lists)
 
 
-def _read(cached, prefixes, room, round):
-    """The rows of the places inserted, processed as the target's will be."""
-    texts = cached.texts()
-    logits = cached.read()
+def _read(cached, prefixes, room, round, first=False):
+    """The rows of the places inserted, at first after that of the prefix; processed as the target's will be."""
     if round.process is None:
-        return logits
-    texts = [rows if levels else [None] * len(rows) for rows, levels in zip(texts, room)]
-    return round.process(logits, prefixes, texts)
+        return cached.read()
+    more, texts = max(map(len, cached.fresh)), []
+    for known, fresh, levels in zip(cached.known, cached.fresh, room):
+        said = {-1: ()}  # place -> the tokens from the root to it
+        for (above, token), place in known.items():
+            said[place] = (*said[above], token)
+        rows = [()] * first + [said[place] for place, _ in fresh] + [None] * (more - len(fresh))
+        texts.append(rows if levels else [None] * len(rows))
+    return round.process(cached.read(), prefixes, texts)
 
 
 def _draw(call, rows, places, base, samplings, level, round, streams):
@@ -103,7 +107,7 @@ def draft_heaviest(cached, prefixes, room, round):
     known, places = [[] for _ in range(batch)], [{-1: -1} for _ in range(batch)]
     front = [[(0.0, -1)] if levels else [] for levels in room]
     for level in range(depth):
-        children = _likeliest(_read(cached, prefixes, room, round), budget, round)
+        children = _likeliest(_read(cached, prefixes, room, round, first=level == 0), budget, round)
         for b, nodes in enumerate(front):
             below = [_below(*node, *row, temperatures[b], number) for node, row in zip(nodes, children[b])]
             known[b] = list(islice(merge(known[b], *below), budget))
