@@ -52,7 +52,8 @@ class Drafts:
     def nodes(self, target):
         """Of each request its nodes that were read: (row, row above, token), a node after that above it."""
         if self.parents is not None:
-            return [[(place + 1, above + 1, token) for (above, token), place in known.items()] for known in target.known]
+            known = [places.items() for places in target.known]
+            return [[(place + 1, above + 1, token) for (above, token), place in own] for own in known]
         return [[(i + 1, i, token) for i, token in enumerate(tokens)] for tokens in self.tokens.tolist()]
 
     def layout(self, logits, card, draft_sampling):

@@ -44,8 +44,8 @@ def generate(
                     (schemes `weighted` and `race`), `NgramDrafter()`, any object with `propose` and `commit`
                     (specsample/decoding/proposal.py), or None: plain sampling
     input_ids       int64 [B, W], padded left or right where attention_mask [B, W] is 0; None = all tokens are real
-    max_new_tokens  int >= 1, of each request. Where the target's positions end (learned ones, tables of sinusoids) before the longest
-                    prompt and these tokens do, ValueError; rotary and linear ones have no end.
+    max_new_tokens  int >= 1, of each request. ValueError where the target's positions (learned, or a table of sinusoids) end
+                    before the longest prompt and these tokens do; rotary and linear ones have no end.
     depth           int: tokens drafted a round, fewer when fewer may still be emitted
     paths           int: chains of `depth` tokens drafted a round, for a scheme that takes trees. Their first tokens are drawn
                     together, as `ss.draft(logits, paths, kind=…)` draws them for the scheme: independently, without replacement

@@ -22,7 +22,8 @@ STATEFUL = ("UnbatchedClassifierFreeGuidanceLogitsProcessor", "SynthIDTextWaterm
 
 
 def of_requests(given, name, batch):
-    """-> a list for each of `batch` requests, the same one where they share it. given: None, a list of callables, or B such lists"""
+    """-> a list for each of `batch` requests, the same one where they share it. given: None, a list of callables, or B such
+    lists"""
     given = [] if given is None else given
     expected = f"a list of functions of (input_ids, scores), or {batch} such lists, one a request"
     expect(isinstance(given, (list, tuple)), name, expected, type(given).__name__)
@@ -52,8 +53,8 @@ class Processors:
             self.lists = [[_of_request(f, b) for f in each] for b, each in enumerate(lists)]
 
     def target(self, logits, prefixes, nodes, active):
-        """-> the target's rows [B, R, V], processed. nodes: of each request its nodes (row, row above, token), row 0 that of the
-        prefix, a node after that above it. Rows below a token that is forbidden are left alone, as are finished requests."""
+        """-> the target's rows [B, R, V], processed. nodes: of each request its nodes (row, row above, token), row 0 that of
+        the prefix, a node after that above it. Rows below a token that is forbidden are left alone, as are finished requests."""
         self.width = logits.shape[-1]
         texts = [[()] if on else [None] for on in active]
         for b, (text, own) in enumerate(zip(texts, nodes)):
@@ -63,7 +64,8 @@ class Processors:
         self._apply(logits, prefixes, texts)
         level = [{0} for _ in texts]
         while True:
-            below = [(b, *node) for b, own in enumerate(nodes) for node in own if node[1] in level[b] and 0 <= node[2] < self.width]
+            below = [(b, *node) for b, own in enumerate(nodes) for node in own if node[1] in level[b]]
+            below = [node for node in below if 0 <= node[3] < self.width]
             if not below:
                 return logits
             index = torch.tensor(below).to(logits.device)

@@ -76,8 +76,8 @@ class RoundInfo(NamedTuple):
 class Proposal(NamedTuple):
     """The drafts of a round.
 
-    tokens        int64 [B, N]; −1 = no such node. None, [] or a tensor of shape [0] or [B, 0], of any dtype: nothing to propose,
-                  as when `propose` returns None
+    tokens        int64 [B, N]; −1 = no such node. None, [] or a tensor of shape [0] or [B, 0], of any dtype: nothing to
+                  propose, as when `propose` returns None
     parents       [N] or [B, N], list or tensor: tree parents, −1 = child of the root; None = a chain
     draft_logits  [B, R, V'], the rows the tokens were drawn from; None = tokens that are a function of the prefix (or any tokens
                   under `race`)

@@ -51,7 +51,8 @@ def unhonoured(config, processors, criteria, eos):
         for name, (neutral, how) in table.items():
             if not given and is_set(name, neutral) and (eos or name not in NEED_EOS):
                 out.append(f"{name}={getattr(config, name)!r} (pass {argument}=[transformers.{how}(…)])")
-    return out + [f"{name}={getattr(config, name)!r} (not supported)" for name, neutral in METHOD.items() if is_set(name, neutral)]
+    others = [name for name, neutral in METHOD.items() if is_set(name, neutral)]
+    return out + [f"{name}={getattr(config, name)!r} (not supported)" for name in others]
 
 
 def warn_of_settings(model, processors, criteria, eos):

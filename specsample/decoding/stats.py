@@ -80,7 +80,7 @@ class Stats:
             f"{'block efficiency':<18}{self.block_efficiency:>8.2f}  tokens per target call and request",
         ]
         if self.out_of_positions:
-            lines.append(f"{'past the draft':<18}{self.out_of_positions:>8}  rounds of a request that the draft has no positions for")
+            lines.append(f"{'past the draft':<18}{self.out_of_positions:>8}  rounds of requests beyond the draft's positions")
         if self.reached:
             lines.append(f"{'draft position':<18}" + "".join(f"{i + 1:>8}" for i in range(len(self.reached))))
             for name in ("reached", "accepted"):
