@@ -473,7 +473,7 @@ def test_laws_of_a_language_models_size():
         (lambda: theory.acceptance([1.0], [1.0], 0, "kseq"), "k: expected an integer >= 1"),
         (lambda: theory.acceptance([1.0], [1.0], 2, "weighted"), "scheme: .*'weighted'.*several draft laws"),
         (lambda: theory.acceptance([1.0], [1.0], 2, "importance", s=65), "s: expected at most 64"),
-        (lambda: theory.acceptance([1.0], [1.0], 2, "importance", alphabet=0), "alphabet: expected an integer >= 1"),
+        (lambda: theory.acceptance([1.0], [1.0], 2, "importance", alphabet=-1), "alphabet: expected an integer >= 0"),
         (lambda: theory.acceptance([1.0], [1.0], 2, "optimal", s=5), "s: expected None"),
         (lambda: theory.acceptance([1.0], [1.0], 2, "no"), "scheme: expected one of token, "),
         (lambda: theory.acceptance(np.full(500, 0.002), np.full(500, 0.002), 4, "recursive_distinct"), "k: .*samples="),

@@ -2,8 +2,8 @@
 
   acceptance   mean acceptance of a node by scheme and number of drafts, as their Table 3 (teacher-forced: exact, no decoding)
   efficiency   block efficiency and token rate by number of drafts, drafts at a higher temperature, as their Table 1
-  truncation   `importance` by size of its alphabet and of its linear program, as their Table 2: block efficiency, and exact
-               acceptance of a node
+  truncation   `importance` in the paper's own form by size of its alphabet and of its linear program, as their Table 2, beside
+               the order by t/d over all tokens: block efficiency, and exact acceptance of a node
   mixed        two drafts of one temperature against two of different temperatures
 
 python benchmarks/papers/khisti.py [--parts acceptance] [--target M --draft M] [--data FILE]
@@ -17,7 +17,6 @@ from style import plt
 import specsample as ss
 from specsample import theory
 from specsample.acceptance import laws
-from specsample import theory
 
 NAMES = {  # as the paper calls them
     "optimum": "optimal transport", "importance": "importance (IS)", "kseq": "kseq (SpecTr)",
@@ -115,17 +114,23 @@ def truncation(bench, options, rows, tables):
         for alphabet in options.alphabet
         for free in options.free
     }
+    settings[None] = Setting("importance", 2, options.depth)  # the scheme as it is by default
     exactly = truncated_acceptance(bench, options, settings, rows)  # first, since decoding takes all the time that there is
     found = bench.decode(settings)
-    for (alphabet, free), row in found.items():
-        rows.append({"scheme": "importance", "alphabet": alphabet, "s": free, **row})
+    rows += [{**cell_facts(cell), **row} for cell, row in found.items()]
     head = ["tokens in the alphabet", *(f"s = {free}" for free in options.free)]
     body = [[str(a), *(efficiency(found[a, free]) for free in options.free)] for a in options.alphabet]
-    title = f"`importance` truncated: block efficiency, K = 2, drafts of {options.depth} tokens at T = 1"
+    title = f"`importance` truncated: block efficiency, K = 2, drafts of {options.depth} tokens at T = 1; all tokens in order: {{}}"
+    title = title.format("–" if "missing" in found[None] else "{:.2f} ± {:.2f}".format(*efficiency(found[None])))
     tables.append(table(title, head, body))
     if exactly:
         title, body = exactly
         tables.append(table(title, head, body))
+
+
+def cell_facts(cell):
+    """What a row of results says of its cell"""
+    return {"scheme": "importance"} | dict(zip(("alphabet", "s"), cell or (0, None)))
 
 
 def truncated_acceptance(bench, options, settings, rows):
@@ -136,22 +141,19 @@ def truncated_acceptance(bench, options, settings, rows):
         pairs += zip(*laws(target[::6], draft[::6], ss.Sampling(), ss.Sampling()))
 
     def exact(cell, i):
-        return float(theory.importance_acceptance(*pairs[i], 2, cell[1], cell[0]))
+        return float(theory.importance_acceptance(*pairs[i], 2, *(cell or ())[::-1]))
 
     found = bench.sweep(settings, range(len(pairs)), exact, common.names)
     counts = [len(x) for x in found.values() if isinstance(x, list)]
     shared = range(min(counts, default=0) if len(counts) == len(found) else 0)  # positions that all cells have
     if not shared:
         return None
-    body = []
-    for alphabet in options.alphabet:
-        means = [sum(found[alphabet, free][i] for i in shared) / len(shared) for free in options.free]
-        for free, mean in zip(options.free, means):
-            facts = {"scheme": "importance", "alphabet": alphabet, "s": free, "positions": len(shared)}
-            rows.append({**facts, "acceptance_of_a_node": mean})
-        body.append([str(alphabet), *(f"{mean:.4f}" for mean in means)])
+    mean = {cell: sum(found[cell][i] for i in shared) / len(shared) for cell in settings}
+    rows += [{**cell_facts(cell), "positions": len(shared), "acceptance_of_a_node": mean[cell]} for cell in settings]
+    body = [[str(a), *(f"{mean[a, free]:.4f}" for free in options.free)] for a in options.alphabet]
     best = sum(float(theory.optimal_acceptance(*pairs[i], 2)) for i in shared) / len(shared)
-    return f"`importance` truncated: acceptance of a node, K = 2, {len(shared)} positions; the optimum is {best:.4f}", body
+    title = f"`importance` truncated: acceptance of a node, K = 2, {len(shared)} positions"
+    return f"{title}; all tokens in order: {mean[None]:.4f}, the optimum: {best:.4f}", body
 
 
 def mixed(bench, options, rows, tables):

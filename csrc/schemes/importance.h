@@ -1,6 +1,8 @@
 // `importance`: select among two draws by pair weights, against the third, and so on; then verify the selected draw with its exact
 // law P: accept when u P(Y) < t(Y), otherwise emit one token of (t - P)+. Khisti et al. 2024, section 4; the reference, with the
 // letters, the laws of the stages and the weights, is specsample/schemes/importance.py.
+//
+// Letters are the bins of the ratio t/d (coupling.h), the largest ratio first; or, in the paper's own form, the likeliest tokens.
 #pragma once
 #include "recursive.h"
 
@@ -9,6 +11,43 @@ namespace SPS_NAMESPACE {
 constexpr int kMaxFree = 64, kMaxLetters = 257;
 constexpr double kLeast = 1e-6;  // of acceptance that a stage must bring: above the rounding of float sums
 constexpr double kSmall = 1e-7;  // of the last letter's mass in the draft, which is 1 - the others
+
+// Bins as letters, over the coupling's memory: `ratio` is rho, `minus` lambda, the chance that a newcomer takes the place of a winner
+// of a later letter.
+struct Ranked {
+  const Coupling& bins;
+
+  SPS_HD explicit Ranked(const Coupling& bins) : bins(bins) {
+    for (int i = 0; i < bins.binning.count; ++i) bins.ratio[i] = 1;
+  }
+
+  // Weights and law of the next stage.
+  SPS_HD void stage() const {
+    double *const ratio = bins.ratio, *const later = bins.plus, *const own = bins.edge, *const takes = bins.minus;
+    const int n = bins.binning.count;
+    const double unit = 1 / static_cast<double>(bins.binning.per_unit);
+    double p = 0, d = 0;
+    for (int i = 0; i < n; ++i) {  // sums from the last letter on: positive terms, none lost
+      later[i] = p;
+      p += ratio[i] * bins.draft(i), d += bins.draft(i);
+      own[i] = d;
+    }
+    double idle = 0;  // of the newcomers of earlier letters, those that take no place
+    for (int i = n - 1; i >= 0; --i) {
+      const double draft = bins.draft(i), goal = draft > kEmpty ? bins.target(i) / draft : i * unit;
+      const double stays = ratio[i] * (own[i] + idle), lack = goal - stays;
+      const double share = 0 < lack && lack < later[i] ? lack / later[i] : lack > 0;
+      takes[i] = share, ratio[i] = stays + share * later[i];
+      idle += draft * (1 - share);
+    }
+  }
+
+  // Whether the winner of letter a stays when `node` joins with letter b, in the last stage.
+  template <class Ex>
+  SPS_HD bool stays(Ex& ex, int node, int a, int b) const {
+    return b <= a || ex.stays(node, 1 - bins.minus[b], 1);
+  }
+};
 
 // The likeliest tokens of the draft, a letter each, and one letter for all the others; the law of the winner on them.
 struct Letters {
@@ -23,7 +62,7 @@ struct Letters {
 
   template <class Ex>
   SPS_HD Letters(const Request& request, Ex& ex, const Law& t, const Law& d) {
-    const int alphabet = static_cast<int>(request.options[1]), s = static_cast<int>(request.options[0]);
+    const int s = static_cast<int>(request.options[1]), alphabet = static_cast<int>(request.options[2]);
     count = ex.likeliest(d, alphabet + 1, token);
     while (count > 0 && !(ex.prob(d, token[count - 1]) > 0)) --count;
     const bool all = count <= alphabet;
@@ -143,6 +182,27 @@ struct ImportanceRule {
     if (live.count == 0) return {-1, ex.clock_race(target, depth)};
     // One draw, or draws that are all the same token: P = d.
     if (live.count == 1 || live.draft.only >= 0) return token_step(ex, target, live.draft, live.node[0], live.token[0]);
+    return request.options[2] < 1 ? by_ratio(ex, target, live) : by_token(request, ex, target, live);
+  }
+
+ private:
+  template <class Ex>
+  SPS_HD static Step by_ratio(Ex& ex, const Law& target, const Siblings& live) {
+    const Coupling bins = ex.histogram(target, live.draft, live.count);
+    const Ranked letters(bins);
+    int y = 0, a = ex.bin(target, live.draft, bins, live.token[0]);
+    for (int i = 1; i < live.count; ++i) {
+      letters.stage();
+      const int b = ex.bin(target, live.draft, bins, live.token[i]);
+      if (!letters.stays(ex, live.node[i], a, b)) y = i, a = b;
+    }
+    const int64_t x = live.token[y];
+    if (ex.accept(live.node[y], ex.prob(target, x), bins.ratio[a] * ex.prob(live.draft, x))) return {live.node[y], -1};
+    return {-1, ex.residual_race(target, live.draft, Residual{1, 0, &bins})};
+  }
+
+  template <class Ex>
+  SPS_HD static Step by_token(const Request& request, Ex& ex, const Law& target, const Siblings& live) {
     Letters letters(request, ex, target, live.draft);
     int y = 0, a = letters.letter(live.token[0]);
     for (int i = 1; i < live.count && letters.stage(ex, target, live.draft); ++i) {

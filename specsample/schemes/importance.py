@@ -1,45 +1,112 @@
 """`importance`: the practical scheme of Khisti et al.: select among two draws by pair weights, against the third, and so on, then
 verify the selected draw Y as a single draft with its exact law P: accept when u·P(Y) < t(Y), else one token of (t − P)⁺.
 
-*Letters.* The `alphabet` likeliest tokens of the draft (Ω₀; ties: the lowest id first) are a letter each. All other tokens together
-are one more letter, o, with the sums t_o, d_o of their probabilities, so a pair of draws is always a pair of letters. Between two
-equal letters the draw that was there first stays. Inside o the winner of every stage therefore has the law d restricted to o, and
-P(i) = c·d_i for every token outside Ω₀, with the one scalar c = P_o/d_o: nothing of the vocabulary's size is kept. Where d_o is too
-small to be known (below 1e-7), o comes last, loses to every other letter, and c' = c·d_o.
+*Letters.* Which draw of a pair wins depends on their letters only, and between equal letters the draw that was there first stays. So
+all tokens of a letter share P(i)/d_i = ρ, whatever the letters are and whatever the weights: P is exact, the scheme lossless.
+Letters are the bins of the ratio t/d that `optimal` has (specsample/reference/coupling.py), the largest ratio first.
 
-*A stage.* The winner so far has law P (at first the first draw, P = d), the newcomer law d, independently. A pair {a, b} of
-letters has the mass m_ab = P_a·d_b + P_b·d_a (2·d_a·d_b for two draws), of which a gets the share w_ab and b the share
+*A stage.* The winner so far has law P (at first the first draw, P = d), the newcomer law d, independently. A newcomer of letter a
+takes the place of a winner of a later letter with probability λ_a; else the winner stays. With t, d, P the sums over a letter,
+
+    ρ'_a = ρ_a·κ_a + λ_a·(Σ of P_b over later b)          κ_a = Σ of d_b over a and later b + Σ of d_c·(1 − λ_c) over earlier c
+
+where κ_a, the chance that a newcomer leaves a winner of letter a alone, depends on earlier letters only. So one pass down the order
+settles all weights: λ_a is the least that brings P'_a to t_a, at most 1,
+
+    λ_a = (t_a/d_a − ρ_a·κ_a) / (Σ of P_b over later b), clipped to [0, 1]
+
+between "keep the present one" (0) and "the earlier wins" (1). With λ = 1 throughout, P(S) = d(S)^K for every set S of last letters,
+the least that any rule reaches (where all draws lie in S, so does Y) and what the optimum needs of the S that `optimal` finds; but
+above S that rule overshoots, the more the larger K is. Here what a letter gains lies below its t, so it is accepted, and what
+others lose is the same amount: Σ min(t_a, P_a) never falls from one stage to the next. On language-model-like laws the
+acceptance is within a few 1e-3 of the optimum.
+
+*The paper's own form*, with option `alphabet` > 0: the `alphabet` likeliest tokens of the draft (Ω₀; ties: the lowest id first) are
+a letter each. All others together are one more letter, o, with the sums t_o, d_o, so P(i) = c·d_i for every token outside Ω₀,
+c = P_o/d_o. Where d_o is too small to be known (below 1e-7), o comes last, loses to every other letter, and c' = c·d_o. A pair {a, b}
+of letters has the mass m_ab = P_a·d_b + P_b·d_a (2·d_a·d_b for two draws), of which a gets the share w_ab and b the share
 w_ba = 1 − w_ab: a draw of a wins against one of b with probability w_ab, whichever came first. After the stage
 
     P'_a = P_a·d_a + Σ over b ≠ a of m_ab·w_ab        (d_a² + Σ 2·d_a·d_b·w_ab for two draws),        c' = P'_o/d_o
 
-*Weights.* Letters are ordered by t_a − P_a·d_a descending (ties: the lowest id first, o last). A pair goes to the earlier letter
+Letters are ordered by t_a − P_a·d_a descending (ties: the lowest id first, o last). A pair goes to the earlier letter
 altogether, but pairs inside the first s letters are free and shared so that Σ min(t_a, P'_a) is largest (the truncated linear
 program; for s = all letters it is the program itself). That is a maximum flow: starting with everything at the earlier letter,
 mass moves from letters that hold more than t_a to letters that hold less, along pairs that the former holds: the shortest path
 first, of several the one whose letters come first in the order. The result is a continuous function of the laws (but for the
 order), so rounding does not change it. A stage that does not raise Σ min(t_i, P_i) over all tokens by LEAST is left out, like all
-after it: the winner stays. So the acceptance, which is that sum, is at least that of `token`, for any s and alphabet.
+after it: the winner stays. So the acceptance, which is that sum, is at least that of `token`, for any s and alphabet. Since nothing
+is gained inside o, this form accepts less than `kseq` where the alphabet leaves much of the draft out.
 
-Lossless for any weights, since P is exact. One draw is `token`. Random numbers: stage j is decided by one uniform, purpose 3
-(SELECT), slot = the node index of the newcomer, word 0; the winner stays when u·m < the winner's part of m. Acceptance is purpose 1
-at the selected node, the residual purpose 2, as in every scheme.
+One draw is `token`. Random numbers: stage j is decided by one uniform, purpose 3 (SELECT), slot = the node index of the newcomer,
+word 0; the winner stays when u·m < the winner's part of m (m = 1 and 1 − λ between bins). Acceptance is purpose 1 at the selected
+node, the residual purpose 2, as in every scheme.
 
 Khisti et al., "Multi-draft speculative sampling: canonical decomposition and theoretical limits" (arXiv 2410.18234), section 4:
-s = 5, |Ω₀| = 40. The letter o, the stages' laws and leaving a stage out are this package's reading of it.
+s = 5, |Ω₀| = 40. The order by t/d with its weights, the letter o, the stages' laws and leaving a stage out are this package's.
 """
 
 import torch
 
+from ..reference.coupling import EMPTY, Coupling
 from ..reference.walk import Siblings, log_weights, prob, walk
 from .card import Scheme
+from .optimal import BINS
 
 LEAST = 1e-6  # of acceptance: other backends' rounding (they sum float32 weights) is well below it
 SMALL = 1e-7  # of d_o, which is 1 − the others
 
 
+class Ranked:
+    """Bins of the ratio as letters of one node, and the law of the winner. The last letter is the first in the order.
+    coupling: the bins of a batch (its sums; `solve` is not needed), row: of the batch
+
+    draft, goal, ratio, takes    d, t/d, ρ and λ of each letter, lists of floats
+    """
+
+    def __init__(self, coupling, row):
+        target, draft = coupling.target[row], coupling.draft[row]
+        middle = torch.arange(len(draft), device=draft.device) / coupling.per_unit[row]
+        self.goal = torch.where(draft > EMPTY, target / draft, middle).tolist()
+        self.draft, self.ratio, self.takes = draft.tolist(), [1.0] * len(draft), [0.0] * len(draft)
+        self.bin_of_token = coupling.bin_of_token[row]
+
+    def stage(self):
+        """Go on to the next stage. -> whether there is one (always)"""
+        own, later, sums = 0.0, 0.0, []  # from the last letter on: positive terms, none lost
+        for ratio, d in zip(self.ratio, self.draft):
+            own += d
+            sums.append((later, own))
+            later += ratio * d
+        idle = 0.0  # of the newcomers of earlier letters, those that take no place
+        for i in reversed(range(len(sums))):
+            later, own = sums[i]
+            stays = self.ratio[i] * (own + idle)
+            lack = self.goal[i] - stays
+            takes = lack / later if 0 < lack < later else float(lack > 0)
+            self.takes[i], self.ratio[i] = takes, stays + takes * later
+            idle += self.draft[i] * (1 - takes)
+        return True
+
+    def shares(self, winner, newcomer):
+        """(the winner's part, all) of the mass of a pair of tokens in the last stage"""
+        a, b = self._letter(winner), self._letter(newcomer)
+        return (1 - self.takes[b] if b > a else 1.0), 1.0
+
+    def _letter(self, token):
+        return int(self.bin_of_token[token]) if token < len(self.bin_of_token) else 0  # beyond the target's ids: ratio 0
+
+    def winner(self, draft):
+        """P of all tokens. draft: float64 [V] -> [V]"""
+        return torch.tensor(self.ratio, dtype=torch.float64, device=draft.device)[self.bin_of_token] * draft
+
+    def winner_of(self, token, d):
+        """P of one token of probability d"""
+        return self.ratio[self._letter(token)] * d
+
+
 class Letters:
-    """The letters of one node and the law of the winner. target: law float64 [V], draft: law float64 [W], W >= V
+    """The letters of one node in the paper's form, and the law of the winner. target: law float64 [V], draft: law float64 [W], W >= V
 
     token       Ω₀, ascending; letter len(token) is all other tokens
     target, draft, law   t, d and P of each letter, lists of floats
@@ -107,6 +174,19 @@ class Letters:
             return self.held[i][j], pair_mass(self.before, self.draft, a, b)
         return float(i <= j), 1.0
 
+    def winner(self, draft):
+        """P of all tokens. draft: float64 [V] -> [V]"""
+        law = self.scale * draft
+        for a, token in enumerate(self.token):
+            if token < len(law):
+                law[token] = self.law[a]
+        return law
+
+    def winner_of(self, token, d):
+        """P of one token of probability d"""
+        a = self.letter_of.get(token)
+        return self.scale * d if a is None else self.law[a]
+
 
 def pair_mass(law, draft, a, b):
     """Chance that the winner (of law `law`) and the newcomer (of law `draft`) are the letters a and b, in whichever order"""
@@ -143,16 +223,26 @@ def balance(held, excess):
         excess[path[-1]] += amount
 
 
+def letters_of(target, draft, k, bins, s, alphabet):
+    """Letters of each node, before the first stage. target: laws float64 [B, V], draft the same [B, W], k: draws int64 [B] -> list"""
+    if not len(k):
+        return []
+    if alphabet >= 1:
+        return [Letters(t, d, int(s), int(alphabet)) for t, d in zip(target, draft)]
+    coupling = Coupling(target, draft, k, int(bins))
+    return [Ranked(coupling, row) for row in range(len(k))]
+
+
 def reference(round):
     return walk(round, _step)
 
 
 def _step(round, node, children, target, depth):
     live = Siblings(round, children)
-    s, alphabet = (int(option) for option in round.options)
     t, law = target.exp(), live.draft.exp()
     single = (live.count <= 1) | live.greedy  # draws that are all the same token: P = d
-    letters = {b: Letters(t[b], live.whole[b].exp(), s, alphabet) for b in (~single).nonzero()[:, 0].tolist()}
+    several = (~single).nonzero()[:, 0].tolist()
+    letters = dict(zip(several, letters_of(t[several], live.whole[several].exp(), live.count[several], *round.options)))
     going, selected = dict(letters), live.nodes[0]
     for newcomer in live.nodes[1:]:
         part, mass = torch.ones_like(t[:, 0]), torch.ones_like(t[:, 0])
@@ -166,12 +256,7 @@ def _step(round, node, children, target, depth):
     d = prob(live.whole, token)
     law_of_token = d.clone()
     for b, one in letters.items():
-        law[b] *= one.scale
-        for a, x in enumerate(one.token):
-            if x < law.shape[1]:
-                law[b, x] = one.law[a]
-        a = one.letter_of.get(int(token[b]))
-        law_of_token[b] = one.scale * d[b] if a is None else one.law[a]
+        law[b], law_of_token[b] = one.winner(law[b]), one.winner_of(int(token[b]), d[b])
     accepted = round.draws.accept(selected.clamp(min=0), prob(target, token), law_of_token)
     residual = round.draws.residual_race(log_weights((t - law).clamp(min=0.0), target))
     emitted = torch.where(live.count > 0, residual, round.draws.clock_race(target, depth))
@@ -186,8 +271,9 @@ CARD = Scheme(
     uses_draft_logits=True,
     one_hot=False,
     options={
-        "s": (5, (1, 64), "letters whose pairs are shared freely, the others' go to the earlier letter"),
-        "alphabet": (40, (1, 256), "tokens that are a letter of their own, the likeliest of the draft"),
+        "bins": BINS,
+        "s": (5, (1, 64), "with an alphabet: letters whose pairs are shared freely, the others' go to the earlier letter"),
+        "alphabet": (0, (0, 256), "0: the bins are the letters; else the paper's form (40): so many tokens, the draft's likeliest, are"),
     },
     paper="Khisti et al. 2024 (arXiv 2410.18234)",
     reference=reference,
