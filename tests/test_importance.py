@@ -1,7 +1,7 @@
 """`importance`: its weights against a linear program, its laws against enumeration, and wrong laws that must be noticed.
 
-What every multi-draft scheme is held to (test_multi_draft.py) runs there with the default settings, under which small vocabularies
-have no letter for "all other tokens"; here they have one.
+What every multi-draft scheme is held to (test_multi_draft.py) runs there with the default settings, the order by t/d in bins; here
+the paper's own form has the same, with a letter for "all other tokens", and both forms their own.
 """
 
 import itertools
@@ -9,18 +9,22 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import CAUGHT, FAILURE_RATE, identical, p_value, require
+from conftest import CAUGHT, FAILURE_RATE, identical, numbers, p_value, require
 from test_exact_law import pair
-from test_multi_draft import STAR, by_reference, by_templates, gap
+from test_multi_draft import BINS, STAR, by_reference, by_templates, gap
 from test_theory import PAIRS
 from trees import drafted_tree
 
 import specsample as ss
 from specsample import theory
 from specsample.reference import rng as streams
-from specsample.schemes.importance import Letters, balance, pair_mass
+from specsample.schemes.importance import Letters, balance, letters_of, pair_mass
+from specsample.theory.optimal import binned_acceptance
+from specsample.theory.table import zipf_pair
 
 SETTINGS = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (5, 3)]  # s, alphabet
+ORDER = (5, 0)  # of all tokens by t/d, in bins
+GAPS = (1, 10, 60, 90, 150, 745, 1500)  # of logits, in temperatures
 
 
 def random_pairs(count, vocab, seed, spread=0.7):
@@ -28,8 +32,24 @@ def random_pairs(count, vocab, seed, spread=0.7):
     return list(zip(rng.dirichlet(np.full(vocab, spread), count), rng.dirichlet(np.full(vocab, spread), count)))
 
 
-def letters_of(target, draft, s, alphabet):
+def by_token(target, draft, s, alphabet):
     return Letters(torch.tensor(target), torch.tensor(draft), s, alphabet)
+
+
+def by_ratio(target, draft, k, bins=BINS):
+    """draft: as long as the target, or longer"""
+    return letters_of(torch.tensor(target)[None], torch.tensor(draft)[None], torch.tensor([k]), bins, *ORDER)[0]
+
+
+def tempered(style, gap):
+    """Laws of three tokens at a gap of so many temperatures. -> (target, draft)"""
+    def softmax(*logits):  # fmt: skip
+        weights = np.exp(gap * (np.array(logits) - max(logits)))
+        return weights / weights.sum()
+
+    plain = np.array([0.2, 0.5, 0.3])
+    cold, turned = softmax(0.0, -1.0, -2.0), softmax(-1.0, -1.5, 0.0)
+    return {"draft": (plain, cold), "target": (cold, plain), "both": (turned, cold), "same": (cold, cold)}[style]
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -69,13 +89,13 @@ def test_weights_are_the_linear_programs(s, alphabet):
     """In the first stage and, with other laws of winner and newcomer, in the ones after it."""
     wrong = later = 0
     for target, draft in [*PAIRS.values(), *random_pairs(15, 8, seed=s), *random_pairs(10, 12, seed=s + 1, spread=0.3)]:
-        letters = letters_of(target, draft, s, alphabet)
+        letters = by_token(target, draft, s, alphabet)
         for stage in range(3):
             _, held, law = letters.weights()
             value = np.minimum(letters.target, law).sum()
             assert abs(value - program(letters)) < 1e-7
             assert abs(sum(law) - 1) < 1e-12 and min(law) > -1e-15 and min(itertools.chain([0.0], *held)) >= 0
-            everything_first = letters_of(target, draft, 1, alphabet).weights()[2] if stage == 0 else None
+            everything_first = by_token(target, draft, 1, alphabet).weights()[2] if stage == 0 else None
             wrong += stage == 0 and value > np.minimum(letters.target, everything_first).sum() + 1e-3
             if not letters.stage():
                 break
@@ -118,9 +138,9 @@ def test_flow_is_continuous():
 
 def test_order_and_alphabet_on_ties():
     """Equal tokens come by their index: in the alphabet, and in the order of the weights."""
-    letters = letters_of(np.full(6, 1 / 6), np.full(6, 1 / 6), 2, 3)
+    letters = by_token(np.full(6, 1 / 6), np.full(6, 1 / 6), 2, 3)
     assert letters.token == [0, 1, 2] and letters.weights()[0] == [3, 0, 1, 2]  # all others have t − d² = 1/4
-    letters = letters_of([0.2, 0.3, 0.2, 0.3], [0.3, 0.2, 0.3, 0.2], 2, 4)
+    letters = by_token([0.2, 0.3, 0.2, 0.3], [0.3, 0.2, 0.3, 0.2], 2, 4)
     assert not letters.more and letters.weights()[0] == [1, 3, 0, 2, 4]
 
 
@@ -132,7 +152,7 @@ def test_law_of_the_winner(s, alphabet):
     """P in closed form against all pairs of tokens, stage by stage, with the shares that decide."""
     stages = 0
     for target, draft in [*PAIRS.values(), *random_pairs(8, 7, seed=s)]:
-        letters, law = letters_of(target, draft, s, alphabet), draft.copy()
+        letters, law = by_token(target, draft, s, alphabet), draft.copy()
         for _ in range(4):
             if not letters.stage():
                 break
@@ -154,13 +174,62 @@ def test_law_of_the_winner(s, alphabet):
     assert stages > 8
 
 
-@pytest.mark.parametrize("s, alphabet", SETTINGS)
+@pytest.mark.parametrize("bins", [64, 1024])
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_law_of_the_winner_in_the_order(k, bins):
+    """P in closed form against all pairs of tokens, stage by stage, also where the draft has more ids than the target."""
+    between = 0
+    for seed, (target, draft) in enumerate([*PAIRS.values(), *random_pairs(20, 9, seed=k), *random_pairs(4, 60, seed=k, spread=5)]):
+        draft, missing = np.array(draft, dtype=float), seed % 3 if len(target) > 4 else 0
+        target = target[: len(target) - missing] / target[: len(target) - missing].sum()
+        letters, law = by_ratio(target, draft, k, bins), draft.copy()
+        short = draft[: len(target)]
+        accepted = np.minimum(letters.goal, 1.0) @ letters.draft
+        for _ in range(k - 1):
+            assert letters.stage()
+            winner = np.zeros(len(law))
+            for x, y in itertools.product(range(len(law)), repeat=2):
+                part, mass = letters.shares(x, y)
+                other, _ = letters.shares(y, x)
+                assert mass == 1 and 0 <= part <= 1 and (part == 1 or other == 1)  # a later one never takes the place
+                between += 0 < part < 1
+                winner[x] += law[x] * draft[y] * part
+                winner[y] += law[x] * draft[y] * (1 - part)
+            law = winner
+            assert abs(law.sum() - 1) < 1e-13
+            np.testing.assert_allclose(letters.winner(torch.tensor(short)), law[: len(target)], atol=1e-14, rtol=1e-11)
+            for x in range(len(law)):
+                assert letters.winner_of(x, draft[x]) == pytest.approx(law[x], rel=1e-11, abs=1e-14)
+            gained = np.minimum(letters.goal, letters.ratio) @ letters.draft
+            assert gained > accepted - 1e-12  # no stage accepts less
+            accepted = gained
+    assert between > 50
+
+
+@pytest.mark.parametrize("s, alphabet", [ORDER, (2, 2)])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("style", ["draft", "target", "both", "same"])
+def test_law_at_any_temperature(style, k, s, alphabet):
+    """Probabilities next to nothing and of nothing, in the draft, the target or both, in both texts."""
+    for distance in GAPS:
+        t, d = tempered(style, distance)
+        target, draft = {(): t} | {(x,): t for x in range(3)}, {(): d}
+        outcomes, accepted = by_templates("importance", target, draft, 3, 1, STAR(k), s=s, alphabet=alphabet)
+        assert gap(outcomes, target, 3, 1) < 1e-11
+        expected = theory.importance_acceptance(t, d, k, s, alphabet, BINS)
+        assert accepted == pytest.approx(expected, abs=1e-11)
+        if k == 2:
+            outcomes, again = by_reference("importance", target, draft, 3, k, s=s, alphabet=alphabet)
+            assert gap(outcomes, target, 3, 1) < 1e-11 and again == pytest.approx(accepted, abs=1e-11)
+
+
+@pytest.mark.parametrize("s, alphabet", [ORDER, *SETTINGS])
 @pytest.mark.parametrize("vocab, k, styles", [(4, 2, "dense dense"), (4, 3, "dense zeros"), (3, 4, "zeros dense"), (3, 3, "same same")])
 def test_both_texts_have_the_target_law_and_the_acceptance_of_the_theory(vocab, k, styles, s, alphabet):
     target, draft = pair(vocab, 1, *styles.split(), seed=alphabet)
     outcomes, accepted = by_templates("importance", target, draft, vocab, 1, STAR(k), s=s, alphabet=alphabet)
     assert gap(outcomes, target, vocab, 1) < 1e-11
-    assert accepted == pytest.approx(theory.acceptance(target[()], draft[()], k, "importance", s=s, alphabet=alphabet), abs=1e-11)
+    assert accepted == pytest.approx(theory.importance_acceptance(target[()], draft[()], k, s, alphabet, BINS), abs=1e-11)
     if vocab**k < 50:
         outcomes, again = by_reference("importance", target, draft, vocab, k, s=s, alphabet=alphabet)
         assert gap(outcomes, target, vocab, 1) < 1e-11 and again == pytest.approx(accepted, abs=1e-11)
@@ -184,10 +253,26 @@ def output(target, law, claimed):
     return accepted + (1 - accepted.sum()) * rest / rest.sum()
 
 
+def test_control_wrong_laws_of_the_winner_in_the_order():
+    """P of the stage before, of the next one, without what letters lose, with every place taken, or d: each is biased."""
+    target, draft = random_pairs(1, 7, seed=0)[0]
+    letters, laws = by_ratio(target, draft, 4), [draft]
+    for _ in range(3):
+        letters.stage()
+        laws.append(letters.winner(torch.tensor(draft)).numpy())
+    law, order = laws[2], np.argsort(target / draft)
+    taken = np.empty(7)
+    taken[order] = np.diff(np.cumsum(draft[order]) ** 3, prepend=0)  # "the earlier wins" throughout
+    unlost = np.maximum(law, laws[1])
+    assert np.abs(output(target, law, law) - target).max() < 1e-12
+    for wrong in (draft, laws[1], laws[3], taken, unlost / unlost.sum()):
+        assert np.abs(output(target, law, wrong) - target).max() > 1e-3
+
+
 def test_control_wrong_laws_of_the_winner():
     """P without d_i², with weights that sum to more than one, of the stage before, or d outside the alphabet: each is biased."""
     target, draft = random_pairs(1, 7, seed=0)[0]
-    letters = letters_of(target, draft, 3, 4)
+    letters = by_token(target, draft, 3, 4)
     assert letters.stage()
     first = letters.scale * draft
     first[letters.token] = letters.law[:-1]
@@ -207,6 +292,48 @@ def test_control_wrong_laws_of_the_winner():
 
 
 # -- acceptance --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vocab, exponent, noise, seed", [(1000, 1.1, n, s) for n in (0.5, 1, 2) for s in (0, 1)] + [
+    (32_000, 1.1, 0.5, 0), (32_000, 1.1, 1, 0), (32_000, 1.1, 2, 0), (128_256, 1.2, 1, 0),
+])  # fmt: skip
+def test_nine_tenths_of_the_way_from_kseq_to_the_optimum(vocab, exponent, noise, seed):
+    """The paper's order (its Table 3), on Zipf-like laws."""
+    target, draft = zipf_pair(vocab, noise, np.random.default_rng(seed), exponent)
+    for k in (2, 4, 8):
+        found = {name: theory.acceptance(target, draft, k, name) for name in ("recursive", "kseq", "importance", "optimal")}
+        assert found["recursive"] < found["kseq"] < found["importance"] <= found["optimal"]
+        share = (found["importance"] - found["kseq"]) / (found["optimal"] - found["kseq"])
+        assert share > 0.9
+        own_form = theory.acceptance(target, draft, k, "importance", s=5, alphabet=40)
+        assert own_form < found["importance"] - 1e-3
+
+
+def test_nearly_equal_laws():
+    """Where all draws together overshoot most: still between `token`, less what the bins hide, and the optimum; equal laws are kept."""
+    for noise in (0.0, 1e-6, 0.01, 0.1, 0.3):
+        target, draft = zipf_pair(1000, noise, np.random.default_rng(2))
+        for k in (2, 4, 8, 33, 64):
+            found = theory.acceptance(target, draft, k, "importance")
+            assert 1 - found < 2e-12 + (1 - theory.acceptance(target, draft, 1, "token"))
+            assert found < theory.optimal_acceptance(target, draft, k) + 1e-12
+            assert abs(found - binned_acceptance(target, draft, k)) < 1e-5  # `token`: .9 at a noise of .3
+
+
+def test_order_dominates():
+    """optimal >= importance >= token, and more draws never accept less, less what two laws' bins differ by; far above the fixed order."""
+    rng, wide = np.random.default_rng(6), 0
+    for vocab in (2, 5, 9, 60):
+        target, far = (rng.dirichlet(np.full(vocab, 0.6), 25) for _ in range(2))
+        draft = np.where(rng.random((25, 1)) < 0.5, 0.3 * far + 0.7 * target, far)
+        before = theory.acceptance(target, draft, 1, "token")
+        for k in (2, 4, 8):
+            now, best = theory.acceptance(target, draft, k, "importance"), theory.optimal_acceptance(target, draft, k)
+            assert (now >= before - 5e-4).all() and (now <= best + 1e-12).all()
+            assert (best - now).mean() < 5e-3 and (best - now).max() < 0.04
+            wide = max(wide, (now - before).max())
+            before = now
+    assert wide > 0.2
 
 
 def test_dominance():
@@ -229,19 +356,20 @@ def test_dominance():
 # -- streams -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("settings", [ORDER, (5, 40)])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_the_newcomers_first_selection_word_decides(backend):
+def test_the_newcomers_first_selection_word_decides(backend, settings):
     """With P = t the selected draw is always accepted, so the emitted token tells who was selected."""
     require(backend)
     target, draft, trials = np.array([0.55, 0.3, 0.15]), np.array([0.4, 0.35, 0.25]), 400
-    letters = letters_of(target, draft, 5, 40)
-    assert letters.stage() and letters.accepted == pytest.approx(1, abs=1e-12)
+    letters = by_token(target, draft, *settings) if settings[1] else by_ratio(target, draft, 2, 1024)
+    assert letters.stage() and np.abs(letters.winner(torch.tensor(draft)).numpy() - target).max() < 1e-12
     rows = [torch.from_numpy(x).log().float().expand(trials, 1, -1) for x in (target, draft)]
     seeds = torch.arange(trials)
     tokens = torch.cat([ss.draft(rows[1][:, 0], seed=seeds, position=7, node=j, backend="cpu") for j in range(2)], 1)
     got = ss.verify(
         rows[0].expand(-1, 3, -1), tokens, rows[1], parents=STAR(2), draft_rows=[0, 0], scheme="importance", seed=seeds, position=7,
-        backend=backend,
+        options=dict(zip(("s", "alphabet"), settings)), backend=backend,
     )  # fmt: skip
     u = streams.uniforms(seeds, seeds * 0 + 7, streams.SELECT, seeds * 0 + 1)[:, 0]
     shares = [letters.shares(*pair) for pair in tokens.tolist()]
@@ -251,11 +379,11 @@ def test_the_newcomers_first_selection_word_decides(backend):
     assert (torch.tensor(expected) != tokens[:, 0]).sum() > 20
 
 
-@pytest.mark.parametrize("k, vocab, settings", [(2, 9, (5, 40)), (4, 16, (3, 6)), (3, 16, (64, 7))])
+@pytest.mark.parametrize("k, vocab, settings", [(2, 9, (5, 40)), (4, 16, (3, 6)), (3, 16, (64, 7)), (2, 9, ORDER), (4, 16, ORDER)])
 def test_chi_square(k, vocab, settings):
     """200 000 trials of one node; the same draws verified under another law of the drafts must be noticed."""
     require("cpu")
-    options = dict(zip(("s", "alphabet"), settings))
+    options = dict(zip(("s", "alphabet"), settings)) | {"bins": 64}
     args = drafted_tree(1, k, 1, vocab, "importance", trials=200_000) | {"options": options}
     law = ss.log_probs(args["target_logits"][0, :1], backend="reference")[0].exp()
     assert p_value(ss.verify(**args, backend="cpu").tokens[:, 0], law) > FAILURE_RATE
@@ -263,11 +391,37 @@ def test_chi_square(k, vocab, settings):
     assert p_value(ss.verify(**wrong, backend="cpu").tokens[:, 0], law) < CAUGHT
 
 
-@pytest.mark.parametrize("settings", [(1, 1), (2, 4), (64, 256), (33, 20)])
+@pytest.mark.parametrize("settings", [ORDER, (1, 1), (2, 4), (64, 256), (33, 20)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_integers_at_any_setting(settings, dtype):
     require("cpu")
     options = dict(zip(("s", "alphabet"), settings))
     for (k, vocab), noise in itertools.product(((2, 40), (6, 20), (3, 300)), (0.0, 0.5, 2.0)):
         args = drafted_tree(6, k, 2, vocab, "importance", noise=noise, dtype=dtype) | {"options": options}
+        identical(ss.verify(**args, backend="cpu"), ss.verify(**args, backend="reference"))
+
+
+@pytest.mark.parametrize("draft_vocab", [None, 700, 1300])
+@pytest.mark.parametrize("bins", [64, 1024, 4096])
+def test_same_integers_in_the_order(bins, draft_vocab):
+    """Few and many bins, and draws; drafts with fewer and more ids than the target."""
+    require("cpu")
+    for k, noise in itertools.product((2, 5, 13), (0.0, 0.3, 2.0)):
+        args = drafted_tree(8, k, 2, 1000, "importance", noise=noise, draft_vocab=draft_vocab, seed=bins) | {"options": {"bins": bins}}
+        identical(ss.verify(**args, backend="cpu"), ss.verify(**args, backend="reference"))
+
+
+@pytest.mark.parametrize("of_draft", [0.01, 1, 60, 1500])
+@pytest.mark.parametrize("of_target", [0.01, 1, 60, 1500])
+def test_same_integers_at_any_temperature(of_target, of_draft):
+    """Hot and cold targets and drafts, whose gaps are up to thousands of temperatures, drawn and not drawn tokens."""
+    require("cpu")
+    batch, k = 12, 4
+    base = numbers(batch, 1, 50, seed=5)
+    target = of_target * (base + 0.3 * numbers(batch, 1, 50, seed=6)).expand(-1, k + 1, -1)
+    draft, seeds = of_draft * base, torch.arange(batch)
+    drawn = torch.cat([ss.draft(draft[:, 0], seed=seeds, position=9, node=j, backend="reference") for j in range(k)], 1)
+    for tokens, alphabet in itertools.product((drawn, torch.randint(50, (batch, k), generator=torch.manual_seed(0))), (0, 10)):
+        args = {"target_logits": target, "draft_tokens": tokens, "draft_logits": draft, "parents": STAR(k), "draft_rows": [0] * k}
+        args |= {"scheme": "importance", "seed": seeds, "position": 9, "options": {"alphabet": alphabet}}
         identical(ss.verify(**args, backend="cpu"), ss.verify(**args, backend="reference"))

@@ -12,8 +12,11 @@ constexpr int kMaxFree = 64, kMaxLetters = 257;
 constexpr double kLeast = 1e-6;  // of acceptance that a stage must bring: above the rounding of float sums
 constexpr double kSmall = 1e-7;  // of the last letter's mass in the draft, which is 1 - the others
 
-// Bins as letters, over the coupling's memory: `ratio` is rho, `minus` lambda, the chance that a newcomer takes the place of a winner
-// of a later letter.
+// The part of `supply` that covers `lack`, at most all of it.
+SPS_HD double share(double lack, double supply) { return 0 < lack && lack < supply ? lack / supply : lack > 0; }
+
+// Bins as letters, over the memory of a coupling that is not solved: its `ratio` is rho; of the last stage `edge` is the part of a
+// winner's probability that is surplus, s, and `plus` and `minus` are the weights lambda and mu.
 struct Ranked {
   const Coupling& bins;
 
@@ -23,29 +26,36 @@ struct Ranked {
 
   // Weights and law of the next stage.
   SPS_HD void stage() const {
-    double *const ratio = bins.ratio, *const later = bins.plus, *const own = bins.edge, *const takes = bins.minus;
     const int n = bins.binning.count;
-    const double unit = 1 / static_cast<double>(bins.binning.per_unit);
-    double p = 0, d = 0;
+    double own = 0, over = 0, under = 0;
     for (int i = 0; i < n; ++i) {  // sums from the last letter on: positive terms, none lost
-      later[i] = p;
-      p += ratio[i] * bins.draft(i), d += bins.draft(i);
-      own[i] = d;
+      const double ratio = bins.ratio[i], goal = this->goal(i), d = bins.draft(i);
+      bins.edge[i] = own += d, bins.plus[i] = over, bins.minus[i] = under;
+      over += larger(ratio - goal, 0) * d, under += smaller(ratio, goal) * d;
     }
-    double idle = 0;  // of the newcomers of earlier letters, those that take no place
+    double idle_first = 0, idle_rest = 0;  // of the newcomers of earlier letters: those that take no place
     for (int i = n - 1; i >= 0; --i) {
-      const double draft = bins.draft(i), goal = draft > kEmpty ? bins.target(i) / draft : i * unit;
-      const double stays = ratio[i] * (own[i] + idle), lack = goal - stays;
-      const double share = 0 < lack && lack < later[i] ? lack / later[i] : lack > 0;
-      takes[i] = share, ratio[i] = stays + share * later[i];
-      idle += draft * (1 - share);
+      const double ratio = bins.ratio[i], goal = this->goal(i), d = bins.draft(i);
+      own = bins.edge[i], over = bins.plus[i], under = bins.minus[i];
+      const double s = ratio > 0 ? larger(ratio - goal, 0) / ratio : 0;
+      const double stays = ratio * (own + s * idle_first + (1 - s) * idle_rest), lack = goal - stays;
+      const double first = share(lack, over), rest = first == 1 ? share(lack - over, under) : 0;
+      bins.edge[i] = s, bins.plus[i] = first, bins.minus[i] = rest;
+      bins.ratio[i] = stays + first * over + rest * under;
+      idle_first += d * (1 - first), idle_rest += d * (1 - rest);
     }
   }
 
   // Whether the winner of letter a stays when `node` joins with letter b, in the last stage.
   template <class Ex>
   SPS_HD bool stays(Ex& ex, int node, int a, int b) const {
-    return b <= a || ex.stays(node, 1 - bins.minus[b], 1);
+    const double s = bins.edge[a];
+    return b <= a || ex.stays(node, s * (1 - bins.plus[b]) + (1 - s) * (1 - bins.minus[b]), 1);
+  }
+
+ private:
+  SPS_HD double goal(int i) const {  // t/d
+    return bins.draft(i) > kEmpty ? bins.target(i) / bins.draft(i) : i / static_cast<double>(bins.binning.per_unit);
   }
 };
 

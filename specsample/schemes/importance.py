@@ -5,21 +5,19 @@ verify the selected draw Y as a single draft with its exact law P: accept when u
 all tokens of a letter share P(i)/d_i = ρ, whatever the letters are and whatever the weights: P is exact, the scheme lossless.
 Letters are the bins of the ratio t/d that `optimal` has (specsample/reference/coupling.py), the largest ratio first.
 
-*A stage.* The winner so far has law P (at first the first draw, P = d), the newcomer law d, independently. A newcomer of letter a
-takes the place of a winner of a later letter with probability λ_a; else the winner stays. With t, d, P the sums over a letter,
+*A stage.* The winner so far has law P (at first the first draw, P = d), the newcomer law d, independently. Of what a letter b has,
+P_b, the part s_b·P_b is surplus, s_b = (1 − t_b/P_b)⁺. A newcomer of letter a takes the place of a winner of a later letter b with
+probability s_b·λ_a + (1 − s_b)·μ_a; else the winner stays. With t, d, P the sums over a letter,
 
-    ρ'_a = ρ_a·κ_a + λ_a·(Σ of P_b over later b)          κ_a = Σ of d_b over a and later b + Σ of d_c·(1 − λ_c) over earlier c
+    ρ'_a = ρ_a·κ_a + λ_a·Σ s_b·P_b + μ_a·Σ (1 − s_b)·P_b             sums over later b
+    κ_a = Σ d_b over a and later b + Σ d_c·(s_a·(1 − λ_c) + (1 − s_a)·(1 − μ_c)) over earlier c
 
 where κ_a, the chance that a newcomer leaves a winner of letter a alone, depends on earlier letters only. So one pass down the order
-settles all weights: λ_a is the least that brings P'_a to t_a, at most 1,
-
-    λ_a = (t_a/d_a − ρ_a·κ_a) / (Σ of P_b over later b), clipped to [0, 1]
-
-between "keep the present one" (0) and "the earlier wins" (1). With λ = 1 throughout, P(S) = d(S)^K for every set S of last letters,
-the least that any rule reaches (where all draws lie in S, so does Y) and what the optimum needs of the S that `optimal` finds; but
-above S that rule overshoots, the more the larger K is. Here what a letter gains lies below its t, so it is accepted, and what
-others lose is the same amount: Σ min(t_a, P_a) never falls from one stage to the next. On language-model-like laws the
-acceptance is within a few 1e-3 of the optimum.
+settles all weights: λ_a, from 0 ("the present one stays") to 1 ("the earlier wins"), is the least that brings P'_a to t_a; where 1
+does not, μ_a is. With all at 1, P(S) = d(S)^K for every set S of last letters, the least that any rule reaches (where all draws lie
+in S, so does Y) and what the optimum needs of the S that `optimal` finds; but above S that rule overshoots, the more the larger K is.
+Here what a letter gains lies below its t, so it is accepted, and what others lose is the same amount: Σ min(t_a, P_a) never falls
+from one stage to the next. On language-model-like laws the acceptance is within 1e-3 of the optimum.
 
 *The paper's own form*, with option `alphabet` > 0: the `alphabet` likeliest tokens of the draft (Ω₀; ties: the lowest id first) are
 a letter each. All others together are one more letter, o, with the sums t_o, d_o, so P(i) = c·d_i for every token outside Ω₀,
@@ -39,11 +37,11 @@ after it: the winner stays. So the acceptance, which is that sum, is at least th
 is gained inside o, this form accepts less than `kseq` where the alphabet leaves much of the draft out.
 
 One draw is `token`. Random numbers: stage j is decided by one uniform, purpose 3 (SELECT), slot = the node index of the newcomer,
-word 0; the winner stays when u·m < the winner's part of m (m = 1 and 1 − λ between bins). Acceptance is purpose 1 at the selected
+word 0; the winner stays when u·m < the winner's part of m (m = 1 between bins). Acceptance is purpose 1 at the selected
 node, the residual purpose 2, as in every scheme.
 
 Khisti et al., "Multi-draft speculative sampling: canonical decomposition and theoretical limits" (arXiv 2410.18234), section 4:
-s = 5, |Ω₀| = 40. The order by t/d with its weights, the letter o, the stages' laws and leaving a stage out are this package's.
+s = 5, |Ω₀| = 40. The order by t/d and its weights, the letter o, the stages' laws and leaving a stage out are this package's.
 """
 
 import torch
@@ -61,37 +59,46 @@ class Ranked:
     """Bins of the ratio as letters of one node, and the law of the winner. The last letter is the first in the order.
     coupling: the bins of a batch (its sums; `solve` is not needed), row: of the batch
 
-    draft, goal, ratio, takes    d, t/d, ρ and λ of each letter, lists of floats
+    draft, goal, ratio    d, t/d and ρ of each letter, lists of floats
+    surplus, first, rest  s, λ and μ of each, in the last stage
     """
 
     def __init__(self, coupling, row):
         target, draft = coupling.target[row], coupling.draft[row]
         middle = torch.arange(len(draft), device=draft.device) / coupling.per_unit[row]
         self.goal = torch.where(draft > EMPTY, target / draft, middle).tolist()
-        self.draft, self.ratio, self.takes = draft.tolist(), [1.0] * len(draft), [0.0] * len(draft)
+        self.draft, self.ratio = draft.tolist(), [1.0] * len(draft)
         self.bin_of_token = coupling.bin_of_token[row]
 
     def stage(self):
         """Go on to the next stage. -> whether there is one (always)"""
-        own, later, sums = 0.0, 0.0, []  # from the last letter on: positive terms, none lost
-        for ratio, d in zip(self.ratio, self.draft):
+        n = len(self.draft)
+        self.surplus, self.first, self.rest = [0.0] * n, [0.0] * n, [0.0] * n
+        own, over, under, sums = 0.0, 0.0, 0.0, []  # from the last letter on: positive terms, none lost
+        for ratio, goal, d in zip(self.ratio, self.goal, self.draft):
             own += d
-            sums.append((later, own))
-            later += ratio * d
-        idle = 0.0  # of the newcomers of earlier letters, those that take no place
-        for i in reversed(range(len(sums))):
-            later, own = sums[i]
-            stays = self.ratio[i] * (own + idle)
+            sums.append((own, over, under))
+            over += max(ratio - goal, 0.0) * d
+            under += min(ratio, goal) * d
+        idle_first = idle_rest = 0.0  # of the newcomers of earlier letters: those that take no place
+        for i in reversed(range(n)):
+            (own, over, under), ratio, d = sums[i], self.ratio[i], self.draft[i]
+            s = max(ratio - self.goal[i], 0.0) / ratio if ratio > 0 else 0.0
+            stays = ratio * (own + s * idle_first + (1 - s) * idle_rest)
             lack = self.goal[i] - stays
-            takes = lack / later if 0 < lack < later else float(lack > 0)
-            self.takes[i], self.ratio[i] = takes, stays + takes * later
-            idle += self.draft[i] * (1 - takes)
+            first = share(lack, over)
+            lack -= first * over
+            rest = share(lack, under) if first == 1 else 0.0
+            self.surplus[i], self.first[i], self.rest[i] = s, first, rest
+            self.ratio[i] = stays + first * over + rest * under
+            idle_first, idle_rest = idle_first + d * (1 - first), idle_rest + d * (1 - rest)
         return True
 
     def shares(self, winner, newcomer):
         """(the winner's part, all) of the mass of a pair of tokens in the last stage"""
         a, b = self._letter(winner), self._letter(newcomer)
-        return (1 - self.takes[b] if b > a else 1.0), 1.0
+        s = self.surplus[a]
+        return (s * (1 - self.first[b]) + (1 - s) * (1 - self.rest[b]) if b > a else 1.0), 1.0
 
     def _letter(self, token):
         return int(self.bin_of_token[token]) if token < len(self.bin_of_token) else 0  # beyond the target's ids: ratio 0
@@ -103,6 +110,11 @@ class Ranked:
     def winner_of(self, token, d):
         """P of one token of probability d"""
         return self.ratio[self._letter(token)] * d
+
+
+def share(lack, supply):
+    """The part of `supply` that covers `lack`, at most all of it; 0 where a law is broken (NaN)"""
+    return lack / supply if 0 < lack < supply else float(lack > 0)
 
 
 class Letters:
