@@ -218,9 +218,10 @@ def test_law_at_any_temperature(style, k, s, alphabet):
         assert gap(outcomes, target, 3, 1) < 1e-11
         expected = theory.importance_acceptance(t, d, k, s, alphabet, BINS)
         assert accepted == pytest.approx(expected, abs=1e-11)
-        if k == 2:
-            outcomes, again = by_reference("importance", target, draft, 3, k, s=s, alphabet=alphabet)
-            assert gap(outcomes, target, 3, 1) < 1e-11 and again == pytest.approx(accepted, abs=1e-11)
+        if k == 2 and distance in (10, 90, 1500):
+            outcomes, again = by_reference("importance", target, draft, 3, k, s=s, alphabet=alphabet, bins=64)
+            assert gap(outcomes, target, 3, 1) < 1e-11
+            assert again == pytest.approx(theory.importance_acceptance(t, d, k, s, alphabet, 64), abs=1e-11)
 
 
 @pytest.mark.parametrize("s, alphabet", [ORDER, *SETTINGS])
@@ -231,8 +232,10 @@ def test_both_texts_have_the_target_law_and_the_acceptance_of_the_theory(vocab, 
     assert gap(outcomes, target, vocab, 1) < 1e-11
     assert accepted == pytest.approx(theory.importance_acceptance(target[()], draft[()], k, s, alphabet, BINS), abs=1e-11)
     if vocab**k < 50:
-        outcomes, again = by_reference("importance", target, draft, vocab, k, s=s, alphabet=alphabet)
-        assert gap(outcomes, target, vocab, 1) < 1e-11 and again == pytest.approx(accepted, abs=1e-11)
+        outcomes, again = by_reference("importance", target, draft, vocab, k, s=s, alphabet=alphabet, bins=64)
+        assert gap(outcomes, target, vocab, 1) < 1e-11
+        expected = theory.importance_acceptance(target[()], draft[()], k, s, alphabet, 64)
+        assert again == pytest.approx(expected, abs=1e-11)
 
 
 @pytest.mark.parametrize("outside", [1e-3, 1e-6, 3e-8, 1e-12, 1e-300])
@@ -402,26 +405,26 @@ def test_same_integers_at_any_setting(settings, dtype):
 
 
 @pytest.mark.parametrize("draft_vocab", [None, 700, 1300])
-@pytest.mark.parametrize("bins", [64, 1024, 4096])
+@pytest.mark.parametrize("bins", [64, 1024])
 def test_same_integers_in_the_order(bins, draft_vocab):
     """Few and many bins, and draws; drafts with fewer and more ids than the target."""
     require("cpu")
-    for k, noise in itertools.product((2, 5, 13), (0.0, 0.3, 2.0)):
-        args = drafted_tree(8, k, 2, 1000, "importance", noise=noise, draft_vocab=draft_vocab, seed=bins) | {"options": {"bins": bins}}
+    for k, noise in ((2, 2.0), (5, 0.3), (13, 0.5)):
+        args = drafted_tree(6, k, 1, 1000, "importance", noise=noise, draft_vocab=draft_vocab, seed=bins) | {"options": {"bins": bins}}
         identical(ss.verify(**args, backend="cpu"), ss.verify(**args, backend="reference"))
 
 
 @pytest.mark.parametrize("of_draft", [0.01, 1, 60, 1500])
 @pytest.mark.parametrize("of_target", [0.01, 1, 60, 1500])
 def test_same_integers_at_any_temperature(of_target, of_draft):
-    """Hot and cold targets and drafts, whose gaps are up to thousands of temperatures, drawn and not drawn tokens."""
+    """Hot and cold targets and drafts, whose gaps are up to thousands of temperatures."""
     require("cpu")
-    batch, k = 12, 4
+    batch, k = 30, 4
     base = numbers(batch, 1, 50, seed=5)
     target = of_target * (base + 0.3 * numbers(batch, 1, 50, seed=6)).expand(-1, k + 1, -1)
     draft, seeds = of_draft * base, torch.arange(batch)
-    drawn = torch.cat([ss.draft(draft[:, 0], seed=seeds, position=9, node=j, backend="reference") for j in range(k)], 1)
-    for tokens, alphabet in itertools.product((drawn, torch.randint(50, (batch, k), generator=torch.manual_seed(0))), (0, 10)):
+    tokens = torch.cat([ss.draft(draft[:, 0], seed=seeds, position=9, node=j, backend="reference") for j in range(k)], 1)
+    for alphabet in (0, 10):
         args = {"target_logits": target, "draft_tokens": tokens, "draft_logits": draft, "parents": STAR(k), "draft_rows": [0] * k}
         args |= {"scheme": "importance", "seed": seeds, "position": 9, "options": {"alphabet": alphabet}}
         identical(ss.verify(**args, backend="cpu"), ss.verify(**args, backend="reference"))
