@@ -21,7 +21,7 @@ import specsample as ss  # noqa: E402
 
 SCHEMES, KINDS = tuple(ss.schemes()), ("iid", "distinct", "arrivals", "lists", "top", "topk")
 OPTIONS = {
-    "bins": (64, 100, 4096), "s": (1, 5, 64), "alphabet": (1, 37, 256), "levels": (2, 5, 32), "rounds": (0, 3, 20),
+    "bins": (64, 100, 4096), "s": (1, 5, 64), "alphabet": (0, 1, 37, 256), "levels": (2, 5, 32), "rounds": (0, 3, 20),
     "cells": (64, 1000, 4096),
 }  # fmt: skip
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
