@@ -1,6 +1,7 @@
 # make demo    a real language model, decoded speculatively, with the acceptance table
 # make test    the whole test suite
 # make check-triton   the Triton kernels, compiled for every target
+# make check-models   every causal-LM class of transformers as a tiny model: served exactly or refused -> docs/models.md
 # make build   the package with its compiled kernels, in place
 # make fuzz    100 000 random calls of every op
 # make bench   benchmarks on this machine -> benchmarks/results/
@@ -35,7 +36,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
-.PHONY: demo test fuzz check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-trees papers wheel clean
+.PHONY: demo test fuzz check-models check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-trees papers wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
@@ -46,6 +47,10 @@ test: $(VENV)/with-test $(VENV)/triton build
 # 100 000 random calls against the reference and for crashes; a slice of them is part of `make test`.
 fuzz: $(VENV)/with-test build
 	$(BIN)/python tests/fuzz.py $(ARGS)
+
+# Minutes; a slice of it is part of `make test`.
+check-models: $(VENV)/with-test build
+	$(BIN)/python tests/model_classes.py $(ARGS)
 
 check-triton: $(VENV)/with-test $(VENV)/triton build
 	SPECSAMPLE_TRITON_TARGETS="$(TRITON_TARGETS)" $(BIN)/python -m pytest tests/test_triton.py tests/test_triton_compile.py

@@ -9,9 +9,10 @@ from ..backends import BACKENDS, missing
 from ..errors import expect
 from ..sampling import pack
 from ..schemes import SCHEMES
-from .cache import embedded_ids
+from .calling import embedded_ids
 from .drafters import NgramDrafter, as_drafter
 from .limits import check_length, position_limit
+from .models import check_models
 from .processors import Processors, of_requests
 from .settings import vocabulary, warn_of_settings
 from .trees import Tree
@@ -27,7 +28,6 @@ def check(
     has its own; mask bool [B, W]; seed int64 [B]; eos, a set of ids; pad int; card; process (`Processors` or None); criteria, a
     list for each request. ValueError otherwise."""
     expect(callable(model), "model", "a causal language model", type(model).__name__)
-    expect(not getattr(model, "_is_stateful", False), "model", "a cache that can be rewound", "a recurrent state")
     expect(isinstance(input_ids, torch.Tensor), "input_ids", "a tensor", type(input_ids).__name__)
     good = input_ids.dim() == 2 and input_ids.shape[0] > 0 and input_ids.shape[1] > 0
     expect(good, "input_ids", "shape [B, prompt width]", tuple(input_ids.shape))
@@ -74,6 +74,7 @@ def check(
     eos, pad = _ends(model, eos_token_id)
     processors = of_requests(logits_processor, "logits_processor", batch)
     criteria = of_requests(stopping_criteria, "stopping_criteria", batch)
+    check_models(model, draft, int(mask.sum(1).max()) + max_new_tokens)
     check_length(position_limit(model), int(mask.sum(1).max()), max_new_tokens)
     warn_of_settings(model, logits_processor is not None, stopping_criteria is not None, bool(eos))
     return SimpleNamespace(

@@ -15,9 +15,9 @@ are masked; the latter come last. No gap can be noted, and none arises:
   invariant. (Places of a `MaskedTree`, whose models see no slots, are numbered otherwise while the tree is read.)
 """
 
-import inspect
-
 import torch
+
+from .calling import call_of, embedded_ids, new_cache
 
 
 class CachedModel:
@@ -36,12 +36,12 @@ class CachedModel:
 
     def __init__(self, model, batch, device):
         self.model, self.device = model, device
-        accepted = inspect.signature(getattr(model, "forward", model)).parameters
-        self.keep_argument = next((n for n in ("logits_to_keep", "num_logits_to_keep") if n in accepted), None)
-        self.cache_name = "cache" if "cache" in accepted else "past_key_values"
+        self.call = call_of(model)
         embedded = embedded_ids(model)
         self.highest = None if embedded is None else embedded - 1
-        self.cache = _new_cache(model)
+        # None, or: texts longer than this are read by other frequencies. And whether the cache is of such a text.
+        self.switch, self.long = None, False
+        self.cache = new_cache(model)
         self.cached = [0] * batch
         self._place(self.cached, 0, self.cached)
 
@@ -79,6 +79,8 @@ class CachedModel:
         -> ids of the missing tokens, int64 [B, columns], at the right, and on the CPU their positions and those of `more`
         tokens after them"""
         lengths = prefixes.lengths.tolist()
+        if self.switch is not None:
+            self._start_over_at_switch(max(lengths) > self.switch)
         # The logits after the last token are wanted, so that token is always fed.
         columns = max(length - min(cached, length - 1) for cached, length in zip(self.cached, lengths))
         keep = [max(0, length - columns) for length in lengths]
@@ -90,6 +92,18 @@ class CachedModel:
         self.cached = lengths
         index = positions[:, :columns] if more else positions
         return prefixes.tokens.gather(1, index.to(self.device)), positions
+
+    def _start_over_at_switch(self, long):
+        """Forget all if it was read by other rotary frequencies than the prefixes are to be: then every token's key changes.
+        What decodes past the switch by several requests has them one by one (one_by_one.py)."""
+        if self.long is not long and self.slots:
+            self.cache, self.cached = new_cache(self.model), [0] * len(self.cached)
+            self._place(self.cached, 0, self.cached)
+        self.long = long
+
+    def room(self, length):
+        """How many drafts may follow a prefix so that the model reads prefix and drafts by the same rotary frequencies."""
+        return torch.iinfo(torch.int64).max if self.switch is None or length > self.switch else self.switch - length
 
     def _place(self, keep, columns, lengths):
         """Note the layout: keep[b] cached tokens, left-padded, then `columns` slots that complete the prefixes of these lengths,
@@ -121,15 +135,17 @@ class CachedModel:
         """Feed ids [B, n] with positions [B, n] (CPU). mask: 4-D; None = each attends to all before it.
         -> logits of the last `keep`"""
         self.slots += ids.shape[1]
+        if self.switch is not None and (int(positions.max()) >= self.switch) is not self.long:
+            self.long = None  # a draft model's own drafts across the switch: neither
         out = self.model(
             input_ids=ids.clamp(min=0, max=self.highest),
             attention_mask=self._mask() if mask is None else mask,
-            position_ids=positions.to(self.device),
             use_cache=True,
-            **{self.cache_name: self.cache},
-            **({self.keep_argument: keep} if self.keep_argument else {}),
+            **{self.call.cache: self.cache},
+            **({"position_ids": positions.to(self.device)} if self.call.positions else {}),
+            **({self.call.keep: keep} if self.call.keep else {}),
         )
-        self.cache = getattr(out, self.cache_name)
+        self.cache = getattr(out, self.call.cache)
         return out.logits[:, -keep:]
 
     def _rewind(self, keep):
@@ -169,21 +185,3 @@ class CachedModel:
             for name in ("keys", "values"):
                 x = getattr(layer, name)
                 put(layer, name, x.gather(2, slots.expand(-1, x.shape[1], -1, x.shape[3])))
-
-
-def embedded_ids(model):
-    """How many ids the model can read, None when it does not tell."""
-    try:
-        return model.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError):
-        return getattr(getattr(model, "config", None), "vocab_size", None)
-
-
-def _new_cache(model):
-    """An empty cache for a model of transformers: full attention layers, since windowed ones forget what a rejected
-    draft pushed out. Other models bring their own."""
-    if hasattr(getattr(model, "config", None), "get_text_config"):
-        from transformers import DynamicCache
-
-        return DynamicCache()
-    return None

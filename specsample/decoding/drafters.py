@@ -4,10 +4,9 @@ import torch
 
 from ..api import draft
 from ..schemes import SCHEMES
-from .cache import CachedModel
 from .limits import position_limit
 from .proposal import Prefixes, Proposal
-from .tree_cache import tree_model
+from .tree_cache import cached_model
 from .tree_drafts import draft_heaviest, draft_static
 
 
@@ -24,12 +23,12 @@ class ModelDrafter:
         self.model, self.paths, self.cached, self.grows, self.room, self.read = model, paths, None, False, None, None
 
     def propose(self, prefixes, shape, round):
-        tree, device = round.tree, prefixes.tokens.device
+        tree = round.tree
         prefixes = self._readable(prefixes, shape, round)
         if not any(self.room):
             return Proposal(None)
         if self.cached is None:
-            self.cached = (CachedModel if tree is None else tree_model)(self.model, len(prefixes), device)
+            self.cached = cached_model(self.model, prefixes, round.longest, tree is not None)
         if tree is None:
             return self._chain(prefixes, round)
         self.grows = True

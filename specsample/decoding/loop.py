@@ -5,13 +5,12 @@ import torch
 from ..api import sample, verify
 from ..sampling import Sampling
 from .arguments import check
-from .cache import CachedModel
 from .drafters import ModelDrafter, PathsDrafter
 from .drafts import Drafts
 from .processors import first_stop
 from .proposal import Prefixes, RoundInfo
 from .stats import Laps, Stats
-from .tree_cache import tree_model
+from .tree_cache import cached_model
 
 
 @torch.no_grad()
@@ -86,8 +85,11 @@ def generate(
     (`Stats.out_of_positions`).
 
     Trees are read in one forward, with a 4-D attention mask and positions by depth, by models of transformers that obey such a
-    mask (specsample/decoding/tree_cache.py: `takes_masks`); other models read each path as a row of a larger batch. Then the
-    caches keep the accepted nodes.
+    mask; other models read each path as a row of a larger batch. Then the caches keep the accepted nodes. Which way a model goes is
+    tried on a few tokens, once a model (specsample/decoding/models.py). Where padding or companions would change its texts
+    (positions counted by slots of the cache; frequencies that change once a text is long, as in Phi-3's longrope, which is then
+    read afresh), requests are read one by one. Models without a cache of keys and values that can be rewound are refused
+    (recurrent, encoder-decoder, …), and so are texts so long that dynamic rotary frequencies change: docs/models.md.
 
     Errors: ValueError naming the argument, before the first forward; for a drafter's proposals as they come.
     """
@@ -104,7 +106,8 @@ def generate(
     read = lengths  # what the target reads of each: the prefix, and of a finished request no more than before
     # A drafter that is no model may propose trees unasked.
     grows = given.tree is not None or given.drafter is not None and given.card.trees and given.drafter is draft
-    target = (tree_model if grows else CachedModel)(model, batch, device)
+    longest = max(lengths) + max_new_tokens
+    target = cached_model(model, Prefixes(tokens, torch.tensor(lengths)), longest, grows)
     if streamer is not None:
         streamer.put(input_ids.cpu())
 
@@ -113,13 +116,16 @@ def generate(
         position = prefixes.lengths.to(device)
         # A round emits one token more than it accepts. The limit is the request's own: under `block` the number of
         # drafts enters the decision, and companions must not.
-        limit = [min(left - 1, given.depth) if going else 0 for left, going in zip(remaining, active)]
+        limit = [
+            min(left - 1, given.depth, target.room(length)) if going else 0
+            for left, length, going in zip(remaining, lengths, active)
+        ]
         read = [length if going else before for length, before, going in zip(lengths, read, active)]
         drafts = None
         if given.drafter is not None and max(limit) > 0:
             info = RoundInfo(
                 given.seed, position, given.draft_sampling, scheme, given.card.draft_kind, torch.tensor(active), backend,
-                given.tree, given.process and given.process.draft,
+                given.tree, given.process and given.process.draft, longest,
             )  # fmt: skip
             proposal = given.drafter.propose(prefixes, max(limit), info)
             if isinstance(given.drafter, (ModelDrafter, PathsDrafter)):

@@ -60,6 +60,7 @@ class RoundInfo(NamedTuple):
               process(logits [B, R, V], prefixes, texts) -> logits; texts[b][r]: the tokens after the prefix that row r follows,
               a tuple, or None to leave the row as it is
     tree      what generate's `paths` or `tree` asks for: None = a chain, a `Tree`, or an int, the nodes of a dynamic tree
+    longest   how many tokens a request may come to have at most, None = any number
     """
 
     seed: torch.Tensor
@@ -71,6 +72,7 @@ class RoundInfo(NamedTuple):
     backend: str | None
     tree: Tree | int | None = None
     process: Callable | None = None
+    longest: int | None = None
 
 
 class Proposal(NamedTuple):

@@ -5,18 +5,26 @@ Equal prefixes are read once: a *place* is a distinct sequence of tokens below t
 take such masks: each path from the root to a leaf is a row of a larger batch, with its own copy of the cache.
 """
 
-import weakref
-
 import torch
 
-from .cache import CachedModel, embedded_ids
+from .cache import CachedModel
+from .models import abilities, takes_masks
+from .one_by_one import OneByOne
 
-ATTENTION = ("sdpa", "eager")  # of transformers' implementations, those that add a 4-D mask to the scores as it is
 
-
-def tree_model(model, batch, device):
-    """The model with a cache that reads trees: by masks where the model obeys them, else by an expanded batch."""
-    return (MaskedTree if takes_masks(model) else ExpandedTree)(model, batch, device)
+def cached_model(model, prefixes, longest, grows=False):
+    """The model with a cache for a batch of requests, of at most `longest` tokens in the end (None: any number). grows: for trees,
+    read by masks where the model obeys them, else by an expanded batch. Where companions would matter to the model, each
+    request is read by itself."""
+    able, batch, device = abilities(model), len(prefixes), prefixes.tokens.device
+    kind = CachedModel if not grows else MaskedTree if takes_masks(model) else ExpandedTree
+    switches = able.switch is not None and int(prefixes.lengths.min()) <= able.switch and (longest or torch.inf) > able.switch
+    if not switches and (able.batched or batch == 1):
+        return kind(model, batch, device)
+    each = [kind(model, 1, device) for _ in range(batch)]
+    for one in each:
+        one.switch = able.switch if switches else None
+    return OneByOne(each)
 
 
 class _Tree(CachedModel):
@@ -208,44 +216,3 @@ class ExpandedTree(_Tree):
 def _shared(one, other):
     """How many places two routes have in common."""
     return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
-
-
-_obeys = weakref.WeakKeyDictionary()  # model -> what `_obeys_masks` found
-
-
-def takes_masks(model):
-    """Whether trees go through a 4-D mask: a model of transformers whose attention is one of ATTENTION, without sliding windows
-    or layers of other kinds, that gives a fork the logits of its two chains when it is tried on three tokens, once a model."""
-    config = getattr(model, "config", None)
-    if not hasattr(config, "get_text_config"):
-        return False
-    config = config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windows = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    if getattr(config, "_attn_implementation", None) not in ATTENTION or kinds != {"full_attention"} or windows:
-        return False
-    if model not in _obeys:
-        _obeys[model] = _obeys_masks(model)
-    return _obeys[model]
-
-
-@torch.no_grad()
-def _obeys_masks(model):
-    """Read a, b, c where b and c both follow a. The row of c must be that of the chain a, c, up to a tenth of what it would be
-    off if the mask were ignored."""
-    device, dtype = model.device, model.dtype
-    fork = torch.tensor([[0, 1, 2]], device=device) % embedded_ids(model)
-    positions = torch.tensor([[0, 1, 1]], device=device)
-    visible = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], device=device, dtype=torch.bool)
-    mask = torch.zeros(1, 1, 3, 3, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
-
-    def last(ids, **given):
-        return model(input_ids=ids, use_cache=False, **given).logits[0, -1].float()
-
-    chain = last(fork[:, [0, 2]], position_ids=positions[:, :2])
-    ignored = last(fork, position_ids=positions, attention_mask=torch.ones_like(fork))
-    try:
-        masked = last(fork, position_ids=positions, attention_mask=mask)
-    except Exception:  # whatever a model says about a shape that it does not expect
-        return False
-    return bool((masked - chain).abs().max() <= 0.1 * (ignored - chain).abs().max())
