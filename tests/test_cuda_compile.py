@@ -6,6 +6,7 @@ nvcc, of CUDA_HOME or on the path, or CUDA 12's from the package index (`make ch
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from nvidia_tools import ALL, PACKAGES, nvcc, nvidia_tool, nvrtc
@@ -83,3 +84,25 @@ def disassembled(cubin):
     text = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
     parts = re.split(r"^\s*\.section\s+\.text\.(\w+),", text, flags=re.M)
     return dict(zip(parts[1::2], parts[2::2]))
+
+
+def cuda_headers():
+    """The folder of CUDA's headers; None where there is none"""
+    around = [Path(nvcc()).resolve().parent.parent] if nvcc() else []
+    return next((p / "include" for p in (*around, Path("/usr/local/cuda")) if (p / "include/cuda_runtime_api.h").exists()), None)
+
+
+def test_the_first_call_on_a_gpu(tmp_path):
+    """It may fail, and is then made again; it loads every kernel, so that none is loaded while a graph is captured."""
+    if cuda_headers() is None:
+        pytest.skip("no CUDA headers")
+    source, program = native.ROOT / "csrc/testing/first_call.cpp", tmp_path / "first_call"
+    command = ["c++", "-std=c++17", "-w", *native.TORCH, f"-I{cuda_headers()}", str(source), "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
+    calls = dict(line.split(": ", 1) for line in said)
+    assert "call any function on this device once before" in calls["captured first"]
+    assert "kernel attributes" in calls["failing"]
+    assert calls["again"] == "66 and 16 teams, 2 loaded"
+    assert calls["captured later"] == "66 and 16 teams, 0 loaded"

@@ -7,8 +7,6 @@
 
 namespace SPS_NAMESPACE {
 
-constexpr int kUnit = 8;  // tokens read by a thread at once: two Philox counters. A vocabulary is below 2^24 (device.h).
-
 struct Unit {
   float z[kUnit];
 };

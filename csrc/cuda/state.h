@@ -13,13 +13,12 @@
 #include "../law.h"
 #include "../philox.h"
 #include "../walk.h"
+#include "shape.h"
 
 #define SPS_DEVICE __device__ __forceinline__
 
 namespace SPS_NAMESPACE {
 
-constexpr int kConductor = 32, kCrew = 352, kBlock = kCrew + kConductor;  // threads of a block
-constexpr int kMaxTeam = 8;  // blocks
 #if defined(__CUDACC__)
 constexpr int kMaxWarps = kCrew / 32;
 #else

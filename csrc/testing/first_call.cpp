@@ -1,0 +1,48 @@
+// The first call on a GPU (csrc/cuda/capacity.h) on a CUDA run time of its own, which fails where it is told to. Prints a line for
+// each call: what was thrown, or how many teams of two and of eight blocks there are.
+#include "../cuda/capacity.h"
+
+#include <cstdio>
+#include <stdexcept>
+
+namespace {
+bool capturing = false, failing = false;
+int loaded = 0;
+}  // namespace
+
+extern "C" {
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->ptxVersion = 90, ++loaded;
+  return failing || capturing ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  return *value = which == cudaDevAttrMultiProcessorCount ? 132 : 9, cudaSuccess;
+}
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t* config) {
+  return *clusters = 132 / static_cast<int>(config->gridDim.x), cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  return *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone, cudaSuccess;
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+const char* cudaGetErrorString(cudaError_t) { return "as it was told"; }
+}
+
+int main() {
+  using namespace specsample;
+  const int row = 0, verify = 0;
+  Kernels::all().add(&row), Kernels::all().add(&verify);
+  const auto call = [](const char* when, const void* kernel) {
+    const int before = loaded;
+    try {
+      const Capacity capacity = Kernels::all().capacity(kernel, 0, nullptr);
+      std::printf("%s: %d and %d teams, %d loaded\n", when, capacity.of[2], capacity.of[8], loaded - before);
+    } catch (const std::exception& error) {
+      std::printf("%s: %s\n", when, error.what());
+    }
+  };
+  capturing = true, call("captured first", &row);
+  capturing = false, failing = true, call("failing", &row);
+  failing = false, call("again", &row);
+  capturing = true, call("captured later", &verify);
+}
