@@ -122,6 +122,7 @@ def types_that_differ(sources, folder, *flags):
     said = subprocess.run(command, capture_output=True, text=True)
     if "lto" in said.stderr and said.returncode:
         pytest.skip(f"the compiler has no link-time optimiser: {said.stderr[-300:]}")
+    assert said.returncode == 0, said.stderr[-3000:]
     return said.stderr
 
 
