@@ -53,6 +53,24 @@ def test_every_kernel_compiles_without_spills(target):
     assert len(defined) >= 15 and names == defined, f"not compiled: {defined - names}"
 
 
+def test_calls_that_vary_compile_a_kernel_once_or_twice():
+    """Once for rows that can be read 16 bytes at a time, once for any others, whatever batches, offsets, settings, seeds and
+    positions are (a plain race has no laws: one more). Kernels are counted a scheme and layout."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests/triton_keys.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len({line.get("scheme") for line in lines} - {None}) == 10 and all(line["keys"] for line in lines)
+    for line in lines:
+        alike = line["varies"] in ("batch", "position", "seed")
+        for kernel, count in line["keys"].items():
+            plain = kernel in ("winners_kernel", "race_kernel") and line["varies"] == "all"
+            assert count <= (1 if alike else 3 if plain else 2), line
+    offsets = [n for line in lines if line["varies"] == "offset" for n in line["keys"].values()]
+    assert offsets.count(2) > len(offsets) / 2  # the count can count
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_control_a_spilling_kernel_is_caught(target):
     status, (line,) = compiled(target, "--control")

@@ -2,8 +2,11 @@
 
 Not collected by itself: Triton reads TRITON_INTERPRET when the kernels are defined, so tests/test_triton.py runs this file
 in a process of its own. By hand: TRITON_INTERPRET=1 python -m pytest tests/triton_cases.py
+
+All cases run with every tensor's extent guarded (tests/triton_memory.py).
 """
 
+import importlib
 import itertools
 import json
 from pathlib import Path
@@ -14,8 +17,9 @@ import torch
 import triton
 import triton.language as tl
 from conftest import SCHEMES as CHAINS
-from conftest import case, identical, numbers, packed
+from conftest import case, identical, numbers, packed, widened
 from trees import drafted_tree, drawn_tree
+from triton_memory import guarded
 
 import specsample as ss
 from specsample.triton import SCHEMES, streams
@@ -29,6 +33,31 @@ SAMPLINGS = (
     ss.Sampling(torch.tensor([0.0, 1.0, -1.0]), torch.tensor([0, 3, 7]), torch.tensor([0.9, 0.8, 1.0]), min_p=0.05),
 )
 KNOWN = json.loads((Path(__file__).parent / "data" / "philox.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def extents():
+    with guarded():
+        yield
+
+
+@triton.jit
+def _touch(values, out, at, STORE: tl.constexpr, MASKED: tl.constexpr):
+    ids = at + tl.arange(0, 4)
+    inside = (ids >= 0) & (ids < 4) if MASKED else ids == ids
+    if STORE:
+        tl.store(out + ids, tl.load(values + tl.arange(0, 4)), mask=inside)
+    else:
+        tl.store(out + tl.arange(0, 4), tl.load(values + ids, mask=inside, other=0))
+
+
+@pytest.mark.parametrize("at, store", [(-1, False), (1, False), (-4, True), (1, True), (1 << 20, False)])
+def test_control_a_stray_address_is_caught(at, store):
+    """Also where another tensor lies there: all three are views of one."""
+    _before, values, _between, out, _after = torch.arange(20).view(5, 4)
+    _touch[(1,)](values, out, at, STORE=store, MASKED=True)
+    with pytest.raises(Exception, match="a store of bytes" if store else "a load of bytes"):
+        _touch[(1,)](values, out, at, STORE=store, MASKED=False)
 
 
 @triton.jit
@@ -294,6 +323,43 @@ def test_default_bins(scheme):
     same(few_bins(drafted_tree(1, 9, 1, 60, scheme, seed=2, noise=2.0)))
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_no_drafts_with_a_draft_tensor(scheme):
+    """Draft logits without a row: dense, packed, and with nodes that name rows which are not there."""
+    args = case(3, 0, 9, scheme="token", seed=21) | {"scheme": scheme}
+    same(args | {"draft_logits": args["target_logits"][:, :0]})
+    lost = {"draft_tokens": torch.zeros(3, 1, dtype=torch.int64), "draft_rows": [0], "rows": [0, 0], "parents": [-1]}
+    got = ss.verify(**args | lost | {"draft_logits": args["target_logits"][:, :0], "backend": "triton"})
+    if ss.schemes()[scheme].uses_draft_logits:
+        identical(got, widened(ss.verify(**args, backend="reference"), 1))
+    cu = torch.arange(4, dtype=torch.int32)
+    flat = args["target_logits"].flatten(0, 1)
+    tokens = torch.zeros(0, dtype=torch.int64)
+    same(args | {"target_logits": flat, "draft_logits": flat[:0], "draft_tokens": tokens, "cu_rows": cu, "max_depth": 2})
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_more_nodes_than_are_looked_at_together(monkeypatch, scheme):
+    """Several requests in one call, some of few nodes: as if few were two."""
+    for name in ("tree", "token", "block", "race", "round"):
+        monkeypatch.setattr(importlib.import_module(f"specsample.triton.{name}"), "FEW", tl.constexpr(2))
+    if scheme in ("token", "block"):
+        calls = [case(1, n, 5, scheme=scheme, seed=9 + n, noise=0.2) for n in (3, 1)]
+    else:
+        calls = [drafted_tree(1, k, depth, 5, scheme, seed=3, noise=0.2) for k, depth in ((3, 2), (1, 1))]
+    for args in calls:
+        nodes = args["draft_tokens"].shape[1]
+        same(few_bins(args))
+        args |= {"position": torch.tensor([50]), "parents": torch.tensor(args.get("parents", range(-1, nodes - 1)))}
+        # packed: a row a node, those that are not used are left as they are
+        for name, rows in (("target_logits", nodes + 1), ("draft_logits", nodes)):
+            args[name] = torch.nn.functional.pad(args[name], (0, 0, 0, rows - args[name].shape[1]))
+    both = packed(calls) | {name: torch.cat([c[name] for c in calls]) for name in ("parents",)} | {"max_depth": 3}
+    if "rows" in calls[0]:
+        both |= {name: torch.tensor([x for c in calls for x in c[name]]) for name in ("rows", "draft_rows")}
+    same(few_bins(both))
+
+
 @pytest.mark.parametrize("scheme", MULTI)
 def test_odd_trees(scheme):
     """Missing nodes, rows that are broken or share all mass, certain laws, a row of drafts that does not exist."""
@@ -374,8 +440,6 @@ def test_lists_are_scored_on_one_scale():
 )  # fmt: skip
 def test_control_a_broken_tree_kernel_is_caught(monkeypatch, scheme, module, name):
     """A piece of a scheme left out makes a difference to the cases above."""
-    import importlib
-
     wrong = {
         "clipped_mass": lambda at, c, block: c * 0 + 1,  # the residual is not updated between siblings
         "select": lambda at, bins: (at.count * 0, 1.0),  # the first draw, as if it had the draft's law
@@ -395,8 +459,6 @@ def test_control_a_broken_tree_kernel_is_caught(monkeypatch, scheme, module, nam
 @pytest.mark.parametrize("module, name", [("token", "accept"), ("block", "accept"), ("walk", "last_race"), ("race", "race")])
 def test_control_a_broken_kernel_is_caught(monkeypatch, module, name):
     """A kernel that accepts everything, or races with the next row's clocks, differs from the reference."""
-    import importlib
-
     target = importlib.import_module(f"specsample.triton.{module}")
     right = getattr(target, name)
     if name == "accept":

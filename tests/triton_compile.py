@@ -28,18 +28,17 @@ from specsample.triton.launch import (  # noqa: E402
 )  # fmt: skip
 
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
-# Arguments that are pointers, by name. Integers come as int32 or int64 by their value: WIDE ones are compiled as either.
+# Arguments that are pointers, by name.
 POINTERS = {
     "logits": "*{dtype}", "target": "*{dtype}", "draft": "*{dtype}", "laws": "*fp64", "draft_laws": "*fp64", "stats": "*fp32",
     "owner": "*i64", "sampling": "*fp64", "kept_max": "*fp32", "kept_logsumexp": "*fp32", "kept_cutoff": "*fp32",
     "seeds": "*i64", "lists": "*i64", "positions": "*i64", "depths": "*i64", "nodes": "*i64", "out": "*i64", "spans": "*i64", "stops": "*i64",
     "weights": "*fp64", "kept_weights": "*fp64", "masses": "*fp64", "steps": "*i64", "lengths": "*i64", "winners": "*i64",
     "tokens": "*i64", "parents": "*i64", "rows_of": "*i64", "draft_rows": "*i64", "emitted": "*i64", "path": "*i32",
-    "num_accepted": "*i32", "listed": "*i64", "sums": "*i64", "tables": "*fp64",
+    "num_accepted": "*i32", "marks": "*i32", "listed": "*i64", "sums": "*i64", "tables": "*fp64",
 }  # fmt: skip
-WIDE = ("stride", "seed", "position", "scale", "temperature", "top_k", "top_p", "min_p", "id_limit", "draft_total")
 NAMES_OF = {"logprobs_kernel": {"out": "*fp32", "nodes": "*i32"}, "spilling_kernel": {"out": "*fp32"}}
-DENSE = ("spans", "owner", "seeds", "positions", "depths", "nodes", "sampling", "kept_max", "kept_logsumexp", "kept_cutoff")
+DENSE = ("spans", "owner", "seeds", "positions", "depths", "nodes", "kept_max", "kept_logsumexp", "kept_cutoff")
 CHAIN = (*DENSE, "parents", "rows_of", "draft_rows", "lists")
 ONE_HOT = ("draft", "draft_laws")
 ON_ITS_OWN = (tree.tree_kernel, optimal_block.optimal_block_kernel, lists.lists_kernel)
@@ -58,13 +57,13 @@ def spilling_kernel(out, BLOCK: tl.constexpr):
 
 def variants():
     """(kernel, what is None or a constant, dtype)"""
-    nodes = {"ROW_A_NODE": False, "P": 16}
-    packed = {"ROW_A_NODE": True, "P": walk.MAX_NODES}
+    nodes, packed = {"ROW_A_NODE": False}, {"ROW_A_NODE": True}
+    few, many = {"P": walk.FEW.value}, {"P": walk.MAX_NODES}
     any_row, last_any = BLOCK // SHARE, LAST_BLOCK // SHARE
     none = lambda names, **constants: dict.fromkeys(names) | constants  # noqa: E731
-    yield law.laws_kernel, none(DENSE, BY_ROW=False, NORMALISED=True, BLOCK=BLOCK), "bf16"
-    yield law.laws_kernel, none((), BY_ROW=True, NORMALISED=True, BLOCK=BLOCK), "fp32"
-    yield law.laws_kernel, none(("stats", *DENSE), BY_ROW=False, NORMALISED=False, BLOCK=BLOCK, vocab=1), "fp16"
+    yield law.laws_kernel, none(DENSE, NORMALISED=True, BLOCK=BLOCK), "bf16"
+    yield law.laws_kernel, none((), NORMALISED=True, BLOCK=BLOCK), "fp32"
+    yield law.laws_kernel, none(("stats", *DENSE), NORMALISED=False, BLOCK=BLOCK), "fp16"
     yield rows.race_kernel, none(("laws", *DENSE), PURPOSE=0, BLOCK=BLOCK), "bf16"
     yield rows.race_kernel, none((), PURPOSE=4, BLOCK=any_row), "fp32"
     yield rows.arrivals_kernel, none((), PURPOSE=0, BLOCK=BLOCK), "bf16"
@@ -73,28 +72,28 @@ def variants():
     yield rows.rest_kernel, none((), BLOCK=BLOCK), "bf16"
     yield rows.rest_kernel, none((), BLOCK=any_row), "fp32"
     for kernel in (token.token_kernel, block.weights_kernel):
-        yield kernel, none(CHAIN, **nodes), "bf16"
-        yield kernel, none((*CHAIN, *ONE_HOT), **nodes), "fp16"
-        yield kernel, none((), **packed), "fp32"
+        yield kernel, none(CHAIN, **nodes, **few), "bf16"
+        yield kernel, none((*CHAIN, *ONE_HOT), **nodes, **few), "fp16"
+        yield kernel, none((), **packed, **many), "fp32"
     alone, alone_any = ({"BLOCK": ALONE["BLOCK"], "RACE": ALONE["BLOCK"] // n} for n in (1, SHARE_ALONE))
     for scheme in (recursive, recursive_distinct, kseq, optimal, top):
         yield tree.tree_kernel, none(CHAIN, STEP=scheme.step, **nodes, **alone), "bf16"
         yield tree.tree_kernel, none((), STEP=scheme.step, **packed, **alone_any), "fp32"
     yield optimal_block.optimal_block_kernel, none(CHAIN, **nodes, **alone), "bf16"
     yield optimal_block.optimal_block_kernel, none((), **packed, **alone_any), "fp32"
-    yield lists.lists_kernel, none(CHAIN, P=16, BLOCK=ALONE["BLOCK"]), "bf16"
-    yield lists.lists_kernel, none((), P=walk.MAX_NODES, BLOCK=ALONE["BLOCK"] // SHARE), "fp32"
+    yield lists.lists_kernel, none(CHAIN, **few, BLOCK=ALONE["BLOCK"]), "bf16"
+    yield lists.lists_kernel, none((), **many, BLOCK=ALONE["BLOCK"] // SHARE), "fp32"
     yield block.masses_kernel, none(DENSE, BLOCK=BLOCK), "bf16"
     yield block.masses_kernel, none(ONE_HOT, BLOCK=BLOCK), "fp32"
     yield block.longest_kernel, none(()), "bf16"
     yield walk.finish_kernel, none(DENSE, BLOCK=LAST_BLOCK), "bf16"
-    yield walk.finish_kernel, none(ONE_HOT, BLOCK=last_any, vocab=1), "fp32"
+    yield walk.finish_kernel, none(ONE_HOT, BLOCK=last_any), "fp32"
     yield walk.finish_kernel, none((), BLOCK=last_any), "fp16"
     yield walk.logprobs_kernel, none(()), "bf16"
     yield race.winners_kernel, none(("laws", *CHAIN), BLOCK=BLOCK), "bf16"
     yield race.winners_kernel, none((), BLOCK=any_row), "fp16"
-    yield race.race_walk_kernel, none(CHAIN, P=16), "bf16"
-    yield race.race_walk_kernel, none((), P=walk.MAX_NODES), "bf16"
+    yield race.race_walk_kernel, none(CHAIN, **few), "bf16"
+    yield race.race_walk_kernel, none((), **many), "fp32"
 
 
 def usage(binary, backend):
@@ -119,13 +118,13 @@ def usage(binary, backend):
 
 
 def compile_one(kernel, fixed, dtype, target):
-    names, pointers = kernel.arg_names, POINTERS | NAMES_OF.get(kernel.__name__, {})
-    number = lambda n: "i64" if dtype == "fp32" and any(w in n for w in WIDE) else "i32"  # noqa: E731
-    sixteen = pointers if dtype != "bf16" else {*pointers, *(n for n in names if "vocab" in n or "stride" in n)}
-    signature = {n: "constexpr" if n in fixed else pointers.get(n, number(n)).format(dtype=dtype) for n in names}
+    form = kernel if kernel is spilling_kernel else kernel.aligned if dtype == "bf16" else kernel.any
+    names, pointers = form.arg_names, POINTERS | NAMES_OF.get(kernel.__name__, {})
+    type_of = lambda p: pointers.get(p.name, p.annotation_type or "i32").format(dtype=dtype)  # noqa: E731
+    signature = {p.name: "constexpr" if p.name in fixed else type_of(p) for p in form.params}
     constants = {(names.index(n),): value for n, value in fixed.items() if n in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in sixteen and n not in fixed}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    aligned = {(p.num,): [["tt.divisibility", 16]] for p in form.params if not p.do_not_specialize and p.name not in fixed}
+    source = ASTSource(fn=form, signature=signature, constexprs=constants, attrs=aligned)
     how = ALONE if kernel in ON_ITS_OWN else LAST if kernel is walk.finish_kernel else {}
     if kernel is law.laws_kernel and dtype != "bf16":
         how = {"registers": LAWS_REGISTERS}

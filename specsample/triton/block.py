@@ -8,29 +8,27 @@ import torch
 import triton
 import triton.language as tl
 
+from .kernel import Kernel
 from .launch import BLOCK, launch
 from .law import BROKEN, FIELDS, Law, load_law, prob
 from .passes import draft_left, residual_mass
 from .streams import spread
 from .walk import (
-    BONUS, NOTHING, REST, STOP, accept, at_node, draft_rows_of, first_child, load_nodes, row_base, span_of, start_of,
+    BONUS, FEW, NOTHING, REST, STOP, accept, at_node, draft_rows_of, first_child, load_nodes, row_base, span_of, start_of,
     store_stop, target_row,
 )  # fmt: skip
 
 STEP = tl.constexpr(4)  # int64 fields of a position: node, its token, its target row, draft of the node below (−1: leaf)
 
 
-@triton.jit(do_not_specialize=["rows", "count", "max_depth", "s0", "s1", "s2", "s3", "draft_count"])
-def weights_kernel(
-    target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
-    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
+@triton.jit
+def follow(
+    b, span, target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
+    vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
     s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """Follow each chain to its end: steps int64 [B, D + 1, STEP], weights P_i float64 [B, D + 1], lengths (−1: no root)."""
-    b = tl.program_id(0).to(tl.int64)
-    span = span_of(b, spans, rows, count)
     nodes, drawn = load_nodes(
-        b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
+        0, b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
         draft_count, draft_total, id_limit, ROW_A_NODE, P,
     )  # fmt: skip
     base, rows_start = row_base(target, b, span, spans, stride_b, stride_r), start_of(b, span, spans, s2, True)
@@ -65,7 +63,30 @@ def weights_kernel(
             depth += 1
 
 
-@triton.jit(do_not_specialize=["rows", "draft_count", "max_depth"])
+@Kernel
+def weights_kernel(
+    target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
+    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Follow each chain to its end: steps int64 [B, D + 1, STEP], weights P_i float64 [B, D + 1], lengths (−1: no root)."""
+    b = tl.program_id(0).to(tl.int64)
+    span = span_of(b, spans, rows, count)
+    if span.nodes <= FEW:
+        follow(
+            b, span, target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
+            vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
+            s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE, FEW,
+        )  # fmt: skip
+    elif P > FEW:
+        follow(
+            b, span, target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
+            vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
+            s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE, P,
+        )  # fmt: skip
+
+
+@Kernel
 def masses_kernel(
     target, draft, laws, draft_laws, spans, steps, weights, lengths, masses,
     vocab, draft_vocab, rows, draft_count, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
@@ -91,7 +112,7 @@ def masses_kernel(
         tl.store(masses + at, mass)
 
 
-@triton.jit(do_not_specialize=["rows", "seed", "position", "max_depth"])
+@Kernel
 def longest_kernel(
     laws, spans, seeds, positions, steps, weights, lengths, masses, emitted, path, num_accepted, stops, kept_weights,
     rows, seed, position, max_depth,

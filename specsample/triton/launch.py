@@ -10,6 +10,7 @@ import torch
 import triton
 
 from . import law
+from .kernel import aligned
 
 BLOCK, WARPS = 1024, 4
 REGISTERS = 168  # at most, on NVIDIA: three programs side by side. ptxas has its own idea of how many, unless it is told.
@@ -20,15 +21,10 @@ LAST_BLOCK = 2 * BLOCK
 SHARE, SHARE_ALONE, LAWS_REGISTERS = 4, 8, 255
 
 
-def aligned(logits):
-    """Whether rows can be read 16 bytes at a time, as Triton sees it."""
-    return all(n % 16 == 0 for n in (logits.data_ptr(), logits.shape[-1], *logits.stride()[:-1]))
-
-
-def race_tile(logits, block=BLOCK, share=SHARE):
-    """Tile of races over rows of logits, which have no sums: block // share where they are not aligned, and no more than it takes
-    (`race_pass` reads four at a time, and scores 64 places)."""
-    block = block if aligned(logits) else block // share
+def race_tile(logits, block=BLOCK, share=SHARE, draft=None):
+    """Tile of races over rows of logits, which have no sums: block // share where they (or the draft's) are not aligned, and no more
+    than it takes (`race_pass` reads four at a time, and scores 64 places)."""
+    block = block if all(aligned(x) for x in (logits, draft) if x is not None) else block // share
     return max(64, min(block, triton.next_power_of_2(logits.shape[-1]) // 4))
 
 
@@ -40,7 +36,7 @@ def launch(kernel, grid, *args, warps=WARPS, registers=REGISTERS, **constants):
     on = contextlib.nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device)
     with on:
         limit = {"maxnreg": registers} if device.type == "cuda" and torch.version.hip is None else {}
-        kernel[grid](*args, **constants, num_warps=warps, **limit)
+        kernel.form(args)[grid](*args, **constants, num_warps=warps, **limit)
 
 
 def bits(x):
@@ -76,9 +72,8 @@ def laws_of(logits, numbers, sampling, *, owner=None, batch=None, kept=None, nor
     stride_r = 0 if logits.dim() == 2 else logits.stride(1)
     registers = REGISTERS if aligned(logits) else LAWS_REGISTERS
     launch(
-        law.laws_kernel, (count,), logits, out, stats, owner, None if sampling is None else sampling.contiguous(),
+        law.laws_kernel, (count,), logits, out, stats, owner, out if sampling is None else sampling.contiguous(),
         *(kept or (None, None, None)), logits.shape[-1], rows, logits.stride(0), stride_r, *map(bits, numbers), columns,
-        count if owner_free else batch, BY_ROW=columns not in (0, batch), NORMALISED=normalised, BLOCK=BLOCK,
-        registers=registers,
+        int(columns not in (0, batch)), count if owner_free else batch, NORMALISED=normalised, BLOCK=BLOCK, registers=registers,
     )  # fmt: skip
     return out

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .kernel import Kernel
+
 LARGEST = tl.constexpr(3.4028234663852886e38)  # +inf logits are read as the largest float
 LOG2E = tl.constexpr(1.4426950408889634)
 BROKEN = tl.constexpr(-2)  # in `only`: no finite logit
@@ -236,16 +238,22 @@ def number(bits):
     return bits.to(tl.int64).to(tl.float64, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["rows", "temperature", "top_k", "top_p", "min_p", "count", "batch"])
+@triton.jit
+def setting(sampling, count, i, column, bits):
+    """Setting i of a column of `sampling`; where there are no columns, the number."""
+    return tl.where(count > 0, tl.load(sampling + i * count + column, mask=count > 0, other=0.0), number(bits))
+
+
+@Kernel
 def laws_kernel(
     logits, laws, stats, owner, sampling, kept_max, kept_logsumexp, kept_cutoff,
-    vocab, rows, stride_b, stride_r, temperature, top_k, top_p, min_p, count, batch,
-    BY_ROW: tl.constexpr, NORMALISED: tl.constexpr, BLOCK: tl.constexpr,
+    vocab, rows, stride_b, stride_r, temperature, top_k, top_p, min_p, count, by_row, batch,
+    NORMALISED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """laws [n, FIELDS] of the rows of logits [n / rows, rows, V]; stats float32 [3, n] as `RowStats`, when not None.
 
-    sampling: float64 [4, count], one a row (BY_ROW) or a request, or None: the four numbers. owner [n]: request of each
-    row in the packed layout, None: row // rows. kept_*: RowStats of the rows; where they determine the law no pass is run.
+    sampling: float64 [4, count], one a row (by_row 1) or a request; count 0: the four numbers. owner [n]: request of each row
+    in the packed layout, None: row // rows. kept_*: RowStats of the rows; where they determine the law no pass is run.
     """
     at = tl.program_id(0).to(tl.int64)
     row = logits + (at // rows) * stride_b + (at % rows) * stride_r
@@ -253,14 +261,9 @@ def laws_kernel(
     if owner is not None:
         request = tl.load(owner + at)
     if (request >= 0) & (request < batch):
-        if sampling is None:
-            heat, k, p, m = number(temperature), number(top_k), number(top_p), number(min_p)
-        else:
-            column = request
-            if BY_ROW:
-                column = at
-            heat, k = tl.load(sampling + column), tl.load(sampling + count + column)
-            p, m = tl.load(sampling + 2 * count + column), tl.load(sampling + 3 * count + column)
+        column = tl.where(by_row == 1, at, request)
+        heat, k = setting(sampling, count, 0, column, temperature), setting(sampling, count, 1, column, top_k)
+        p, m = setting(sampling, count, 2, column, top_p), setting(sampling, count, 3, column, min_p)
         kept = tl.full((), 0, tl.int1)
         if kept_max is not None:
             absolute = tl.load(kept_logsumexp + at).to(tl.float64)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .kernel import Kernel
 from .launch import ALONE, launch, race_tile
 from .law import FIELDS, load_law
 from .passes import race_pass
@@ -31,7 +32,7 @@ def lists_of(lists, parents, at, inside, P: tl.constexpr):
     return number
 
 
-@triton.jit(do_not_specialize=["rows", "count", "seed", "position", "max_depth", "s0", "s1", "s2", "s3"])
+@Kernel
 def lists_kernel(
     target, laws, spans, seeds, positions, emitted, path, num_accepted, tokens, parents, rows_of, lists,
     vocab, rows, count, stride_b, stride_r, seed, position, max_depth, s0, s1, s2, s3, id_limit,
@@ -42,7 +43,7 @@ def lists_kernel(
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
     nodes, _drawn = load_nodes(
-        b, span, spans, tokens, parents, rows_of, None, None, s0, s1, s2, 0, 1, 0, id_limit, False, P
+        0, b, span, spans, tokens, parents, rows_of, None, None, s0, s1, s2, 0, 1, 0, id_limit, False, P
     )
     start = start_of(b, span, spans, s3, False)
     list = lists_of(lists, nodes.parents, start + nodes.ids, nodes.ids < span.nodes, P)

@@ -9,24 +9,25 @@ import triton.language as tl
 
 from .coupling import TABLES, power, solve
 from .histogram import SPARE, bins_for, histogram, with_tail
+from .kernel import Kernel
 from .launch import launch
 from .law import FIELDS, load_law
 from .optimal import select
 from .passes import Residual, last_race, residual_mass
 from .streams import spread
 from .tree import (
-    MAX_SIBLINGS, arrive, child, draft_prob, residual, root_exists, target_prob, tree_args, tree_constants,
+    MAX_SIBLINGS, arrive, child, draft_prob, marks_of, residual, root_exists, target_prob, tree_args, tree_constants,
 )  # fmt: skip
 from .walk import accept, draft_rows_of, first_of, last_stream, row_base, span_of
 
 
-@triton.jit(do_not_specialize=["rows", "count", "seed", "position", "max_depth", "bins", "s0", "s1", "s2", "s3", "draft_count"])
+@Kernel
 def optimal_block_kernel(
-    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, listed, sums, tables,
+    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, listed, sums, tables,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
     s0, s1, s2, s3, draft_count, draft_total, id_limit,
-    ROW_A_NODE: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, RACE: tl.constexpr,
+    ROW_A_NODE: tl.constexpr, BLOCK: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
@@ -34,7 +35,7 @@ def optimal_block_kernel(
     width = bins + SPARE
     sums, tables = sums + b * 2 * width, tables + b * 2 * TABLES * width
     first = emitted + b * (max_depth + 1)
-    live = tl.arange(0, P) < 0  # before `going`, see tree.py
+    marks = marks_of(marks, b, span, spans, count)
     depth, chosen, token = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32), b * 0
     weight, zero = tl.full((), 1.0, tl.float64), tl.full((), 0.0, tl.float64)  # P_i
     # After the longest accepted prefix: its length and weight, target row, draws, their law's index, and the bins' (0: b = d)
@@ -43,11 +44,11 @@ def optimal_block_kernel(
     exists = root_exists(b, span, spans, rows_of, s2)
     going = exists
     while going:
-        live, at, row, left, _hit = arrive(
-            live, token, depth, b, span, seed, position, target, draft, laws, spans, path, listed, sums,
+        at, row, left, _hit = arrive(
+            token, depth, b, span, seed, position, target, draft, laws, spans, path, marks, listed, sums,
             tables + (1 - held) * TABLES * width, tokens, parents, rows_of, draft_rows, draft_laws, vocab, draft_vocab,
             stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth, bins, s0, s1, s2, s3, draft_count, draft_total,
-            id_limit, True, ROW_A_NODE, P,
+            id_limit, True, ROW_A_NODE,
         )  # fmt: skip
         only = at.pair.target.only
         k = tl.where((at.count > 1) & (only < 0) & (at.pair.draft.only < 0), at.count, 0)

@@ -4,14 +4,15 @@ import torch
 import triton
 import triton.language as tl
 
+from .kernel import Kernel
 from .launch import launch, plain, race_tile, scale_bits
 from .passes import race
 from .rows import law_or_plain
 from .streams import CLOCK, spread, stream
-from .walk import load_nodes, row_base, span_of, start_of, target_row
+from .walk import FEW, load_nodes, row_base, span_of, start_of, target_row
 
 
-@triton.jit(do_not_specialize=["rows", "count", "scale", "seed", "position", "max_depth", "s1", "s2"])
+@Kernel
 def winners_kernel(
     target, laws, spans, owner, parents, rows_of, seeds, positions, winners,
     vocab, rows, count, stride_b, stride_r, scale, seed, position, max_depth, s1, s2, BLOCK: tl.constexpr,
@@ -49,16 +50,13 @@ def winners_kernel(
     tl.store(winners + at, winner)
 
 
-@triton.jit(do_not_specialize=["rows", "count", "max_depth", "s0", "s1", "s2"])
-def race_walk_kernel(
-    spans, winners, emitted, path, num_accepted, tokens, parents, rows_of,
-    rows, count, max_depth, s0, s1, s2, id_limit, P: tl.constexpr,
+@triton.jit
+def walk(
+    b, span, spans, winners, emitted, path, num_accepted, tokens, parents, rows_of, count, max_depth, s0, s1, s2, id_limit,
+    P: tl.constexpr,
 ):  # fmt: skip
-    """Move to the children that carry the winner, all of them at once; emit it where there are none."""
-    b = tl.program_id(0).to(tl.int64)
-    span = span_of(b, spans, rows, count)
     nodes, _drawn = load_nodes(
-        b, span, spans, tokens, parents, rows_of, None, None, s0, s1, s2, 0, 1, 0, id_limit, False, P
+        0, b, span, spans, tokens, parents, rows_of, None, None, s0, s1, s2, 0, 1, 0, id_limit, False, P
     )
     first = span.row
     if spans is None:
@@ -79,6 +77,27 @@ def race_walk_kernel(
             above = tl.gather(matches.to(tl.int32), tl.maximum(nodes.parents, 0), 0)
             children = nodes.exists & (nodes.parents >= 0) & (above > 0)
     tl.store(num_accepted + b, depth)
+
+
+@Kernel
+def race_walk_kernel(
+    spans, winners, emitted, path, num_accepted, tokens, parents, rows_of,
+    rows, count, max_depth, s0, s1, s2, id_limit, P: tl.constexpr,
+):  # fmt: skip
+    """Move to the children that carry the winner, all of them at once; emit it where there are none. Over vectors of P nodes, or
+    of few where a request has no more."""
+    b = tl.program_id(0).to(tl.int64)
+    span = span_of(b, spans, rows, count)
+    if span.nodes <= FEW:
+        walk(
+            b, span, spans, winners, emitted, path, num_accepted, tokens, parents, rows_of, count, max_depth, s0, s1, s2,
+            id_limit, FEW,
+        )  # fmt: skip
+    elif P > FEW:
+        walk(
+            b, span, spans, winners, emitted, path, num_accepted, tokens, parents, rows_of, count, max_depth, s0, s1, s2,
+            id_limit, P,
+        )  # fmt: skip
 
 
 def verify(round):

@@ -3,10 +3,9 @@
 import importlib
 
 import torch
-import triton
 
 from .launch import LAST, LAST_BLOCK, laws_of, launch, per_row, race_tile
-from .walk import MAX_NODES, finish_kernel, logprobs_kernel
+from .walk import FEW, MAX_NODES, finish_kernel, logprobs_kernel
 
 
 class Round:
@@ -16,6 +15,8 @@ class Round:
         self, target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, options, settings,
         draft_settings, kept, seed, seeds, position, positions, cu_rows,
     ):  # fmt: skip
+        if draft_logits is not None and draft_logits.numel() == 0:  # an empty draft is none, and has no nodes
+            draft_logits, draft_tokens = None, draft_tokens[..., :0]
         self.target, self.draft, self.max_depth, self.options = target_logits, draft_logits, max_depth, options
         self.settings, self.draft_settings, self.kept = settings, draft_settings, kept
         self.packed = cu_rows is not None
@@ -44,7 +45,7 @@ class Round:
         first = nodes.cumsum(0) - nodes
         total = self.target.shape[0]
         count = torch.where((start < 0) | (start >= total), 0, torch.minimum(count, total - start))
-        nodes = torch.minimum(nodes.clamp(max=MAX_NODES), (self.tokens.shape[0] - first).clamp(min=0))
+        nodes = torch.minimum(nodes.clamp(max=self.width), (self.tokens.shape[0] - first).clamp(min=0))
         if self.rows is not None:  # the root's row and a row a node, as far as they are given
             nodes = torch.minimum(nodes, (self.rows.shape[0] - start - 1).clamp(min=0))
         return torch.stack([start.clamp(min=0), count, first, nodes], 1)
@@ -70,8 +71,10 @@ class Round:
 
     @property
     def width(self):
-        """Vector length of a request's nodes."""
-        return triton.next_power_of_2(max(self.node_count, 4))
+        """The nodes of a request that are looked at together, MAX_NODES where there may be more than few. Packed, nobody knows how
+        many it has; but a chain's walk ends at max_depth."""
+        most = self.node_count if not self.packed else self.max_depth if self.parents is None else MAX_NODES
+        return FEW.value if most <= FEW.value else MAX_NODES
 
     def strides(self, logits):
         return (0, 0) if logits is None else (logits.stride(0) if logits.dim() == 3 else 0, logits.stride(-2))
@@ -91,7 +94,7 @@ class Round:
             finish_kernel, (self.batch,), self.target, self.draft, laws, draft_laws, self.spans, self.seeds, self.positions,
             stops, weights, self.emitted, self.vocab, 0 if self.draft is None else self.draft.shape[-1], self.row_count,
             self.draft_count, *self.strides(self.target), *self.strides(self.draft), self.seed, self.position,
-            self.max_depth, BLOCK=race_tile(self.target, LAST_BLOCK), **LAST,
+            self.max_depth, BLOCK=race_tile(self.target, LAST_BLOCK, draft=self.draft), **LAST,
         )  # fmt: skip
 
     def logprobs(self, laws):

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .kernel import Kernel
 from .launch import BLOCK, laws_of, launch, per_row, plain, race_tile, scale_bits
 from .law import FIELDS, LARGEST, Law, key, load_law, load_logits, number
 from .passes import FAR, Tokens, is_in, race, race_after
@@ -22,7 +23,7 @@ def law_or_plain(laws, at, scale):
         return load_law(laws + at * FIELDS)
 
 
-@triton.jit(do_not_specialize=["scale", "seed", "position", "depth", "node", "k"])
+@Kernel
 def race_kernel(
     logits, laws, out, seeds, positions, depths, nodes, vocab, stride, scale, seed, position, depth, node, k,
     PURPOSE: tl.constexpr, BLOCK: tl.constexpr,
@@ -46,7 +47,7 @@ def race_without(row, vocab, law, listed, s, BLOCK: tl.constexpr):
     return winner
 
 
-@triton.jit(do_not_specialize=["seed", "position", "depth", "node", "k"])
+@Kernel
 def arrivals_kernel(
     logits, laws, out, seeds, positions, depths, nodes, vocab, stride, seed, position, depth, node, k,
     PURPOSE: tl.constexpr, BLOCK: tl.constexpr,
@@ -73,7 +74,7 @@ def arrivals_kernel(
             j += 1
 
 
-@triton.jit(do_not_specialize=["k", "width"])
+@Kernel
 def topk_kernel(logits, laws, out, vocab, stride, k, width, BLOCK: tl.constexpr):
     """out int64 [R, width], −1 at the start: the k likeliest kept tokens of each row, lowest id first on ties."""
     i = tl.program_id(0).to(tl.int64)
@@ -95,7 +96,7 @@ def topk_kernel(logits, laws, out, vocab, stride, k, width, BLOCK: tl.constexpr)
                 tl.store(out + i * width + j, 0x7FFFFFFF - (last & 0xFFFFFFFF))
 
 
-@triton.jit(do_not_specialize=["seed", "position", "node", "k"])
+@Kernel
 def rest_kernel(logits, laws, out, seeds, positions, nodes, vocab, stride, seed, position, node, k, BLOCK: tl.constexpr):
     """out int64 [R, k], of which the last is still to come: one drawn from the rest of each row."""
     i = tl.program_id(0).to(tl.int64)

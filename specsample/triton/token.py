@@ -4,27 +4,26 @@ import torch
 import triton
 import triton.language as tl
 
+from .kernel import Kernel
 from .launch import launch
 from .law import BROKEN, FIELDS, load_law, prob
 from .streams import spread
 from .walk import (
-    BONUS, NOTHING, REST, STOP, accept, at_node, draft_rows_of, first_child, load_nodes, row_base, span_of, start_of,
+    BONUS, FEW, NOTHING, REST, STOP, accept, at_node, draft_rows_of, first_child, load_nodes, row_base, span_of, start_of,
     store_stop, target_row,
 )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["rows", "count", "seed", "position", "max_depth", "s0", "s1", "s2", "s3", "draft_count"])
-def token_kernel(
-    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
+@triton.jit
+def walk(
+    b, span, target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
     tokens, parents, rows_of, draft_rows, draft_laws,
-    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
+    vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
     s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """Walk each request: accept the child x when u·d(x) < t(x), else stop and leave the residual race to `finish`."""
-    b = tl.program_id(0).to(tl.int64)
-    span = span_of(b, spans, rows, count)
+    """Accept the child x when u·d(x) < t(x), else stop and leave the residual race to `finish`."""
     nodes, drawn = load_nodes(
-        b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
+        0, b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
         draft_count, draft_total, id_limit, ROW_A_NODE, P,
     )  # fmt: skip
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
@@ -56,6 +55,32 @@ def token_kernel(
                 depth += 1
     tl.store(num_accepted + b, depth)
     store_stop(stops, b, kind, depth, row, left)
+
+
+@Kernel
+def token_kernel(
+    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
+    tokens, parents, rows_of, draft_rows, draft_laws,
+    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """The walk of each request over vectors of its nodes: of P, or of few where it has no more."""
+    b = tl.program_id(0).to(tl.int64)
+    span = span_of(b, spans, rows, count)
+    if span.nodes <= FEW:
+        walk(
+            b, span, target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
+            tokens, parents, rows_of, draft_rows, draft_laws,
+            vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
+            s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE, FEW,
+        )  # fmt: skip
+    elif P > FEW:
+        walk(
+            b, span, target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
+            tokens, parents, rows_of, draft_rows, draft_laws,
+            vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
+            s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE, P,
+        )  # fmt: skip
 
 
 def verify(round):

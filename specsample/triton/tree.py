@@ -4,8 +4,8 @@ A scheme is a step: `step(at, BLOCK)` decides among the live children of one nod
 child that is accepted (−1: none), the Residual that the token is otherwise drawn from, and how many of the first children accept
 that token when it is theirs (`top`; for the others 0). Without children it is called as well, and returns −1.
 
-Nodes are read anew at each level and the children of a step lie in memory: vectors over the nodes would take the registers that
-the passes over rows need.
+Nodes are read anew at each level, few at a time; which of them live, and the children of a step, lie in memory: vectors over the
+nodes would take the registers that the passes over rows need.
 """
 
 from typing import NamedTuple
@@ -16,12 +16,13 @@ import triton.language as tl
 
 from .coupling import TABLES
 from .histogram import SPARE, Pair
+from .kernel import Kernel
 from .launch import ALONE, SHARE_ALONE, launch, race_tile
 from .law import BROKEN, FIELDS, Law, load_law, load_logits, prob, weights
 from .passes import Residual, Tokens, is_in, last_race
 from .streams import spread
 from .walk import (
-    at_node, draft_rows_of, first_of, last_stream, load_nodes, row_base, span_of, start_of, target_row,
+    FEW, at_node, draft_rows_of, first_of, last_stream, load_nodes, row_base, span_of, start_of, target_row,
 )  # fmt: skip
 
 MAX_SIBLINGS = tl.constexpr(64)  # live children that are looked at in one step, by index
@@ -95,43 +96,62 @@ def share_of(rest, whole):
 
 @triton.jit
 def arrive(
-    live, token, depth, b, span, seed, position, target, draft, laws, spans, path, listed, sums, tables,
+    token, depth, b, span, seed, position, target, draft, laws, spans, path, marks, listed, sums, tables,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth, bins,
-    s0, s1, s2, s3, draft_count, draft_total, id_limit, POINTS: tl.constexpr, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, POINTS: tl.constexpr, ROW_A_NODE: tl.constexpr,
 ):  # fmt: skip
-    """Go to all of the nodes `live` that carry the token (depth 0: to the root). -> (the live children int1 [P], Siblings: those
-    that a step sees, under a greedy target only with POINTS; target row; index of the children's draft law; whether a greedy
-    target's only token is among them)"""
-    nodes, drawn = load_nodes(
-        b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
-        draft_count, draft_total, id_limit, ROW_A_NODE, P,
-    )  # fmt: skip
-    matches = live & (nodes.tokens == token)
-    node = first_of(nodes.ids, matches)  # it is the one that is named
+    """Go to all of the live nodes that carry the token (depth 0: to the root). -> (Siblings: their children, those that a step sees,
+    under a greedy target only with POINTS; target row; index of the children's draft law; whether a greedy target's only token is
+    among all of them). marks: int32, one a node, its depth once it lives."""
+    tokens_of, last = tokens + start_of(b, span, spans, s0, False), span.nodes.to(tl.int32)
+    node, first = tl.full((), -1, tl.int32), tl.full((), 0, tl.int32)
+    while (depth > 0) & (node < 0) & (first < last):  # the first is the one that is named
+        ids = first + tl.arange(0, FEW)
+        alive = tl.load(marks + ids, mask=ids < last, other=0) == depth
+        node = first_of(ids, alive & (tl.load(tokens_of + ids, mask=ids < last, other=-1) == token))
+        first += FEW
     if depth > 0:
         tl.store(path + b * max_depth + depth - 1, node)
     row = target_row(rows_of, start_of(b, span, spans, s2, True), node)
     law = load_law(laws + (span.row + row) * FIELDS)
-    above = tl.gather(matches.to(tl.int32), tl.maximum(nodes.parents, 0), 0) > 0
-    above = tl.where(depth == 0, nodes.parents == -1, (nodes.parents >= 0) & above)
-    live = nodes.exists & above & (depth < max_depth)
-    hit = tl.max((live & (nodes.tokens == law.only)).to(tl.int32), 0) > 0
-
-    children = live & ((law.only == -1) | ((law.only >= 0) & POINTS))
-    rank = tl.cumsum(children.to(tl.int32), 0) - 1
-    children = children & (rank < MAX_SIBLINGS)
-    count = tl.sum(children.to(tl.int32), 0)
-    left = tl.where(count > 0, at_node(drawn, nodes.ids, first_of(nodes.ids, children)), 0)
+    seen = (law.only == -1) | ((law.only >= 0) & POINTS)
     list = listed + b * 2 * MAX_SIBLINGS
+    count, hit, left, first = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32), b * 0, tl.full((), 0, tl.int32)
     tl.debug_barrier()  # the list of the level above has been read
-    tl.store(list + rank, nodes.tokens.to(tl.int64), mask=children)
-    tl.store(list + MAX_SIBLINGS + rank, nodes.ids.to(tl.int64), mask=children)
+    while (depth < max_depth) & (first < last):
+        nodes, drawn = load_nodes(
+            first, b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
+            draft_count, draft_total, id_limit, ROW_A_NODE, FEW,
+        )  # fmt: skip
+        has = nodes.exists & (nodes.parents >= 0) & (depth > 0)
+        above = tl.load(marks + nodes.parents, mask=has, other=0) == depth
+        above = above & (tl.load(tokens_of + nodes.parents, mask=has, other=-1) == token)
+        live = nodes.exists & ((has & above) | ((depth == 0) & (nodes.parents == -1)))
+        tl.store(marks + nodes.ids, tl.where(live, depth + 1, 0), mask=(nodes.ids < last) & (live | (depth == 0)))
+        hit = tl.maximum(hit, tl.max((live & (nodes.tokens == law.only)).to(tl.int32), 0))
+        rank = count + tl.cumsum((live & seen).to(tl.int32), 0) - 1
+        children = live & seen & (rank < MAX_SIBLINGS)
+        oldest = first_of(nodes.ids, children)
+        left = tl.where((count == 0) & (oldest >= 0), at_node(drawn, nodes.ids, oldest), left)
+        count += tl.sum(children.to(tl.int32), 0)
+        tl.store(list + rank, nodes.tokens.to(tl.int64), mask=children)
+        tl.store(list + MAX_SIBLINGS + rank, nodes.ids.to(tl.int64), mask=children)
+        first += FEW
     tl.debug_barrier()
     here = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
     draft_row = draft_rows_of(draft, left, draft_count, draft_stride_b, draft_stride_r, spans)
     pair = Pair(here, vocab, law, draft_row, draft_vocab, load_law(draft_laws + left * FIELDS))
-    return live, Siblings(pair, count, seed, position, bins, list, sums, tables), row, left, hit
+    return Siblings(pair, count, seed, position, bins, list, sums, tables), row, left, hit > 0
+
+
+@triton.jit
+def marks_of(marks, b, span, spans, count):
+    """A request's part of the marks"""
+    if spans is None:
+        return marks + b * count
+    else:
+        return marks + span.node
 
 
 @triton.jit
@@ -142,26 +162,26 @@ def root_exists(b, span, spans, rows_of, s2):
     return (row >= 0) & (row < span.rows)
 
 
-@triton.jit(do_not_specialize=["rows", "count", "seed", "position", "max_depth", "bins", "s0", "s1", "s2", "s3", "draft_count"])
+@Kernel
 def tree_kernel(
-    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, listed, sums, tables,
+    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, listed, sums, tables,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
     s0, s1, s2, s3, draft_count, draft_total, id_limit,
-    STEP: tl.constexpr, ROW_A_NODE: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, RACE: tl.constexpr,
+    STEP: tl.constexpr, ROW_A_NODE: tl.constexpr, BLOCK: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
     sums, tables = sums + b * 2 * (bins + SPARE), tables + b * TABLES * (bins + SPARE)
-    live = tl.arange(0, P) < 0  # before `going`: Triton 3.6 drops that result of the loop, and miscounts those after it
+    marks = marks_of(marks, b, span, spans, count)
     depth, races, token = tl.full((), 0, tl.int32), b * 0, b * 0
     going = root_exists(b, span, spans, rows_of, s2)
     while going:
-        live, at, _row, _left, hit = arrive(
-            live, token, depth, b, span, seed, position, target, draft, laws, spans, path, listed, sums, tables,
+        at, _row, _left, hit = arrive(
+            token, depth, b, span, seed, position, target, draft, laws, spans, path, marks, listed, sums, tables,
             tokens, parents, rows_of, draft_rows, draft_laws, vocab, draft_vocab, stride_b, stride_r, draft_stride_b,
-            draft_stride_r, max_depth, bins, s0, s1, s2, s3, draft_count, draft_total, id_limit, False, ROW_A_NODE, P,
+            draft_stride_r, max_depth, bins, s0, s1, s2, s3, draft_count, draft_total, id_limit, False, ROW_A_NODE,
         )  # fmt: skip
         pair = at.pair
         token, rest, takes = STEP(at, BLOCK)
@@ -188,18 +208,20 @@ def tree_args(round, bins, tables=1):
     """The arguments of a walk over trees, with scratch for so many sets of tables."""
     laws, draft_laws = round.laws(normalised=True), round.draft_laws()
     draft, batch, device = round.draft, round.batch, round.device
-    if draft is None or draft.numel() == 0:  # no nodes, but a row to point at
+    if draft is None:  # no nodes, but a row to point at
         draft, draft_laws = round.target, laws
+    marks = torch.empty(round.tokens.shape[0] if round.packed else batch * round.node_count, dtype=torch.int32, device=device)
     listed = torch.empty(batch, 2, MAX_SIBLINGS.value, dtype=torch.int64, device=device)
     sums = torch.empty(batch, 2, bins + SPARE.value, dtype=torch.int64, device=device)
     tables = torch.empty(batch, tables, TABLES.value, bins + SPARE.value, dtype=torch.float64, device=device)
     tensors, numbers, _constants = round.nodes_args(draft_laws)
     return (
         round.target, draft, laws, round.spans, round.seeds, round.positions, round.emitted, round.path, round.num_accepted,
-        listed, sums, tables, *tensors, round.vocab, draft.shape[-1], round.row_count, round.node_count,
+        marks, listed, sums, tables, *tensors, round.vocab, draft.shape[-1], round.row_count, round.node_count,
         *round.strides(round.target), *round.strides(draft), round.seed, round.position, round.max_depth, bins, *numbers,
     )  # fmt: skip
 
 
 def tree_constants(round):
-    return {"ROW_A_NODE": round.row_a_node, "P": round.width, "RACE": race_tile(round.target, ALONE["BLOCK"], SHARE_ALONE)} | ALONE
+    tile = race_tile(round.target, ALONE["BLOCK"], SHARE_ALONE, round.draft)
+    return {"ROW_A_NODE": round.row_a_node, "RACE": tile} | ALONE

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .kernel import Kernel
 from .law import BROKEN, FIELDS, Law, load_law, load_logits
 from .passes import draft_left, last_race
 from .streams import ACCEPT, CLOCK, RESIDUAL, Stream, spread, stream, uniform
 
-MAX_NODES = 1024
+MAX_NODES, FEW = 1024, tl.constexpr(64)  # nodes of a request, and how many are looked at together where it has no more
 NOTHING, BONUS, REST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # kinds of stops
 STOP = tl.constexpr(4)  # int64 fields: kind, depth, target row, draft (law index, or the token of a one-hot draft)
 _NO_NODE = tl.constexpr(1 << 30)
@@ -29,7 +30,7 @@ class Span(NamedTuple):
 
 
 class Nodes(NamedTuple):
-    """A request's nodes, vectors of P."""
+    """P of a request's nodes, vectors."""
 
     ids: object  # int32
     tokens: object  # int32, −1 where no node exists
@@ -85,11 +86,12 @@ def start_of(b, span, spans, stride, is_row: tl.constexpr):
 
 @triton.jit
 def load_nodes(
-    b, span, spans, tokens, parents, rows, draft_rows, draft_laws, tokens_stride, parents_stride, rows_stride,
+    first, b, span, spans, tokens, parents, rows, draft_rows, draft_laws, tokens_stride, parents_stride, rows_stride,
     draft_rows_stride, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """-> (Nodes, index of each node's draft law int64 [P]); draft_laws None: one-hot drafts, whose index is the token."""
-    ids = tl.arange(0, P)
+    """-> (the Nodes first .. first + P − 1, index of each one's draft law int64 [P]); draft_laws None: one-hot drafts, whose index
+    is the token."""
+    ids = first + tl.arange(0, P)
     inside = ids < span.nodes
     token = tl.load(tokens + start_of(b, span, spans, tokens_stride, False) + ids, mask=inside, other=-1).to(tl.int64)
     wide = ids.to(tl.int64)
@@ -100,14 +102,14 @@ def load_nodes(
     law = token
     if draft_laws is not None:
         above = node_values(rows, parent + 1, rows_start + tl.maximum(parent, -1) + 1, exists)
-        first, count = span.row, span.rows
+        start, count = span.row, span.rows
         if ROW_A_NODE:
-            above, first, count = wide, span.node, span.nodes
+            above, start, count = wide, span.node, span.nodes
         if spans is None:
-            first, count = b * draft_count, b * 0 + draft_count
+            start, count = b * draft_count, b * 0 + draft_count
         drawn = node_values(draft_rows, above, start_of(b, span, spans, draft_rows_stride, False) + ids, inside)
-        exists = exists & (drawn >= 0) & (drawn < count) & (first + drawn < draft_total)
-        law = first + drawn
+        exists = exists & (drawn >= 0) & (drawn < count) & (start + drawn < draft_total)
+        law = start + drawn
         exists = exists & (tl.load(draft_laws + law * FIELDS + 4, mask=exists, other=BROKEN) != BROKEN)
     token = tl.where(exists, token, -1).to(tl.int32)
     return Nodes(ids, token, parent.to(tl.int32), exists), law
@@ -162,7 +164,7 @@ def store_stop(stops, b, kind, depth, row, draft):
     tl.store(stops + b * STOP + 3, draft)
 
 
-@triton.jit(do_not_specialize=["rows", "draft_count", "seed", "position", "max_depth"])
+@Kernel
 def finish_kernel(
     target, draft, laws, draft_laws, spans, seeds, positions, stops, weights, out,
     vocab, draft_vocab, rows, draft_count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
@@ -181,6 +183,7 @@ def finish_kernel(
         if draft_laws is None:
             draft_row, draft_law = row, Law(law.max, law.cutoff, law.scale, law.mass, drawn)
         else:
+            drawn = tl.maximum(drawn, 0)  # a bonus has no draft: the first is pointed at, and decides nothing
             draft_row = draft_rows_of(draft, drawn, draft_count, draft_stride_b, draft_stride_r, spans)
             draft_law = load_law(draft_laws + drawn * FIELDS)
         rest = draft_left(draft_row, draft_vocab, draft_law, tl.load(weights + b))
@@ -189,7 +192,7 @@ def finish_kernel(
         tl.store(out + b * (max_depth + 1) + depth, winner)
 
 
-@triton.jit(do_not_specialize=["rows", "rows_stride", "max_depth"])
+@Kernel
 def logprobs_kernel(
     target, laws, spans, rows_of, tokens, nodes, out, vocab, rows, stride_b, stride_r, rows_stride, max_depth,
 ):  # fmt: skip
