@@ -53,7 +53,7 @@ PASSES = {
 # The same pass as one of Triton's kernels has it: instructions of a turn, and tokens of a thread in it.
 TRITON = {
     "row statistics": ("laws_kernel", [LOADS, EXP2], 32),
-    "residual mass": ("masses_kernel", [LOADS, EXP2], 16),
+    "residual mass": ("masses_kernel", [LOADS, EXP2], 32),
     "race, no token may win": ("winners_kernel", [LOADS, ("IMAD.(HI|WIDE).U32", 4 * 36)], 32),
 }
 TEAM = 8
@@ -273,8 +273,7 @@ def main():
         "The same passes in Triton's kernels (its loop for rows that can be read 16 bytes at a time; four tiles of 1024 tokens a turn "
         "of four warps, three programs an SM), and their time over CUDA's for a row an SM or more, if both use a half or three quarters "
         "of the issue slots. Both read the row once; a race reads it again where two fours of tokens at one place of the tiles may hold "
-        "the winner. The multi-draft schemes have one program of eight warps a request, with loads of 4 or 8 bytes: "
-        "not predicted.",
+        "the winner. The multi-draft schemes have one program of eight warps a request: not predicted.",
         "",
         "| pass | instructions | of them to 64 bits | special functions | issue | half | × | three quarters | × |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",

@@ -52,6 +52,37 @@ def test_cpu_tensors_are_refused_without_the_interpreter():
         ss.sample(torch.zeros(1, 3), seed=0, position=0, backend="triton")
 
 
+@needs_triton
+@pytest.mark.skipif(triton.INTERPRETED, reason="TRITON_INTERPRET is set for this process")
+def test_what_the_launcher_lacks_is_named(monkeypatch, tmp_path):
+    """A C compiler and Python's headers, only where something failed; an error that has another cause stays as it is."""
+    from specsample.triton import launch
+
+    class Failing:
+        form = staticmethod(lambda args: {(1,): _fails})
+
+    def call():
+        launch.launch(Failing, (1,), torch.zeros(1))
+
+    with pytest.raises(OSError, match="^of its own$"):
+        call()
+    with monkeypatch.context() as m:
+        m.setattr(launch.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+        with pytest.raises(RuntimeError, match="^backend 'triton'.*Python's headers are missing.*Python.h.*python3-dev"):
+            call()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(RuntimeError, match="^backend 'triton'.*no C compiler.*install gcc"):
+        call()
+    monkeypatch.setenv("CC", "of-nobody")
+    with pytest.raises(RuntimeError, match="no C compiler .of-nobody."):
+        call()
+
+
+def _fails(*args, **constants):
+    raise OSError("of its own")
+
+
 def test_missing_package_is_named(monkeypatch):
     gone = backends.BACKENDS["triton"]._replace(functions=None, missing="the package triton is not installed")
     monkeypatch.setitem(backends.BACKENDS, "triton", gone)

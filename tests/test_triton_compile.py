@@ -43,6 +43,15 @@ def test_every_kernel_compiles_without_spills(target):
     if target.startswith("sm_"):  # with their wider waves other GPUs have less of a tile in a thread
         narrow = [line for line in read if line["wide_loads"] == 0]
         assert not narrow, narrow
+        # Every loop over rows has several loads on their way when it waits for one, 4 kB of a program at least.
+        loops = [(line["kernel"], line.get("scheme"), *loop) for line in read for loop in line["loops"]]
+        assert len(loops) > 40 and {line["kernel"] for line in read if line["loops"]} == READS_ROWS
+        slow = [loop for loop in loops if loop[2] < 2 or loop[3] < 4096]
+        assert not slow, slow
+        # No product is fused with a sum, and a token's bin is the same wherever it is looked up.
+        assert not [line for line in lines if line["fused"]]
+        binned = [line for line in lines if line.get("scheme") in ("kseq", "optimal") or line["kernel"] == "optimal_block_kernel"]
+        assert len(binned) == 6 and all(line["binned"] >= 4 and line["forms"] == 1 for line in binned), binned
     names = {line["kernel"] for line in lines}
     defined = {
         line.split("(")[0].removeprefix("def ")
@@ -61,7 +70,10 @@ def test_calls_that_vary_compile_a_kernel_once_or_twice():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len({line.get("scheme") for line in lines} - {None}) == 10 and all(line["keys"] for line in lines)
+    assert len({line.get("scheme") for line in lines} - {None}) == 10 and all(line.get("keys", True) for line in lines)
+    warm = [line for line in lines if "after a warm-up" in line]
+    assert len(warm) == 72 and not [line for line in warm if any(line["after a warm-up"].values())]
+    lines = [line for line in lines if "varies" in line]
     for line in lines:
         alike = line["varies"] in ("batch", "position", "seed")
         for kernel, count in line["keys"].items():
@@ -75,3 +87,17 @@ def test_calls_that_vary_compile_a_kernel_once_or_twice():
 def test_control_a_spilling_kernel_is_caught(target):
     status, (line,) = compiled(target, "--control")
     assert status == 1 and line["spills"] > 0, line
+
+
+def test_control_a_bin_computed_in_another_way_is_seen():
+    import triton_ptx
+
+    copies = "".join(
+        f"\tdiv.full.f32 %f{i}, %f9{i}, %f8{i};\n\tmul.rn.f32 \t%f3{i}, %f{i}, %f70;\n"
+        f"\tadd.rn.f32 %f4{i}, %f3{i}, 0f3F000000;\n\tcvt.rzi.s32.f32 %r{i}, %f4{i};\n"
+        for i in (1, 2)
+    )
+    assert triton_ptx.forms(copies)[0] == 2 and len(triton_ptx.forms(copies)[1]) == 1 and triton_ptx.fused(copies) == 0
+    other = copies.replace("mul.rn.f32 \t%f32, %f2, %f70;\n\tadd.rn.f32 %f42, %f32, 0f3F000000", "fma.rn.f32 %f42, %f2, %f70, 0f3F000000")
+    assert len(triton_ptx.forms(other)[1]) == 2 and triton_ptx.fused(other) == 1
+    assert triton_ptx.fused(copies.replace(".rn", "")) == 4  # left open: the assembler may fuse them

@@ -1,7 +1,8 @@
 """Cross-compiles every Triton kernel for GPUs that need not be present, and reads registers and spills from the result.
 
 usage: python tests/triton_compile.py sm_90 gfx942 …   one JSON line a kernel and target; exit status 1 when one of them
-spills or fails. Kernels are compiled as they are launched, for the dtypes, layouts and settings of `variants`: bf16 stands for rows
+spills or fails. For NVIDIA also: arithmetic that may be fused, how bins are computed (triton_ptx.py), and the loads in flight of
+loops over rows that are read 16 bytes at a time (triton_sass.py). Kernels are compiled as they are launched, for the dtypes, layouts and settings of `variants`: bf16 stands for rows
 that can be read 16 bytes at a time, fp32 and fp16 for any others.
 """
 
@@ -17,6 +18,8 @@ os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="specsample-triton-")
 
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
+import triton_ptx  # noqa: E402
+import triton_sass  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -24,7 +27,7 @@ from specsample.triton import (  # noqa: E402
     block, kseq, law, lists, optimal, optimal_block, race, recursive, recursive_distinct, rows, token, top, tree, walk,
 )  # fmt: skip
 from specsample.triton.launch import (  # noqa: E402
-    ALONE, BLOCK, LAST, LAST_BLOCK, LAWS_REGISTERS, REGISTERS, SHARE, SHARE_ALONE, WARPS,
+    ALONE, ALONE_RACE, BLOCK, LAST, LAST_BLOCK, LAWS_REGISTERS, OPTIONS, REGISTERS, SHARE, SHARE_ALONE, WARPS,
 )  # fmt: skip
 
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
@@ -57,7 +60,6 @@ def spilling_kernel(out, BLOCK: tl.constexpr):
 
 def variants():
     """(kernel, what is None or a constant, dtype)"""
-    nodes, packed = {"ROW_A_NODE": False}, {"ROW_A_NODE": True}
     few, many = {"P": walk.FEW.value}, {"P": walk.MAX_NODES}
     any_row, last_any = BLOCK // SHARE, LAST_BLOCK // SHARE
     none = lambda names, **constants: dict.fromkeys(names) | constants  # noqa: E731
@@ -72,17 +74,17 @@ def variants():
     yield rows.rest_kernel, none((), BLOCK=BLOCK), "bf16"
     yield rows.rest_kernel, none((), BLOCK=any_row), "fp32"
     for kernel in (token.token_kernel, block.weights_kernel):
-        yield kernel, none(CHAIN, **nodes, **few), "bf16"
-        yield kernel, none((*CHAIN, *ONE_HOT), **nodes, **few), "fp16"
-        yield kernel, none((), **packed, **many), "fp32"
-    alone, alone_any = ({"BLOCK": ALONE["BLOCK"], "RACE": ALONE["BLOCK"] // n} for n in (1, SHARE_ALONE))
+        yield kernel, none(CHAIN, **few), "bf16"
+        yield kernel, none((*CHAIN, *ONE_HOT), **few), "fp16"
+        yield kernel, none((), **many), "fp32"
+    alone, alone_any = ({"BLOCK": ALONE["BLOCK"], "RACE": ALONE_RACE // n} for n in (1, SHARE_ALONE))
     for scheme in (recursive, recursive_distinct, kseq, optimal, top):
-        yield tree.tree_kernel, none(CHAIN, STEP=scheme.step, **nodes, **alone), "bf16"
-        yield tree.tree_kernel, none((), STEP=scheme.step, **packed, **alone_any), "fp32"
-    yield optimal_block.optimal_block_kernel, none(CHAIN, **nodes, **alone), "bf16"
-    yield optimal_block.optimal_block_kernel, none((), **packed, **alone_any), "fp32"
-    yield lists.lists_kernel, none(CHAIN, **few, BLOCK=ALONE["BLOCK"]), "bf16"
-    yield lists.lists_kernel, none((), **many, BLOCK=ALONE["BLOCK"] // SHARE), "fp32"
+        yield tree.tree_kernel, none(CHAIN, STEP=scheme.step, **alone), "bf16"
+        yield tree.tree_kernel, none((), STEP=scheme.step, **alone_any), "fp32"
+    yield optimal_block.optimal_block_kernel, none(CHAIN, **alone), "bf16"
+    yield optimal_block.optimal_block_kernel, none((), **alone_any), "fp32"
+    yield lists.lists_kernel, none(CHAIN, **few, BLOCK=ALONE_RACE), "bf16"
+    yield lists.lists_kernel, none((), **many, BLOCK=ALONE_RACE // SHARE_ALONE), "fp32"
     yield block.masses_kernel, none(DENSE, BLOCK=BLOCK), "bf16"
     yield block.masses_kernel, none(ONE_HOT, BLOCK=BLOCK), "fp32"
     yield block.longest_kernel, none(()), "bf16"
@@ -97,7 +99,7 @@ def variants():
 
 
 def usage(binary, backend):
-    """Registers of a thread, bytes or instructions of spilling (0 in a good kernel), and loads of 16 bytes."""
+    """Registers of a thread, bytes or instructions of spilling (0 in a good kernel), loads of 16 bytes, and what else is gated."""
     if backend == "hip":
         read = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", binary.asm["amdgcn"])[1])  # noqa: E731
         spills = read("vgpr_spill_count") + read("private_segment_fixed_size")
@@ -110,11 +112,17 @@ def usage(binary, backend):
         run = lambda tool, *args: subprocess.run(  # noqa: E731
             [os.path.join(TOOLS, tool), *args, file.name], capture_output=True, text=True, check=True
         ).stdout
-        report, code = run("cuobjdump", "-res-usage"), run("nvdisasm")
+        report, code = run("cuobjdump", "-res-usage"), run("nvdisasm", "-gi")
     read = lambda name: int(re.search(rf"\b{name}:(\d+)", report)[1])  # noqa: E731
     local = len(re.findall(r"\b(?:STL|LDL)\b", code))
     wide = len(re.findall(r"\bLDG\.E\.128\b", code))
-    return {"registers": read("REG"), "spills": read("STACK") + read("LOCAL") + local, "wide_loads": wide}
+    threads = 32 * binary.metadata.num_warps
+    loops = [(loads, threads * size, names) for loads, size, names in triton_sass.loops_over_rows(code)]
+    binned, forms = triton_ptx.forms(binary.asm["ptx"])
+    return {
+        "registers": read("REG"), "spills": read("STACK") + read("LOCAL") + local, "wide_loads": wide, "loops": loops,
+        "fused": triton_ptx.fused(binary.asm["ptx"]), "binned": binned, "forms": len(forms),
+    }  # fmt: skip
 
 
 def compile_one(kernel, fixed, dtype, target):
@@ -128,7 +136,7 @@ def compile_one(kernel, fixed, dtype, target):
     how = ALONE if kernel in ON_ITS_OWN else LAST if kernel is walk.finish_kernel else {}
     if kernel is law.laws_kernel and dtype != "bf16":
         how = {"registers": LAWS_REGISTERS}
-    options = {"num_warps": how.get("warps", WARPS)}
+    options = {"num_warps": how.get("warps", WARPS), **OPTIONS}
     options |= {"maxnreg": how.get("registers", REGISTERS)} if target.backend == "cuda" else {}
     return triton.compile(source, target=target, options=options)
 

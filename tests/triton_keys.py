@@ -1,5 +1,7 @@
 """Counts how often Triton would compile the kernels of a scheme while calls vary as they do in serving: one JSON line a way of varying.
 
+Then how many more there are for calls that `warmup` was to prepare.
+
 usage: python tests/triton_keys.py    (no GPU, and nothing is compiled: Triton's own binder makes the keys, behind a stub of its driver)
 """
 
@@ -104,6 +106,22 @@ def counted(calls, function):
     return {name: len(keys) for name, keys in KEYS.items()}
 
 
+def new_keys(scheme, layout, **how):
+    """Kernels of calls in serving that a warm-up has left to compile"""
+    counted((), run)
+    backend.warmup(how.get("vocab", VOCAB), schemes=(scheme,), device="cpu", packed="packed" in layout, tree="tree" in layout)
+    before = {name: set(keys) for name, keys in KEYS.items()}
+    for batch in (1, 2, 16, 33, 199):
+        each = torch.arange(batch)
+        for position in (each, each + (1 << 40)):
+            args = arguments(scheme, batch, layout, seed=each, position=position, **how)
+            run(args)
+            rows = numbers(batch, how.get("vocab", VOCAB))
+            ss.draft(rows, 2, kind=ss.schemes()[scheme].draft_kind, seed=each, position=position, backend="triton")
+            ss.sample(rows, seed=each, position=position, backend="triton")
+    return {name: len(keys - before.get(name, set())) for name, keys in KEYS.items()}
+
+
 def kernels():
     import importlib
 
@@ -141,6 +159,9 @@ def main():
             for layout in chains + trees * ss.schemes()[scheme].trees:
                 for what, calls in ways(scheme, layout):
                     print(json.dumps({"scheme": scheme, "layout": layout, "varies": what, "keys": counted(calls, run)}), flush=True)
+                for vocab in (VOCAB, VOCAB - 12):
+                    line = {"scheme": scheme, "layout": layout, "vocab": vocab, "after a warm-up": new_keys(scheme, layout, vocab=vocab)}
+                    print(json.dumps(line), flush=True)
                 everything = (call for _what, calls in ways(scheme, layout) for call in calls)
                 print(json.dumps({"scheme": scheme, "layout": layout, "varies": "all", "keys": counted(everything, run)}), flush=True)
         for kind, k in (("iid", 2), ("arrivals", 2), ("topk", 2), ("distinct", 2), ("lists", 2), ("top", 2)):

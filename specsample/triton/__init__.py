@@ -58,3 +58,10 @@ for _name in ops.SCHEMAS:
     _library.impl(_name, _implementation(_name), "CompositeExplicitAutograd")
 
 functions = torch.ops.specsample_triton
+
+
+def warmup(vocab, **how):
+    """Compile the kernels of the calls that will be served or captured; see specsample/triton/warm.py."""
+    from .warm import warmup
+
+    return warmup(vocab, **how)

@@ -25,11 +25,11 @@ STEP = tl.constexpr(4)  # int64 fields of a position: node, its token, its targe
 def follow(
     b, span, target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
-    s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, P: tl.constexpr,
 ):  # fmt: skip
     nodes, drawn = load_nodes(
         0, b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
-        draft_count, draft_total, id_limit, ROW_A_NODE, P,
+        draft_count, draft_total, id_limit, row_a_node, P,
     )  # fmt: skip
     base, rows_start = row_base(target, b, span, spans, stride_b, stride_r), start_of(b, span, spans, s2, True)
     node, depth = tl.full((), -1, tl.int32), tl.full((), 0, tl.int32)
@@ -67,7 +67,7 @@ def follow(
 def weights_kernel(
     target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
-    s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, P: tl.constexpr,
 ):  # fmt: skip
     """Follow each chain to its end: steps int64 [B, D + 1, STEP], weights P_i float64 [B, D + 1], lengths (−1: no root)."""
     b = tl.program_id(0).to(tl.int64)
@@ -76,13 +76,13 @@ def weights_kernel(
         follow(
             b, span, target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
             vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
-            s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE, FEW,
+            s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, FEW,
         )  # fmt: skip
     elif P > FEW:
         follow(
             b, span, target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
             vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
-            s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE, P,
+            s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, P,
         )  # fmt: skip
 
 

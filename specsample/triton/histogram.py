@@ -69,11 +69,17 @@ def binned(pair, ids, bins):
 
 
 @triton.jit
+def ratio_in(bins, bin, heavy, inside):
+    """ρ of tokens as `binned` found them, float64; 1 where there are no bins"""
+    segment = bins.count - 1 - tl.where(heavy, bin, bins.tail_bin)
+    return tl.load(bins.tables + segment, mask=inside & (bins.k > 1), other=1.0)
+
+
+@triton.jit
 def ratios_of(pair, ids, bins):
     """ρ of each token, float64"""
     _t, _d, bin, heavy = binned(pair, ids, bins)
-    segment = bins.count - 1 - tl.where(heavy, bin, bins.tail_bin)
-    return tl.load(bins.tables + segment, mask=(ids < pair.vocab) & (bins.k > 1), other=1.0)
+    return ratio_in(bins, bin, heavy, ids < pair.vocab)
 
 
 @triton.jit
@@ -98,8 +104,9 @@ def histogram(pair, bins, BLOCK: tl.constexpr):
             tl.atomic_add(bins.sums + bin, fixed(t), mask=heavy, sem="relaxed")
             tl.atomic_add(bins.sums + bins.width + bin, fixed(d), mask=heavy, sem="relaxed")
     beyond = tl.zeros((BLOCK,), tl.float64)  # what the draft has beyond the target's vocabulary has ratio 0
-    for first in range(pair.vocab, pair.draft_vocab, BLOCK):
-        beyond += weights(load_logits(pair.draft_row, first + tl.arange(0, BLOCK), pair.draft_vocab), pair.draft)
+    for first in range(pair.vocab, pair.draft_vocab, 8 * BLOCK):
+        part = weights(load_logits(pair.draft_row, first + tl.arange(0, 8 * BLOCK), pair.draft_vocab), pair.draft)
+        beyond += tl.sum(tl.reshape(part, (BLOCK, 8)), 1).to(tl.float64)
     outside = tl.sum(beyond, 0) / pair.draft.mass
     outside = tl.where(pair.draft.only >= 0, (pair.draft.only >= pair.vocab).to(tl.float64), outside)
     t, d, last = tl.sum(tail_t, 0), tl.sum(tail_d, 0), (bins.count - 1).to(tl.float64)

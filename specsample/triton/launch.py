@@ -4,21 +4,28 @@ BLOCK is the tile of a row. Sums depend on it, so it is a constant of each kerne
 """
 
 import contextlib
+import os
+import shutil
 import struct
+import sysconfig
 
 import torch
 import triton
 
-from . import law
+from . import INTERPRETED, law
 from .kernel import aligned
 
 BLOCK, WARPS = 1024, 4
 REGISTERS = 168  # at most, on NVIDIA: three programs side by side. ptxas has its own idea of how many, unless it is told.
 ALONE = {"BLOCK": 512, "warps": 8, "registers": 255}  # of the largest kernels, whose programs work alone on a request
+ALONE_RACE = 2 * ALONE["BLOCK"]  # of their races
 LAST = {"warps": 8, "registers": 128}  # of the one race that a request ends with
 LAST_BLOCK = 2 * BLOCK
+# No product is fused with a sum: a fused one is not rounded, so that w·norm − d would differ from 0 where laws are the same, and the
+# bin of a token could depend on where it is looked up. The code grows by three in a hundred instructions.
+OPTIONS = {"enable_fp_fusion": False}
 # Where rows are not aligned, a tile takes more registers: races have a share of it, and laws, whose sums depend on it, more of them.
-SHARE, SHARE_ALONE, LAWS_REGISTERS = 4, 8, 255
+SHARE, SHARE_ALONE, LAWS_REGISTERS = 4, 16, 255
 
 
 def race_tile(logits, block=BLOCK, share=SHARE, draft=None):
@@ -36,7 +43,24 @@ def launch(kernel, grid, *args, warps=WARPS, registers=REGISTERS, **constants):
     on = contextlib.nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device)
     with on:
         limit = {"maxnreg": registers} if device.type == "cuda" and torch.version.hip is None else {}
-        kernel.form(args)[grid](*args, **constants, num_warps=warps, **limit)
+        try:
+            kernel.form(args)[grid](*args, **constants, num_warps=warps, **OPTIONS, **limit)
+        except Exception as error:
+            lacking = None if INTERPRETED else lacks()
+            if lacking is None:
+                raise
+            raise RuntimeError(f"backend 'triton': Triton builds its launcher in C at the first call, but {lacking}") from error
+
+
+def lacks():
+    """What Triton's launcher needs and this machine has not, or None"""
+    names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    if not any(map(shutil.which, names)):
+        return f"there is no C compiler ({' or '.join(names)}); install gcc, or name a compiler in the environment variable CC"
+    header = os.path.join(sysconfig.get_paths()["include"], "Python.h")
+    if not os.path.exists(header):
+        return f"Python's headers are missing ({header}); install python3-dev, or use a Python that has them"
+    return None
 
 
 def bits(x):

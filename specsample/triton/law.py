@@ -203,9 +203,12 @@ def row_law(row, vocab, temperature, top_k, top_p, min_p, NORMALISED: tl.constex
         only = tl.full((), BROKEN, tl.int64)
     elif greedy:
         best = tl.full((BLOCK,), 2147483647, tl.int32)
-        for first in range(0, vocab, BLOCK):
-            ids = first + tl.arange(0, BLOCK)
-            best = tl.minimum(best, tl.where(load_logits(row, ids, vocab) >= top, ids, 2147483647))
+        for first in range(0, vocab, 4 * BLOCK):
+            ids = first + tl.arange(0, 4 * BLOCK)
+            z = raw_logits(row, ids, vocab)
+            tl.debug_barrier()  # or the assembler waits for each quarter of the tile before it asks for the next
+            found = tl.where(z >= top, ids, 2147483647)
+            best = tl.minimum(best, tl.min(tl.reshape(found, (BLOCK, 4)), 1))
         only = tl.min(best, 0).to(tl.int64)
     else:
         if (infinite == 0) & (top_k >= 1) & (top_k < vocab):

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .kernel import Kernel
-from .launch import ALONE, launch, race_tile
+from .launch import ALONE, ALONE_RACE, SHARE_ALONE, launch, race_tile
 from .law import FIELDS, load_law
 from .passes import race_pass
 from .streams import CLOCK, spread, stream
@@ -87,7 +87,7 @@ def lists_kernel(
 
 def verify(round):
     laws = round.laws(normalised=False)
-    how = ALONE | {"BLOCK": race_tile(round.target, ALONE["BLOCK"])}
+    how = ALONE | {"BLOCK": race_tile(round.target, ALONE_RACE, SHARE_ALONE)}
     inputs = (round.tokens, round.parents, round.rows, round.lists)
     launch(
         lists_kernel, (round.batch,), round.target, laws, round.spans, round.seeds, round.positions, round.emitted, round.path,

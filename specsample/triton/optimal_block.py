@@ -26,8 +26,8 @@ def optimal_block_kernel(
     target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, listed, sums, tables,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
-    s0, s1, s2, s3, draft_count, draft_total, id_limit,
-    ROW_A_NODE: tl.constexpr, BLOCK: tl.constexpr, RACE: tl.constexpr,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node,
+    BLOCK: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
@@ -48,7 +48,7 @@ def optimal_block_kernel(
             token, depth, b, span, seed, position, target, draft, laws, spans, path, marks, listed, sums,
             tables + (1 - held) * TABLES * width, tokens, parents, rows_of, draft_rows, draft_laws, vocab, draft_vocab,
             stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth, bins, s0, s1, s2, s3, draft_count, draft_total,
-            id_limit, True, ROW_A_NODE,
+            id_limit, True, row_a_node,
         )  # fmt: skip
         only = at.pair.target.only
         k = tl.where((at.count > 1) & (only < 0) & (at.pair.draft.only < 0), at.count, 0)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .histogram import Pair, ratios_of
+from .histogram import Pair, binned, ratio_in, ratios_of
 from .law import LARGEST, LOG2E, Law, load_logits, prob, raw_logits, weights
 from .streams import least_words, log2_below, log_clocks, words_of
 
@@ -217,14 +217,16 @@ def last_race(row, vocab, law, s, rest, use_rest, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def residual_tile(row, vocab, law, rest, norm, draft_norm, first, BLOCK: tl.constexpr):
-    """(norm·t − ρ·draft_norm·d)⁺ of a tile's weights t, d: float32"""
-    ids = first + tl.arange(0, BLOCK)
-    t = weights(load_logits(row, ids, vocab), law) * norm
-    d = weights(load_logits(rest.row, ids, rest.vocab), rest.law) * draft_norm
+def residual_tile(row, vocab, law, rest, first, BLOCK: tl.constexpr):
+    """(scale·t − ρ·d)⁺ of a tile, float32: 0 where t and d are the same, the scale is 1 and there are no bins"""
+    ids, scale = first + tl.arange(0, BLOCK), rest.scale.to(tl.float32)
     if len(rest.bins) > 0:
-        d *= ratios_of(Pair(row, vocab, law, rest.row, rest.vocab, rest.law), ids, rest.bins).to(tl.float32)
-    w = tl.maximum(t - d, 0.0)
+        t, d, bin, heavy = binned(Pair(row, vocab, law, rest.row, rest.vocab, rest.law), ids, rest.bins)
+        d *= ratio_in(rest.bins, bin, heavy, ids < vocab).to(tl.float32)
+    else:
+        z, y = load_logits(row, ids, vocab), load_logits(rest.row, ids, rest.vocab)  # both on their way before one is used
+        t, d = weights(z, law) * (1.0 / law.mass).to(tl.float32), weights(y, rest.law) * (1.0 / rest.law.mass).to(tl.float32)
+    w = tl.maximum(scale * t - d, 0.0)
     if len(rest.gone) > 0:
         w = tl.where(is_in(ids, rest.gone), 0.0, w)
     return w
@@ -239,10 +241,9 @@ def residual_mass(row, vocab, law, rest, BLOCK: tl.constexpr):
     elif law.only >= 0:
         mass = tl.maximum(rest.scale - prob(rest.row, rest.vocab, rest.law, law.only), 0.0)
     else:
-        norm, draft_norm = (rest.scale / law.mass).to(tl.float32), (1.0 / rest.law.mass).to(tl.float32)
         total = tl.zeros((BLOCK,), tl.float64)
-        for first in range(0, vocab, 2 * BLOCK):
-            one = residual_tile(row, vocab, law, rest, norm, draft_norm, first, BLOCK)
-            total += (one + residual_tile(row, vocab, law, rest, norm, draft_norm, first + BLOCK, BLOCK)).to(tl.float64)
+        for first in range(0, vocab, 4 * BLOCK):
+            left = residual_tile(row, vocab, law, rest, first, 4 * BLOCK)
+            total += tl.sum(tl.reshape(left, (BLOCK, 4)), 1).to(tl.float64)
         mass = tl.sum(total, 0)
     return mass

@@ -86,8 +86,8 @@ class Round:
     def nodes_args(self, draft_laws):
         """(tensors, numbers, constants) of a walk's kernel, in the order of `load_nodes`."""
         lists = (self.tokens, self.parents, self.rows, self.draft_rows)
-        numbers = (*map(self.stride_of, lists), self.draft_count, self.draft_total, self.id_limit)
-        return (*lists, draft_laws), numbers, {"ROW_A_NODE": self.row_a_node, "P": self.width}
+        numbers = (*map(self.stride_of, lists), self.draft_count, self.draft_total, self.id_limit, int(self.row_a_node))
+        return (*lists, draft_laws), numbers, {"P": self.width}
 
     def finish(self, laws, draft_laws, stops, weights):
         launch(

@@ -19,12 +19,12 @@ def walk(
     b, span, target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
-    s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, P: tl.constexpr,
 ):  # fmt: skip
     """Accept the child x when u·d(x) < t(x), else stop and leave the residual race to `finish`."""
     nodes, drawn = load_nodes(
         0, b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
-        draft_count, draft_total, id_limit, ROW_A_NODE, P,
+        draft_count, draft_total, id_limit, row_a_node, P,
     )  # fmt: skip
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
     base, rows_start = row_base(target, b, span, spans, stride_b, stride_r), start_of(b, span, spans, s2, True)
@@ -62,7 +62,7 @@ def token_kernel(
     target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
-    s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, P: tl.constexpr,
 ):  # fmt: skip
     """The walk of each request over vectors of its nodes: of P, or of few where it has no more."""
     b = tl.program_id(0).to(tl.int64)
@@ -72,14 +72,14 @@ def token_kernel(
             b, span, target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
             tokens, parents, rows_of, draft_rows, draft_laws,
             vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
-            s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE, FEW,
+            s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, FEW,
         )  # fmt: skip
     elif P > FEW:
         walk(
             b, span, target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
             tokens, parents, rows_of, draft_rows, draft_laws,
             vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
-            s0, s1, s2, s3, draft_count, draft_total, id_limit, ROW_A_NODE, P,
+            s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, P,
         )  # fmt: skip
 
 

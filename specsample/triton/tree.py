@@ -17,7 +17,7 @@ import triton.language as tl
 from .coupling import TABLES
 from .histogram import SPARE, Pair
 from .kernel import Kernel
-from .launch import ALONE, SHARE_ALONE, launch, race_tile
+from .launch import ALONE, ALONE_RACE, SHARE_ALONE, launch, race_tile
 from .law import BROKEN, FIELDS, Law, load_law, load_logits, prob, weights
 from .passes import Residual, Tokens, is_in, last_race
 from .streams import spread
@@ -69,17 +69,19 @@ def law_without(row, vocab, law, without, BLOCK: tl.constexpr):
     """The law given that the token is none of `without`, but for their zeros: relative to the largest of the others, whatever the
     share of them all. `only` is BROKEN, and the mass inf, where there is no other token."""
     peak = tl.full((BLOCK,), float("-inf"), tl.float32)
-    for first in range(0, vocab, BLOCK):
-        ids = first + tl.arange(0, BLOCK)
-        peak = tl.maximum(peak, tl.where(is_in(ids, without), float("-inf"), load_logits(row, ids, vocab)))
+    for first in range(0, vocab, 8 * BLOCK):
+        ids = first + tl.arange(0, 8 * BLOCK)
+        z = load_logits(row, ids, vocab)
+        peak = tl.maximum(peak, tl.max(tl.reshape(tl.where(is_in(ids, without), float("-inf"), z), (BLOCK, 8)), 1))
     top = tl.max(peak, 0)
     mass = tl.full((), 0.0, tl.float64)
     if top >= law.cutoff:
         rest = Law(top, law.cutoff, law.scale, law.mass, law.only)
         total = tl.zeros((BLOCK,), tl.float64)
-        for first in range(0, vocab, BLOCK):
-            ids = first + tl.arange(0, BLOCK)
-            total += tl.where(is_in(ids, without), 0.0, weights(load_logits(row, ids, vocab), rest))
+        for first in range(0, vocab, 8 * BLOCK):
+            ids = first + tl.arange(0, 8 * BLOCK)
+            part = weights(load_logits(row, ids, vocab), rest)
+            total += tl.sum(tl.reshape(tl.where(is_in(ids, without), 0.0, part), (BLOCK, 8)), 1).to(tl.float64)
         mass = tl.sum(total, 0)
     point, gone = law.only >= 0, is_in(law.only, without)
     some = tl.where(point, gone == 0, mass > 0)
@@ -99,7 +101,7 @@ def arrive(
     token, depth, b, span, seed, position, target, draft, laws, spans, path, marks, listed, sums, tables,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth, bins,
-    s0, s1, s2, s3, draft_count, draft_total, id_limit, POINTS: tl.constexpr, ROW_A_NODE: tl.constexpr,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, POINTS: tl.constexpr, row_a_node,
 ):  # fmt: skip
     """Go to all of the live nodes that carry the token (depth 0: to the root). -> (Siblings: their children, those that a step sees,
     under a greedy target only with POINTS; target row; index of the children's draft law; whether a greedy target's only token is
@@ -122,7 +124,7 @@ def arrive(
     while (depth < max_depth) & (first < last):
         nodes, drawn = load_nodes(
             first, b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
-            draft_count, draft_total, id_limit, ROW_A_NODE, FEW,
+            draft_count, draft_total, id_limit, row_a_node, FEW,
         )  # fmt: skip
         has = nodes.exists & (nodes.parents >= 0) & (depth > 0)
         above = tl.load(marks + nodes.parents, mask=has, other=0) == depth
@@ -167,8 +169,8 @@ def tree_kernel(
     target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, listed, sums, tables,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
-    s0, s1, s2, s3, draft_count, draft_total, id_limit,
-    STEP: tl.constexpr, ROW_A_NODE: tl.constexpr, BLOCK: tl.constexpr, RACE: tl.constexpr,
+    s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node,
+    STEP: tl.constexpr, BLOCK: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
@@ -181,7 +183,7 @@ def tree_kernel(
         at, _row, _left, hit = arrive(
             token, depth, b, span, seed, position, target, draft, laws, spans, path, marks, listed, sums, tables,
             tokens, parents, rows_of, draft_rows, draft_laws, vocab, draft_vocab, stride_b, stride_r, draft_stride_b,
-            draft_stride_r, max_depth, bins, s0, s1, s2, s3, draft_count, draft_total, id_limit, False, ROW_A_NODE,
+            draft_stride_r, max_depth, bins, s0, s1, s2, s3, draft_count, draft_total, id_limit, False, row_a_node,
         )  # fmt: skip
         pair = at.pair
         token, rest, takes = STEP(at, BLOCK)
@@ -223,5 +225,5 @@ def tree_args(round, bins, tables=1):
 
 
 def tree_constants(round):
-    tile = race_tile(round.target, ALONE["BLOCK"], SHARE_ALONE, round.draft)
-    return {"ROW_A_NODE": round.row_a_node, "RACE": tile} | ALONE
+    tile = race_tile(round.target, ALONE_RACE, SHARE_ALONE, round.draft)
+    return {"RACE": tile} | ALONE

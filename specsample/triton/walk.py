@@ -87,7 +87,7 @@ def start_of(b, span, spans, stride, is_row: tl.constexpr):
 @triton.jit
 def load_nodes(
     first, b, span, spans, tokens, parents, rows, draft_rows, draft_laws, tokens_stride, parents_stride, rows_stride,
-    draft_rows_stride, draft_count, draft_total, id_limit, ROW_A_NODE: tl.constexpr, P: tl.constexpr,
+    draft_rows_stride, draft_count, draft_total, id_limit, row_a_node, P: tl.constexpr,
 ):  # fmt: skip
     """-> (the Nodes first .. first + P − 1, index of each one's draft law int64 [P]); draft_laws None: one-hot drafts, whose index
     is the token."""
@@ -103,8 +103,8 @@ def load_nodes(
     if draft_laws is not None:
         above = node_values(rows, parent + 1, rows_start + tl.maximum(parent, -1) + 1, exists)
         start, count = span.row, span.rows
-        if ROW_A_NODE:
-            above, start, count = wide, span.node, span.nodes
+        above = tl.where(row_a_node == 1, wide, above)
+        start, count = tl.where(row_a_node == 1, span.node, start), tl.where(row_a_node == 1, span.nodes, count)
         if spans is None:
             start, count = b * draft_count, b * 0 + draft_count
         drawn = node_values(draft_rows, above, start_of(b, span, spans, draft_rows_stride, False) + ids, inside)

@@ -1,0 +1,45 @@
+"""What the compile check reads from the PTX of a kernel: arithmetic that may be fused, and how a token's bin is computed."""
+
+import re
+
+_LINE = re.compile(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]*)\s+(.*);\s*$", re.M)
+_REGISTER = re.compile(r"%[a-z]+\d+")
+_SAME_EITHER_WAY = ("mul", "add", "min", "max", "and", "or")
+_ONE_HOT = "cvt.rn.f32.u32(selp.b32(1, 0"
+_INPUT = ("ld", "mov", "shl", "prmt", "cvt.f32", "atom")  # a logit as it is read: how it comes depends on the copy's layout
+
+
+def fused(ptx):
+    """Number of products fused with sums, or left open to it, in float32 and (but for those that a function asks for) float64"""
+    return len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32\b|\b(?:mul|add|sub)(?:\.ftz)?\.f(?:32|64)\b", ptx))
+
+
+def forms(ptx, root="cvt.rzi.s32.f32"):
+    """Number of `root`s, and the set of expressions that they convert, of logits and of numbers of the row (L)."""
+    defined, roots = {}, []
+    for op, rest in _LINE.findall(ptx):
+        target, *operands = re.split(r",\s*(?![^{]*\})", rest)
+        if op.startswith(("st", "bra", "bar", "ret")):
+            continue
+        for register in _REGISTER.findall(target):
+            defined.setdefault(register, []).append((op, operands))
+        if op == root:
+            roots.append(operands[0])
+    known = {}
+
+    def form(operand):
+        if operand not in defined:
+            return "L" if operand.startswith("%") else operand
+        if operand not in known:
+            ways = defined[operand]
+            op, operands = ways[0]
+            known[operand] = "L"  # of several origins, or of itself: a loop's
+            if len(ways) == 1 and not op.startswith(_INPUT):
+                parts = [form(x) for x in operands]
+                parts = sorted(parts) if op.startswith(_SAME_EITHER_WAY) else parts
+                known[operand] = f"{op}({', '.join(parts)})"
+                if op == "selp.f32" and any(x.startswith(_ONE_HOT) for x in parts):  # the law of one token: no arithmetic
+                    known[operand] = next(x for x in parts if not x.startswith(_ONE_HOT))
+        return known[operand]
+
+    return len(roots), {form(x) for x in roots}
