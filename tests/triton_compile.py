@@ -151,8 +151,10 @@ def main(names):
             line = {"kernel": kernel.__name__, "target": name, "dtype": dtype}
             if "STEP" in fixed:
                 line["scheme"] = fixed["STEP"].__module__.split(".")[-1]
+            start = sum(os.times()[:4])
             try:
-                line |= usage(compile_one(kernel, fixed, dtype, target), target.backend)
+                binary = compile_one(kernel, fixed, dtype, target)
+                line |= {"seconds": round(sum(os.times()[:4]) - start, 1)} | usage(binary, target.backend)
             except Exception as error:
                 while error.__cause__ is not None:  # the innermost line of Triton's own report
                     error = error.__cause__
