@@ -38,7 +38,9 @@ def forms(ptx, root="cvt.rzi.s32.f32"):
                 parts = [form(x) for x in operands]
                 parts = sorted(parts) if op.startswith(_SAME_EITHER_WAY) else parts
                 known[operand] = f"{op}({', '.join(parts)})"
-                if op == "selp.f32" and any(x.startswith(_ONE_HOT) for x in parts):  # the law of one token: no arithmetic
+                if op == "selp.f32" and any(x.startswith("setp.num") for x in parts):
+                    known[operand] = "L"  # a logit that may be no number: asked of one, or of a pair
+                elif op == "selp.f32" and any(x.startswith(_ONE_HOT) for x in parts):  # the law of one token: no arithmetic
                     known[operand] = next(x for x in parts if not x.startswith(_ONE_HOT))
         return known[operand]
 
