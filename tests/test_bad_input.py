@@ -3,7 +3,9 @@
 import cuda_on_cpu
 import pytest
 import torch
-from conftest import BACKENDS, SCHEMES, case, identical, numbers, packed, require, select, stacked, widened
+from conftest import (
+    ALL_SCHEMES, BACKENDS, SCHEMES, case, identical, numbers, packed, require, require_scheme, select, stacked, widened,
+)  # fmt: skip
 
 import specsample as ss
 
@@ -308,6 +310,22 @@ def test_no_drafts(backend, scheme):
         verdict = ss.verify(**args | {"draft_logits": draft_logits}, backend=backend, logprobs="raw")
         assert torch.equal(verdict.tokens, plain[:, None]) and (verdict.num_accepted == 0).all()
         assert verdict.nodes.shape == (20, 0) and verdict.logprobs.shape == (20, 1)
+
+
+@pytest.mark.parametrize("name", ALL_SCHEMES)
+def test_nodes_of_no_draft_row(backend, name):
+    """Where the draft has no row at all, nodes that name one do not exist."""
+    require_scheme(backend, name)
+    args = case(20, 0, 40, scheme="token", seed=8) | {"scheme": name}
+    logits = args["target_logits"]
+    nodes = {"draft_tokens": torch.zeros(20, 2, dtype=torch.int64), "draft_logits": logits[:, :0]}
+    nodes |= {"rows": [0, 0, 0], "draft_rows": [0, 0], "parents": [-1, 0]}
+    if not ss.schemes()[name].uses_draft_logits:
+        nodes["draft_tokens"] = nodes["draft_tokens"] - 1
+    plain = ss.sample(logits[:, 0], seed=args["seed"], position=args["position"], backend=backend)
+    verdict = ss.verify(**args | nodes, backend=backend)
+    assert torch.equal(verdict.tokens[:, 0], plain) and (verdict.tokens[:, 1:] == -1).all()
+    assert (verdict.num_accepted == 0).all() and (verdict.nodes == -1).all()
 
 
 @pytest.mark.parametrize("vocab", [0, 40])

@@ -130,11 +130,13 @@ class Round:
             self.exists = self.exists & (self.draft_rows >= 0) & (self.draft_rows < draft_count[:, None])
             flat = draft_logits.flatten(0, -2)
             has_law = ((flat > -math.inf) & ~flat.isnan()).any(-1)
-            if flat.shape[0] and nodes:
-                where = self._draft_row(self.draft_rows)
-                self.exists = self.exists & has_law[where]
-            else:
+            if flat.shape[0] == 0:  # no rows, so no nodes; one without a law stands where a law is looked up all the same
+                lead = (1,) if self.packed else (batch, 1)
+                self.draft_logits = draft_logits.new_full((*lead, draft_logits.shape[-1]), -math.inf)
+                draft_stats, draft_sampling_rows, draft_sampling = None, None, OFF
                 self.exists = self.exists & False
+            elif nodes:
+                self.exists = self.exists & has_law[self._draft_row(self.draft_rows)]
 
         self.given_lists = None if lists is None else per_node(lists, node_ids)
         if lists is not None:
