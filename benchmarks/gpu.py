@@ -38,7 +38,8 @@ SMOKE = ["benchmarks/gpu_smoke.py"]
 # What a step of --quick is expected to take on a machine with 16 cores: guesses from compile times, counts of tests and launches
 # elsewhere until a GPU has shown better. Slowest first: where time is short, they are what to cut.
 EXPECTED = {
-    "the build": 70, "the tests on triton": 60, "compute-sanitizer memcheck": 40, "the tests on cuda": 35, "smoke": 20,
+    "the build": 70, "compute-sanitizer memcheck": 40, "the tests on triton": 40, "the tests on cuda": 35,
+    "the warm-up of triton": 25, "smoke": 20,
 }  # fmt: skip
 
 
@@ -129,6 +130,27 @@ def tests(quick, backend):
     environment = {"OMP_NUM_THREADS": "2", "SPECSAMPLE_TEST_SECONDS": each}
     selected = [*arguments, "-k", f"{backend}- or {backend}]"]
     return {f"the tests on {backend}": Command(python(*selected), environment, 120 if quick else 400)}
+
+
+WARM = """
+import sys, torch
+from specsample.triton import warmup
+for dtype in (torch.float32, torch.bfloat16):
+    for how in ({}, {"tree": True}, {"packed": True}):
+        for vocab in (100, 50_000):
+            took = warmup(vocab, schemes=sys.argv[1:], dtype=dtype, **how)
+            print(dtype, vocab, *how, {name: round(seconds, 1) for name, seconds in took.items()}, flush=True)
+"""
+
+
+def warm():
+    """Compile Triton's kernels ahead, a process a scheme: the tests' processes, which find them in Triton's cache, would each compile
+    the same ones within their time-outs."""
+    from specsample import triton
+
+    return {
+        f"the warm-up of triton, {name}": Command(python("-c", WARM, name), {"OMP_NUM_THREADS": "1"}, 60) for name in triton.SCHEMES
+    }
 
 
 def sanitizers(program, quick):
@@ -240,6 +262,7 @@ def main(arguments=None, torch=None, execute=execute, bench=bench, which=shutil.
             step(sanitizers(sanitizer, options.quick))
         else:
             say("compute-sanitizer is not on the path: left out")
+        step(warm())
         step(tests(options.quick, "triton"))
     wrong = [f"{name}: {why}" for name, why in failed.items()]
     if not options.quick:

@@ -8,7 +8,7 @@ import fake_gpu
 import pytest
 import torch
 from test_benchmarks import needs_cpu
-from test_gpu_run import SMOKE, bench  # noqa: F401
+from test_gpu_run import SMOKE, WARM, bench  # noqa: F401
 
 @pytest.fixture
 def device(bench, monkeypatch):
@@ -176,7 +176,7 @@ def test_the_whole_run(bench, device, tmp_path, monkeypatch):
     assert said == 0
     assert [list(commands) for commands in ran] == [["the build"], ["the extension"], SMOKE, ["the tests on cuda"], [
         f"compute-sanitizer {tool}" for tool in ("memcheck", "racecheck", "synccheck")
-    ], ["the tests on triton"]]  # fmt: skip
+    ], WARM, ["the tests on triton"]]  # fmt: skip
     assert [row["case"] for row in result["rows"]] == [case.name for case in small(bench)]
     assert result["machine"]["gpu"] == "Fake GPU 1" and result["agreement"]["differing"] == 0 < result["agreement"]["tokens"]
     left_out = result["left_out"]

@@ -14,8 +14,11 @@ import fake_gpu
 import pytest
 from test_benchmarks import BENCHMARKS
 
+from specsample import triton
+
 MODULES = ("gpu_run", "gpu_races", "gpu_clock", "gpu_cases", "gpu_competitors", "gpu_engines", "gpu_aims", "gpu_report", "gpu_bench", "gpu")
 SMOKE = [*(f"teams of {n}" for n in (1, 2, 4, 8)), "ahead", "programmatic launch", "a captured graph"]
+WARM = [f"the warm-up of triton, {name}" for name in triton.SCHEMES]
 
 
 @pytest.fixture
@@ -37,7 +40,8 @@ def test_commands_of_make_gpu(bench):
     ran = []
     said = run(bench, ["--quick"], ran)
     assert said == 0 and [list(commands) for commands in ran] == [
-        ["the build"], ["the extension"], SMOKE, ["the tests on cuda"], ["compute-sanitizer memcheck"], ["the tests on triton"]
+        ["the build"], ["the extension"], SMOKE, ["the tests on cuda"], ["compute-sanitizer memcheck"], WARM,
+        ["the tests on triton"],
     ]  # fmt: skip
     build = ran[0]["the build"]
     assert build.environment == {
@@ -50,7 +54,7 @@ def test_commands_of_make_gpu(bench):
     smoke = ran[2]
     assert [smoke[f"teams of {n}"].environment["SPECSAMPLE_TEAM"] for n in (1, 2, 4, 8)] == ["1", "2", "4", "8"]
     assert smoke["programmatic launch"].environment["SPECSAMPLE_EARLY"] == "1" and "--graph" in smoke["a captured graph"].arguments
-    for command, backend in ((ran[3]["the tests on cuda"], "cuda"), (ran[5]["the tests on triton"], "triton")):
+    for command, backend in ((ran[3]["the tests on cuda"], "cuda"), (ran[6]["the tests on triton"], "triton")):
         assert command.arguments[-2:] == ["-k", f"{backend}- or {backend}]"] and "--maxfail=1" in command.arguments
         assert float(command.environment["SPECSAMPLE_TEST_SECONDS"]) > 0 and any(a.startswith("tests/") for a in command.arguments)
     memcheck = ran[4]["compute-sanitizer memcheck"]
@@ -62,6 +66,17 @@ def test_commands_of_make_gpu(bench):
     run(bench, ["--quick", "--no-build"], ran)
     assert list(ran[0]) == ["the extension"]
     assert list(bench.gpu.smoke("8.6")[1]) == ["teams of 1", "ahead", "programmatic launch", "a captured graph"]
+
+
+def test_the_warm_up_compiles_what_tests_call(bench, capsys, monkeypatch):
+    """The program that each process runs, with the calls noted that it would make."""
+    calls = []
+    monkeypatch.setattr(triton, "warmup", lambda vocab, **given: calls.append((vocab, given)) or {"block": 1.26})
+    monkeypatch.setattr(sys, "argv", ["-c", "block"])
+    exec(bench.gpu.WARM, {})
+    assert len(calls) == 12 and all(given["schemes"] == ["block"] for _, given in calls)
+    assert {vocab for vocab, _ in calls} == {100, 50_000} and sum("packed" in given for _, given in calls) == 4
+    assert "torch.bfloat16 50000 tree {'block': 1.3}" in capsys.readouterr().out
 
 
 def test_a_build_with_older_setuptools(bench, tmp_path):
@@ -121,6 +136,7 @@ class Clock:
 
     def execute(self, commands, logs, left):
         name = "smoke" if "a captured graph" in commands else next(iter(commands))
+        name = name.split(",")[0]
         self.ran.append(name)
         longest = max(command.limit for command in commands.values())
         self.now += min(left, longest if name in self.hang else self.bench.gpu.EXPECTED.get(name, 5))
