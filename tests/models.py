@@ -26,6 +26,19 @@ class TokenCache:
             layer.keys, layer.values = layer.keys[:, :, :tokens_to_remove], layer.values[:, :, :tokens_to_remove]
 
 
+class Streamer:
+    """Keeps what it gets."""
+
+    def __init__(self):
+        self.got, self.ended = [], 0
+
+    def put(self, tokens):
+        self.got.append(tokens)
+
+    def end(self):
+        self.ended += 1
+
+
 class TableModel(nn.Module):
     """A Markov chain: the law after a token is its row of `table` [V, V'] (probabilities), whatever came before.
 

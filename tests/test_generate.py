@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import SCHEMES
-from models import TableModel, nearby, prompts, tiny_llama
+from models import Streamer, TableModel, nearby, prompts, tiny_llama
 
 import specsample as ss
 
@@ -221,17 +221,6 @@ def test_a_target_without_finite_logits_ends_the_request():
     assert output.tolist() == [[0, 1, 2], [1, 2, 0]]
     output = ss.generate(TableModel(table), TableModel(torch.eye(3)), torch.tensor([[0]]), max_new_tokens=5)
     assert output.tolist() == [[0, 1, 2]]
-
-
-class Streamer:
-    def __init__(self):
-        self.got, self.ended = [], 0
-
-    def put(self, tokens):
-        self.got.append(tokens)
-
-    def end(self):
-        self.ended += 1
 
 
 class RoundStreamer(Streamer):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import ALL_SCHEMES
-from models import TableModel, tiny_llama
+from models import Streamer, TableModel, tiny_llama
 
 import specsample as ss
 from specsample.decoding.limits import position_limit
@@ -242,17 +242,6 @@ def test_a_large_limit_costs_nothing():
             TableModel(circle), draft, torch.tensor([[3, 4], [90, 91]]), max_new_tokens=10**11, eos_token_id=[140, 149]
         )
         assert output[0].tolist() == list(range(3, 141)) and output[1, :51].tolist() == list(range(90, 141))
-
-
-class Streamer:
-    def __init__(self):
-        self.got, self.ended = [], 0
-
-    def put(self, tokens):
-        self.got.append(tokens)
-
-    def end(self):
-        self.ended += 1
 
 
 @pytest.mark.parametrize("draft", [None, "table"])
