@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import torch
 
-from . import backends, reference
+from . import backends
 from .arguments import (
     INTS, MAX_NODES, check_draft_logits, check_logits, check_options, check_parents, check_stats, int_or_tensor, per_node,
 )  # fmt: skip
 from .errors import expect
+from .reference import backend as reference
 from .sampling import Sampling, pack
 from .schemes import SCHEMES
 

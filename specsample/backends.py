@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import ops, reference, triton  # noqa: F401  (ops defines torch.ops.specsample)
+from . import ops, triton  # noqa: F401  (ops defines torch.ops.specsample)
 from .errors import expect
+from .reference import backend as reference
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INSTALL_HINT = "reinstall with a C++ compiler and torch present: pip install --no-build-isolation ."

@@ -1,8 +1,10 @@
 """`import specsample` asks for no GPU: the question would initialise CUDA, and forked workers could not use it any more."""
 
+import ast
 import os
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 
 import native
 import pytest
@@ -106,3 +108,30 @@ def test_what_is_missing_is_said(monkeypatch):
         assert len(asked) == 1
     finally:
         backends._no_gpu.cache_clear()
+
+
+def imports(folder, package):
+    """{module: modules of the package that it imports when it is imported itself}"""
+    files = {path: ".".join((package, *path.relative_to(folder).with_suffix("").parts)) for path in folder.rglob("*.py")}
+    names = {path: name.removesuffix(".__init__") for path, name in files.items()}
+    known, graph = set(names.values()), {}
+    for path, name in names.items():
+        inside = name if path.stem == "__init__" else name.rpartition(".")[0]
+        found = graph[name] = set()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                start = ".".join([*inside.split(".")[: len(inside.split(".")) - node.level + 1], *filter(None, [node.module])])
+                each = {f"{start}.{alias.name}" for alias in node.names}
+                found.update(each & known)
+                if not each <= known:  # a name that the module itself has
+                    found.add(start)
+    return graph
+
+
+def test_no_module_imports_one_that_imports_it(tmp_path):
+    order = list(TopologicalSorter(imports(native.ROOT / "specsample", "specsample")).static_order())
+    assert order.index("specsample.reference.walk") < order.index("specsample.schemes.token") < order.index("specsample.api")
+    (tmp_path / "a.py").write_text("from .b import f\n")
+    (tmp_path / "b.py").write_text("from . import a\n")
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(imports(tmp_path, "package")).static_order())
