@@ -46,7 +46,7 @@ def test_a_captured_graph_replays_on_new_inputs(backend, scheme, B):
     require_scheme(backend, scheme)
     V = 50_000  # for teams of 8 blocks
     if scheme in SCHEMES:
-        first, second = (case(B, 3, V, torch.bfloat16, scheme, seed=s) for s in (2, 3))
+        first, second = (case(B, 4, V, torch.bfloat16, scheme, seed=s) for s in (2, 3))  # see test_teams.py: FEW, MANY
     else:  # its lists are on the device after the first call
         first, second = (drafted_tree(B, 3, 2, V, scheme, seed=s, dtype=torch.bfloat16) | {"max_depth": 2} for s in (2, 3))
     held = on_gpu(first) | {"backend": backend}

@@ -24,6 +24,24 @@ NAMES = (*on_gpu.NAMES, cuda_on_cpu.NAME)
 MULTI = tuple(name for name in backends.BACKENDS["cuda"].schemes if name not in SCHEMES)
 WIDE, SHORT = 50_000, 2501  # on a GPU; for the emulation
 FILTERED = ss.Sampling(0.8, 700, 0.95, 0.001)
+# Requests whose rows are all read before the round, and those whose rows are too many for it (csrc/cuda/verify.cu) while each still
+# has a team of 8 blocks: on GPUs of 132 to 148 multiprocessors.
+FEW, MANY = 2, 16
+
+
+def chains(requests, V, dtype, scheme, **how):
+    return case(requests, 4 if requests == MANY else 3, V, dtype, scheme, **how)
+
+
+def packed_chains(requests, V, scheme, row_a_node):
+    """(arguments, cases of one request each): requests of unequal length, the second one without rows"""
+    lengths = (3, 1, 2, 4, 3, 0, 3, *[4] * 11) if requests == MANY else (3, 1, 2)
+    cases = [case(1, n, V, torch.bfloat16, scheme, seed=10 + i, sampling=FILTERED) for i, n in enumerate(lengths)]
+    return packed([cases[0], None, *cases[1:]], row_a_node=row_a_node, spare=1), cases
+
+
+def trees(requests, V, scheme, **how):
+    return drafted_tree(requests, 3, 2, V, scheme, seed=3, dtype=torch.bfloat16, noise=0.3, sampling=FILTERED, **how)
 
 
 @pytest.fixture(params=NAMES)
@@ -34,17 +52,14 @@ def on(request):
 
 @pytest.fixture(params=["ahead", "not ahead"])
 def requests(request, on):
-    """How many there are; all rows are read before the round, or the round reads what it comes to.
-
-    Of five rows or more each: 2 have few, 16 have more than half of the multiprocessors of today's GPUs with teams.
-    """
-    return 2 if request.param == "ahead" else 3 if on[0] == cuda_on_cpu.NAME else 16
+    """How many there are; all rows are read before the round, or the round reads what it comes to."""
+    return FEW if request.param == "ahead" else 3 if on[0] == cuda_on_cpu.NAME else MANY
 
 
 @contextlib.contextmanager
 def teams(backend, requests):
     if backend == cuda_on_cpu.NAME:
-        with cuda_on_cpu.launches(32, shuffle=requests, team=8 if requests == 2 else 4, ahead=requests == 2):
+        with cuda_on_cpu.launches(32, shuffle=requests, team=8 if requests == FEW else 4, ahead=requests == FEW):
             yield
     else:
         yield
@@ -64,7 +79,7 @@ def same(args, backend, requests, logprobs=None):
 def test_residual_of_a_deterministic_draft(on, requests, scheme):
     backend, V = on
     for sampling in (ss.Sampling(), FILTERED):
-        args = case(requests, 3, V, torch.bfloat16, scheme, seed=1, one_hot=True, sampling=sampling)
+        args = chains(requests, V, torch.bfloat16, scheme, seed=1, one_hot=True, sampling=sampling)
         verdict = same(args, backend, requests)
         assert (verdict.num_accepted < 3).any()  # the residual was needed
 
@@ -74,7 +89,7 @@ def test_filtered_rows(on, requests, scheme):
     backend, V = on
     a_request = ss.Sampling(torch.linspace(0.5, 1.2, requests), torch.arange(requests) * 300, 0.9, 0.001)
     for i, sampling in enumerate((FILTERED, ss.Sampling(top_p=0.9), a_request)):
-        args = case(requests, 3, V, (torch.float32, torch.bfloat16, torch.float16)[i], scheme, seed=2 + i, sampling=sampling)
+        args = chains(requests, V, (torch.float32, torch.bfloat16, torch.float16)[i], scheme, seed=2 + i, sampling=sampling)
         verdict = same(args, backend, requests, "raw" if i else "filtered")
         assert (verdict.num_accepted < 3).any()
 
@@ -82,11 +97,8 @@ def test_filtered_rows(on, requests, scheme):
 @pytest.mark.parametrize("row_a_node", [False, True], ids=["rows like the target", "one row a node"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_packed_calls(on, requests, scheme, row_a_node):
-    """Requests of unequal length, some without rows."""
     backend, V = on
-    lengths = (3, 1, 2) if requests < 16 else (3, 1, 2, 4, 3, 0, 3, 4, 4, 4, 4, 4)
-    cases = [case(1, n, V, torch.bfloat16, scheme, seed=10 + i, sampling=FILTERED) for i, n in enumerate(lengths)]
-    args = packed([cases[0], None, *cases[1:]], row_a_node=row_a_node, spare=1)
+    args, cases = packed_chains(requests, V, scheme, row_a_node)
     with teams(backend, requests):
         verdict = ss.verify(**args, backend=backend)
     expected = stacked([widened(ss.verify(**c, backend="reference"), args["max_depth"]) for c in cases])
@@ -101,7 +113,7 @@ def test_trees(on, requests, scheme):
     require_scheme(backend, scheme)
     accepted = 0
     for bins in (None, 1200) if "bins" in ss.schemes()[scheme].options else (None,):
-        args = drafted_tree(requests, 3, 2, V, scheme, seed=3, dtype=torch.bfloat16, noise=0.3, sampling=FILTERED)
+        args = trees(requests, V, scheme)
         verdict = same(args if bins is None else args | {"options": {"bins": bins}}, backend, requests)
         accepted += int(verdict.num_accepted.sum())
     assert 0 < accepted
@@ -109,7 +121,7 @@ def test_trees(on, requests, scheme):
 
 def test_kept_statistics_and_rows(on, requests):
     backend, V = on
-    args = case(requests, 3, V, torch.bfloat16, "block", seed=5, sampling=FILTERED)
+    args = chains(requests, V, torch.bfloat16, "block", seed=5, sampling=FILTERED)
     rows = numbers(requests, V, seed=6, scale=2.0, dtype=torch.bfloat16)
     at = {"sampling": FILTERED, "seed": 3, "position": 1 << 33}
     with teams(backend, requests):
@@ -118,6 +130,22 @@ def test_kept_statistics_and_rows(on, requests):
     same(args | {"draft_stats": stats}, backend, requests)
     for kind, got in zip(("iid", "arrivals", "topk", "top", "distinct"), tokens):
         assert torch.equal(got, ss.draft(rows, 3, kind=kind, **at, backend="reference")), kind
+
+
+@pytest.mark.parametrize("requests", [FEW, MANY])
+@pytest.mark.parametrize("scheme", [name for name in (*SCHEMES, *MULTI) if name != "lists"])  # which never reads ahead
+def test_rows_are_few_or_many(scheme, requests):
+    """Each case of this file goes the way that its name says on a GPU: ahead where twice its rows fit the multiprocessors."""
+    if scheme in SCHEMES:
+        cases = [chains(requests, 9, torch.float32, scheme, one_hot=one_hot) for one_hot in (False, True)]
+        cases += [packed_chains(requests, 9, scheme, row_a_node)[0] for row_a_node in (False, True)]
+    else:
+        cases = [trees(requests, 9, scheme)]
+    for args in cases:
+        draft = args["draft_logits"] if ss.schemes()[scheme].uses_draft_logits else None
+        rows = sum(x.shape[:-1].numel() for x in (args["target_logits"], draft) if x is not None)
+        assert [2 * rows <= processors for processors in (132, 148)] == [requests == FEW] * 2, rows
+        assert len(args["seed"]) <= 132 // 8 or "cu_rows" in args
 
 
 # -- debugging aids ----------------------------------------------------------------------------------------------------
