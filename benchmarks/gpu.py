@@ -134,22 +134,34 @@ def tests(quick, backend):
 
 WARM = """
 import sys, torch
+from gpu import layouts
 from specsample.triton import warmup
-for dtype in (torch.float32, torch.bfloat16):
-    for how in ({}, {"tree": True}, {"packed": True}):
-        for vocab in (100, 50_000):
-            took = warmup(vocab, schemes=sys.argv[1:], dtype=dtype, **how)
-            print(dtype, vocab, *how, {name: round(seconds, 1) for name, seconds in took.items()}, flush=True)
+scheme, dtype = sys.argv[1:]
+for how in layouts(scheme):
+    for vocab in (100, 50_000):
+        took = warmup(vocab, schemes=(scheme,), dtype=getattr(torch, dtype), **how)
+        print(vocab, *how, f"{took[scheme]:.1f} s", flush=True)
 """
 
 
+def layouts(scheme):
+    """The calls of a scheme that the quick tests make most, as `warmup` takes them. Their trees have one position for all."""
+    import specsample as ss
+
+    card = ss.schemes()[scheme]
+    return [{"tree": True, "position": 1}] if card.trees and scheme != "race" else [{}, {"packed": True}]
+
+
 def warm():
-    """Compile Triton's kernels ahead, a process a scheme: the tests' processes, which find them in Triton's cache, would each compile
-    the same ones within their time-outs."""
+    """Compile Triton's kernels ahead, a process a scheme and dtype: the tests' processes, which find them in Triton's cache, would each
+    compile the same ones within their time-outs."""
     from specsample import triton
 
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
     return {
-        f"the warm-up of triton, {name}": Command(python("-c", WARM, name), {"OMP_NUM_THREADS": "1"}, 60) for name in triton.SCHEMES
+        f"the warm-up of triton, {name}, {dtype}": Command(python("-c", WARM, name, dtype), environment, 90)
+        for name in triton.SCHEMES
+        for dtype in ("float32", "bfloat16")
     }
 
 

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 
 import fake_gpu
 import pytest
+import torch
 from test_benchmarks import BENCHMARKS
 
 from specsample import triton
 
 MODULES = ("gpu_run", "gpu_races", "gpu_clock", "gpu_cases", "gpu_competitors", "gpu_engines", "gpu_aims", "gpu_report", "gpu_bench", "gpu")
 SMOKE = [*(f"teams of {n}" for n in (1, 2, 4, 8)), "ahead", "programmatic launch", "a captured graph"]
-WARM = [f"the warm-up of triton, {name}" for name in triton.SCHEMES]
+WARM = [f"the warm-up of triton, {name}, {dtype}" for name in triton.SCHEMES for dtype in ("float32", "bfloat16")]
 
 
 @pytest.fixture
@@ -71,12 +72,18 @@ def test_commands_of_make_gpu(bench):
 def test_the_warm_up_compiles_what_tests_call(bench, capsys, monkeypatch):
     """The program that each process runs, with the calls noted that it would make."""
     calls = []
-    monkeypatch.setattr(triton, "warmup", lambda vocab, **given: calls.append((vocab, given)) or {"block": 1.26})
-    monkeypatch.setattr(sys, "argv", ["-c", "block"])
-    exec(bench.gpu.WARM, {})
-    assert len(calls) == 12 and all(given["schemes"] == ["block"] for _, given in calls)
-    assert {vocab for vocab, _ in calls} == {100, 50_000} and sum("packed" in given for _, given in calls) == 4
-    assert "torch.bfloat16 50000 tree {'block': 1.3}" in capsys.readouterr().out
+    monkeypatch.setattr(triton, "warmup", lambda vocab, **given: calls.append((vocab, given)) or {given["schemes"][0]: 1.26})
+    for name, hows in (("block", [{}, {"packed": True}]), ("optimal", [{"tree": True, "position": 1}])):
+        calls.clear()
+        monkeypatch.setattr(sys, "argv", ["-c", name, "bfloat16"])
+        exec(bench.gpu.WARM, {})
+        like = {"schemes": (name,), "dtype": torch.bfloat16}
+        assert calls == [(vocab, like | how) for how in hows for vocab in (100, 50_000)]
+    assert "50000 tree position 1.3 s" in capsys.readouterr().out
+    command = bench.gpu.warm()["the warm-up of triton, optimal, bfloat16"]
+    told = subprocess.run([*command.arguments[:2], "import gpu; print(gpu.layouts('block'))"], capture_output=True, text=True,
+                          env={**os.environ, **command.environment})  # fmt: skip
+    assert told.stdout == "[{}, {'packed': True}]\n", told.stderr
 
 
 def test_a_build_with_older_setuptools(bench, tmp_path):

@@ -73,6 +73,8 @@ def test_calls_that_vary_compile_a_kernel_once_or_twice():
     assert len({line.get("scheme") for line in lines} - {None}) == 10 and all(line.get("keys", True) for line in lines)
     warm = [line for line in lines if "after a warm-up" in line]
     assert len(warm) == 72 and not [line for line in warm if any(line["after a warm-up"].values())]
+    tested = [line for line in lines if "in the GPU run" in line]
+    assert len(tested) == 10 and not [line for line in tested if any(line["in the GPU run"].values())], tested
     lines = [line for line in lines if "varies" in line]
     for line in lines:
         alike = line["varies"] in ("batch", "position", "seed")

@@ -1,6 +1,6 @@
 """Counts how often Triton would compile the kernels of a scheme while calls vary as they do in serving: one JSON line a way of varying.
 
-Then how many more there are for calls that `warmup` was to prepare.
+Then how many more there are for calls that `warmup` was to prepare, the GPU tests' among them.
 
 usage: python tests/triton_keys.py    (no GPU, and nothing is compiled: Triton's own binder makes the keys, behind a stub of its driver)
 """
@@ -12,6 +12,8 @@ import os
 import sys
 
 assert os.environ.get("TRITON_INTERPRET", "0") == "0", "the interpreter has no keys"
+
+sys.path.append(os.path.join(os.path.dirname(__file__), os.pardir, "benchmarks"))
 
 import torch  # noqa: E402
 import triton  # noqa: E402
@@ -122,6 +124,25 @@ def new_keys(scheme, layout, **how):
     return {name: len(keys - before.get(name, set())) for name, keys in KEYS.items()}
 
 
+def gpu_run(scheme):
+    """… and cases of the GPU tests, which `make gpu` has warmed up for. `race`: those without filters."""
+    import gpu
+    import test_teams
+
+    counted((), run)
+    for how in gpu.layouts(scheme):
+        backend.warmup(VOCAB, schemes=(scheme,), device="cpu", **how)
+    before = {name: set(keys) for name, keys in KEYS.items()}
+    if scheme in test_teams.SCHEMES:
+        cases = [test_teams.chains(2, VOCAB, torch.bfloat16, scheme)]
+        cases += [test_teams.packed_chains(2, VOCAB, scheme, row_a_node)[0] for row_a_node in (False, True)]
+    else:
+        cases = [test_teams.trees(2, VOCAB, scheme)]
+    for args in cases:
+        ss.verify(**args | ({"sampling": ss.Sampling()} if scheme == "race" else {}), backend="triton")
+    return {name: len(keys - before.get(name, set())) for name, keys in KEYS.items()}
+
+
 def kernels():
     import importlib
 
@@ -155,6 +176,7 @@ def stubbed():
 def main():
     with stubbed():
         for scheme in backend.SCHEMES:
+            print(json.dumps({"scheme": scheme, "in the GPU run": gpu_run(scheme)}), flush=True)
             chains, trees = ["dense chain", "packed chain"], ["dense tree", "packed tree"]
             for layout in chains + trees * ss.schemes()[scheme].trees:
                 for what, calls in ways(scheme, layout):

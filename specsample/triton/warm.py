@@ -7,18 +7,19 @@ import torch
 
 def warmup(
     vocab, *, schemes=("token",), dtype=torch.bfloat16, device="cuda", draft_vocab=None, tree=False, packed=False, one_hot=False,
-    sampling=None, logprobs=None,
+    sampling=None, logprobs=None, position=None,
 ):  # fmt: skip
     """Run a small call of each scheme, and of its drafts, so that the kernels of such calls are compiled and loaded.
 
-    Batches, offsets, positions, seeds (one a request, as tensors) and settings do not matter afterwards, but whether they are
-    `plain` does for `race` (neither greedy nor filtered: the default); what does is named here:
+    Batches, offsets, seeds (one a request, as a tensor), values of positions and settings do not matter afterwards, but whether
+    settings are `plain` does for `race` (neither greedy nor filtered: the default); what does is named here:
 
     vocab, dtype  of the logits; draft_vocab: of the drafts', None = the same
     tree          with parents, rows and draft_rows, as tensors; otherwise chains
     packed        with cu_rows; otherwise dense
     one_hot       without draft_logits, for the schemes that verify such drafts
     sampling, logprobs   as in `verify`
+    position      an int, whichever, where calls give one for all requests; None: they give a tensor, one a request
 
     Returns {scheme: seconds it took}. The compiled kernels stay in Triton's cache (TRITON_CACHE_DIR, by default ~/.triton/cache):
     another process that warms up takes them from there. Raises ValueError as `verify` does.
@@ -29,6 +30,7 @@ def warmup(
     for scheme in schemes:
         start, card = time.perf_counter(), api.schemes()[scheme]
         args, draft = _call(card, vocab, draft_vocab or vocab, dtype, device, tree and card.trees, packed, one_hot and card.one_hot)
+        args |= {} if position is None else {"position": position}
         args |= {"sampling": sampling or Sampling(), "logprobs": logprobs, "scheme": scheme, "backend": "triton"}
         at = {name: args[name] for name in ("seed", "position", "sampling", "backend")}
         api.sample(draft[:1], **at)
