@@ -175,6 +175,20 @@ def test_launches_are_overridden():
     assert late == [f"{n} teams of 1" for n in (12, 3, 12)]
 
 
+def test_a_round_is_early_only_behind_its_own_launch():
+    """Without any row none is read ahead: what the stream has before the round is somebody else's, and must have ended."""
+    code = (
+        "import torch, cuda_on_cpu, specsample as ss; cuda_on_cpu.load()\n"
+        "args = torch.zeros(2, 0, 9), torch.zeros(2, 0, dtype=torch.int64)\n"
+        "print(ss.verify(*args, rows=[0], scheme='race', seed=1, position=1, backend=cuda_on_cpu.NAME).tokens.tolist())"
+    )
+    cuda_on_cpu.load()
+    env = {**os.environ, "PYTHONPATH": f"{native.ROOT}{os.pathsep}{native.ROOT / 'tests'}"}
+    env |= {"SPECSAMPLE_AHEAD": "1", "SPECSAMPLE_TRACE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[[-1], [-1]]\n" and done.stderr == "specsample: 2 teams of 1\n", done.stdout + done.stderr
+
+
 def test_a_wrong_override_is_named():
     done = smoke("--only", "row_stats", SPECSAMPLE_TEAM="3")
     assert done.returncode != 0 and "SPECSAMPLE_TEAM: expected one of 1, 2, 4, 8, got 3" in done.stderr

@@ -41,6 +41,8 @@ inline cudaStream_t current_stream(int32_t device) {
 // A kernel that takes Args: one object for each, made before main.
 template <class Args>
 class Kernel {
+  static_assert(sizeof(Args) <= 4096, "what every driver and architecture takes of a kernel's arguments");
+
  public:
   explicit Kernel(void (*kernel)(Args)) : kernel_(kernel) { Kernels::all().add(address()); }
 

@@ -26,7 +26,7 @@ void run_round(const VerifyArgs& args, const Tensor& like) {
   // Where requests fill the GPU, it reads what it comes to, and stops early.
   const int64_t rows = a.all_rows(a.target_rows) + (a.has_draft ? a.all_rows(a.draft_rows) : 0);
   const bool few = overrides().ahead < 0 ? 2 * rows <= processors(device) : overrides().ahead == 1;
-  const bool ahead = few && !a.by_lists && a.target.vocab > 0 && (!a.has_draft || a.draft.vocab > 0);
+  const bool ahead = few && rows > 0 && !a.by_lists && a.target.vocab > 0 && (!a.has_draft || a.draft.vocab > 0);
   const int64_t floats = ahead ? rows * static_cast<int64_t>(sizeof(Ahead) / sizeof(float)) : 0;
   const Tensor found = empty(like, {floats}, ScalarType::Float);
   if (ahead) {
