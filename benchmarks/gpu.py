@@ -169,14 +169,24 @@ def sanitizers(program, quick):
     """memcheck for addresses, racecheck for shared memory, synccheck for barriers: few calls, with teams, and tensors that torch's
     allocator does not put into larger blocks, whose rest would hide what is beyond the end"""
     options = ["--error-exitcode", "9", "--print-limit", "10000"]
-    program = [program, *options, *python(*SMOKE, "--few")]
+    calls = python(*SMOKE, "--few")
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "2"}
-    tools = ("memcheck",) if quick else ("memcheck", "racecheck", "synccheck")
+    # Errors that CUDA's API returns are checked where it is called; those that torch asks for on purpose are none.
+    own = {"memcheck": ["--report-api-errors", "no"], "racecheck": [], "synccheck": []}
     judges = {"racecheck": gpu_races.judge}
     return {
-        f"compute-sanitizer {t}": Command([program[0], "--tool", t, *program[1:]], environment, 90 if quick else 400, judges.get(t))
-        for t in tools
+        f"compute-sanitizer {t}": Command(
+            [program, "--tool", t, *own[t], *options, *calls], environment, 90 if quick else 400, judges.get(t, sanitized)
+        )
+        for t in (("memcheck",) if quick else own)
     }
+
+
+def sanitized(status, output):
+    """-> what is wrong, or None"""
+    if "Device not supported" in output:  # as under gVisor
+        return "the tool refuses this machine's device, nothing was checked"
+    return f"status {status}" if status else None
 
 
 def machine_of(torch):

@@ -60,6 +60,10 @@ def test_commands_of_make_gpu(bench):
         assert float(command.environment["SPECSAMPLE_TEST_SECONDS"]) > 0 and any(a.startswith("tests/") for a in command.arguments)
     memcheck = ran[4]["compute-sanitizer memcheck"]
     assert memcheck.environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1" and memcheck.arguments[-1] == "--few"
+    assert memcheck.arguments[1:5] == ["--tool", "memcheck", "--report-api-errors", "no"]
+    assert "refuses" in memcheck.judge(1, "Error: Device not supported.\n") and memcheck.judge(9, "") and memcheck.judge(0, "") is None
+    others = bench.gpu.sanitizers("compute-sanitizer", False)
+    assert all("--report-api-errors" not in others[f"compute-sanitizer {t}"].arguments for t in ("racecheck", "synccheck"))
     whole = bench.gpu.tests(False, "cuda")["the tests on cuda"]
     assert "tests/test_chi_square.py" in whole.arguments
     assert all((bench.gpu.ROOT / f"tests/{name}.py").exists() for name in bench.gpu.TESTS)
