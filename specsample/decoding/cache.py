@@ -17,6 +17,7 @@ are masked; the latter come last. No gap can be noted, and none arises:
 
 import torch
 
+from ..errors import expect
 from .calling import call_of, embedded_ids, new_cache
 
 
@@ -145,6 +146,10 @@ class CachedModel:
             **({"position_ids": positions.to(self.device)} if self.call.positions else {}),
             **({self.call.keep: keep} if self.call.keep else {}),
         )
+        if self.cache is None:  # the model has brought its own
+            forgets = any(getattr(layer, "is_sliding", False) for layer in getattr(getattr(out, self.call.cache), "layers", ()))
+            told = "a cache that keeps every token (transformers.DynamicCache(), without a config)"
+            expect(not forgets, self.call.cache, told, f"layers with a window from {type(self.model).__name__}")
         self.cache = getattr(out, self.call.cache)
         return out.logits[:, -keep:]
 

@@ -3,6 +3,8 @@
 import inspect
 from typing import NamedTuple
 
+import torch
+
 
 class Call(NamedTuple):
     """How the model's forward is called.
@@ -38,12 +40,25 @@ def embedded_ids(model):
     try:
         return model.get_input_embeddings().num_embeddings
     except (AttributeError, NotImplementedError):
-        return getattr(getattr(model, "config", None), "vocab_size", None)
+        return getattr(config_of(model), "vocab_size", None)
+
+
+def config_of(model):
+    """The config that says what a model of transformers is: its own, or of the model that a module wraps; None of others."""
+    inner = model.modules() if isinstance(model, torch.nn.Module) else [model]  # itself first
+    configs = (getattr(module, "config", None) for module in inner)
+    return next((config for config in configs if hasattr(config, "get_text_config")), None)
+
+
+def weight_of(model):
+    """One of the model's weights, for its dtype and device: a wrapper need not tell them."""
+    return next(weight for weight in model.parameters() if weight.is_floating_point())
 
 
 def of_transformers(model):
-    """Whether the model is one of transformers', with a config that says what it is. Others are taken at their word."""
-    return hasattr(getattr(model, "config", None), "get_text_config")
+    """Whether the model is one of transformers', with a config that says what it is, or a module around one. Others are taken
+    at their word."""
+    return config_of(model) is not None
 
 
 def new_cache(model):

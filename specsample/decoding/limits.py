@@ -12,6 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..errors import expect
+from .calling import config_of, weight_of
 
 _limits = weakref.WeakKeyDictionary()  # model -> what `position_limit` found
 
@@ -19,8 +20,9 @@ _limits = weakref.WeakKeyDictionary()  # model -> what `position_limit` found
 def position_limit(model):
     """-> how many positions (0, 1, …) `model` can read, None where there is no end, or none is known. Costs two forwards of a
     token or two, once a model; none for rotary models and for those that are not of transformers."""
-    config = getattr(model, "config", None)
-    if not hasattr(config, "get_text_config"):
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    config = config_of(model)
+    if config is None:
         return None
     if model not in _limits:
         config = config.get_text_config()
@@ -47,7 +49,7 @@ def _table(model):
     accepted = inspect.signature(model.forward).parameters
     reads = []
     for count in (1, 2):
-        ids = torch.zeros(1, count, dtype=torch.int64, device=model.device)
+        ids = torch.zeros(1, count, dtype=torch.int64, device=weight_of(model).device)
         given = {"attention_mask": torch.ones_like(ids), "position_ids": torch.arange(count, device=ids.device)[None]}
         try:
             with _Lookups() as lookups:

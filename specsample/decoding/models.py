@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 
 from ..errors import expect
-from .calling import call_of, of_transformers
-from .trial import Trial, first_line
+from .calling import call_of, config_of, of_transformers, weight_of
+from .limits import position_limit
+from .trial import LEAST, Trial, first_line
 
 ATTENTION = ("sdpa", "eager")  # of transformers' implementations, those that add a 4-D mask to the scores as it is
 SERVED = "a causal language model over a cache of keys and values"
@@ -45,7 +46,7 @@ def abilities(model, name="model"):
         expect(not getattr(model, "_is_stateful", False), name, SERVED, "a recurrent state")
         return Abilities()
     model = getattr(model, "_orig_mod", model)  # of torch.compile, which these few shapes are not worth
-    weight = next(x for x in model.parameters() if x.is_floating_point())
+    weight = weight_of(model)
     state = (weight.dtype, weight.device, model.training, getattr(_text_config(model), "_attn_implementation", None))
     found = _known.setdefault(model, {})
     if state not in found:
@@ -72,13 +73,18 @@ def takes_masks(model):
 @torch.no_grad()
 def _tried(model, weight):
     """-> `Abilities`, or why the model cannot be served, str. weight: one of the model's"""
-    trial = Trial(model, weight.device, weight.dtype)
+    config = _text_config(model)
+    limits = switch, longest = _rotary(config)
+    # Not past the end of its positions, or to where its frequencies change: of that a trial would find nothing but this.
+    room = min((most for most in (position_limit(model), longest) if most is not None), default=torch.inf)
+    room = room if switch is None or switch < LEAST else min(room, switch)
+    if room < LEAST:
+        return Abilities(False, False, *limits)
+    trial = Trial(model, weight.device, weight.dtype, room)
     try:
         trial.fresh()
     except Exception as error:  # whatever a model says about an input that it does not expect
         return f"which cannot be read by token ids alone: {first_line(error)}"
-    config = _text_config(model)
-    limits = _rotary(config)
     together = trial.cached(2)
     if together is None:
         told = getattr(config, "_attn_implementation", None) in ATTENTION and trial.call.positions and not _by_slot(config)
@@ -93,13 +99,13 @@ def _tried(model, weight):
 
 
 def _text_config(model):
-    return model.config.get_text_config(decoder=True)
+    return config_of(model).get_text_config(decoder=True)
 
 
 def _foreign(model):
     """Why a model is of a kind that decoding cannot serve, or None: what its class and its config say."""
     config = _text_config(model)
-    if getattr(model.config, "is_encoder_decoder", False):
+    if getattr(config_of(model), "is_encoder_decoder", False):
         return "an encoder-decoder: its texts follow an encoder's input, which decoding does not have"
     others = [kind for kind in _layer_types(config) if not _is_attention(kind)]
     if others:

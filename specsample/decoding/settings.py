@@ -2,6 +2,8 @@
 
 import warnings
 
+from .calling import config_of
+
 # Settings that change the law: their neutral values besides None, and the processor of transformers that does the same.
 LAW = {
     "repetition_penalty": (1.0, "RepetitionPenaltyLogitsProcessor"),
@@ -67,5 +69,5 @@ def warn_of_settings(model, processors, criteria, eos):
 
 def vocabulary(model):
     """How many ids the model's logits have, as its configuration says; None when it does not."""
-    config = getattr(model, "config", None)
-    return getattr(config.get_text_config(), "vocab_size", None) if hasattr(config, "get_text_config") else None
+    config = config_of(model)
+    return None if config is None else getattr(config.get_text_config(), "vocab_size", None)

@@ -8,6 +8,7 @@ take such masks: each path from the root to a leaf is a row of a larger batch, w
 import torch
 
 from .cache import CachedModel
+from .calling import weight_of
 from .models import abilities, takes_masks
 from .one_by_one import OneByOne
 
@@ -94,7 +95,7 @@ class MaskedTree(_Tree):
 
     def __init__(self, model, batch, device):
         super().__init__(model, batch, device)
-        self.dtype = model.dtype
+        self.dtype = weight_of(model).dtype
         self.least = max(torch.finfo(self.dtype).min, torch.finfo(torch.float32).min)  # eager softmax is in float32
 
     def _read(self, more):

@@ -3,22 +3,27 @@ changes anything, whether it obeys a 4-D attention mask. Each is compared with t
 
 import torch
 
-from .calling import call_of, embedded_ids, new_cache
+from .calling import call_of, config_of, embedded_ids, new_cache
 
 # A tree of three paths, each three deep, whose nodes lie many slots from their parents.
 _PARENTS = [-1, -1, 0, 1, 0, 3, 2, 4]
 _PATHS = [(0, 2, 6), (0, 4, 7), (1, 3, 5)]
-_PREFIX, _SHORTER = 7, 3  # tokens of the two requests that are tried, a batch
+_PREFIX, _SHORTER = 7, 3  # tokens of the two requests that are tried, a batch, in a model that reads as many
+LEAST = 2 + len(_PATHS[0])  # tokens that a model has to read to be tried
 
 
 class Trial:
-    """Two made-up requests, the second shorter: prefixes of _PREFIX and _SHORTER tokens, below each the tree of _PARENTS."""
+    """Two made-up requests, the second shorter: prefixes of _PREFIX and _SHORTER tokens, below each the tree of _PARENTS.
 
-    def __init__(self, model, device, dtype):
+    room: how many tokens the model can read, at least LEAST; where they are few, the prefixes are shorter."""
+
+    def __init__(self, model, device, dtype, room=torch.inf):
         self.model, self.device, self.dtype = model, device, dtype
         self.call = call_of(model)
         ids = _made_up(model, _PREFIX + 2 * len(_PARENTS))
-        self.prefixes = [ids[:_PREFIX], ids[_PREFIX - _SHORTER : _PREFIX]]
+        longest = min(_PREFIX, room - len(_PATHS[0]))
+        shorter = min(_SHORTER, longest - 1)
+        self.prefixes = [ids[_PREFIX - longest : _PREFIX], ids[_PREFIX - shorter : _PREFIX]]
         self.nodes = ids[_PREFIX : _PREFIX + len(_PARENTS)]
         self.wrong = ids[_PREFIX + len(_PARENTS) :]
         # How far results may be off, in units of what other tokens change: rounding, and what a float32 softmax in a float64
@@ -38,7 +43,7 @@ class Trial:
         for prefix in self.prefixes:
             for path in _PATHS:
                 text = prefix + [self.nodes[node] for node in path]
-                texts.append(text + self.wrong[: _PREFIX - len(prefix)])
+                texts.append(text + self.wrong[: len(self.prefixes[0]) - len(prefix)])
         width = len(texts[0])
         logits = _exact(self.read(texts, [list(range(width))] * len(texts)).logits)
         self.rows, paths = [], len(_PATHS)  # of each request: after its prefix, after each node
@@ -117,7 +122,7 @@ class Trial:
 
     def masked(self):
         """Whether the tree, read in one forward after `cached`, has the rows of its paths, for both requests."""
-        before, nodes = _PREFIX, len(_PARENTS)
+        before, nodes = len(self.prefixes[0]), len(_PARENTS)
         self.cache.crop(-(1 + len(_PATHS[0])))
         seen = torch.zeros(2, 1 + nodes, before + 1 + nodes, dtype=torch.bool)
         seen[:, :, : before + 1] = self.mask[:, None, : before + 1].bool().cpu()
@@ -148,7 +153,7 @@ def _rms(x):
 
 def _made_up(model, count):
     """`count` ids from all over the vocabulary, none of which the config gives a meaning."""
-    named = [value for name, value in vars(model.config).items() if name.endswith(("token_id", "token_index"))]
+    named = [value for name, value in vars(config_of(model)).items() if name.endswith(("token_id", "token_index"))]
     meanings = {token for value in named for token in (value if isinstance(value, (list, tuple)) else [value])}
     vocab, ids = embedded_ids(model), []
     step = max(1, vocab // (count + 3))
