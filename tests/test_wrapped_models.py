@@ -1,5 +1,7 @@
 """Models that a module wraps, that few positions are enough for, and that do not tell what they are."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from model_classes import _LONG, DYNAMIC, VARIANTS, build, noisy
@@ -7,7 +9,8 @@ from models import prompts, tiny_llama
 from test_generate_edges import gpt
 
 import specsample as ss
-from specsample.decoding import models
+from specsample.decoding import ModelDrafter, models
+from specsample.decoding.calling import embedded_ids
 
 transformers = pytest.importorskip("transformers")
 
@@ -81,6 +84,30 @@ def test_a_module_around_a_model_is_refused_as_the_model(name, wrapper):
     for target, draft, argument in ((model, None, "model"), (tiny_llama(0), model, "draft")):
         with pytest.raises(ValueError, match=f"^{argument}: expected a causal language model over .* got {wrapper.__name__}, "):
             ss.generate(target, draft, one, max_new_tokens=3)
+
+
+def test_a_drafter_of_ones_own_around_a_model_is_asked_too():
+    mamba, one = build("MambaForCausalLM"), torch.ones(1, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="^draft: expected a causal language model over .* got MambaForCausalLM, "):
+        ss.generate(tiny_llama(0), ModelDrafter(mamba), one, max_new_tokens=3)
+
+
+def test_ids_that_a_config_of_several_parts_tells():
+    """Behind a wrapper there is no table of embeddings to ask."""
+    parts = transformers.LlavaConfig(text_config={"vocab_size": 33}, vision_config={"model_type": "clip_vision_model"})
+    assert embedded_ids(SimpleNamespace(config=parts)) == 33
+    assert embedded_ids(SimpleNamespace(config=SimpleNamespace(vocab_size=34))) == 34
+    assert embedded_ids(SimpleNamespace()) is None
+
+
+@pytest.mark.parametrize("eos", [-1, [-1]])
+def test_a_config_may_say_that_nothing_ends_a_text(eos):
+    model, one = tiny_llama(0), torch.ones(1, 3, dtype=torch.int64)
+    model.generation_config.eos_token_id = eos
+    assert torch.equal(ss.generate(model, None, one, max_new_tokens=5), ss.generate(model, None, one, max_new_tokens=5, eos_token_id=[]))
+    model.generation_config.eos_token_id = "none"
+    with pytest.raises(ValueError, match="^eos_token_id: expected .* got .*none"):
+        ss.generate(model, None, one, max_new_tokens=5)
 
 
 @pytest.mark.parametrize("which", ["model", "draft"])

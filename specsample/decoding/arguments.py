@@ -10,7 +10,7 @@ from ..errors import expect
 from ..sampling import pack
 from ..schemes import SCHEMES
 from .calling import embedded_ids
-from .drafters import NgramDrafter, as_drafter
+from .drafters import NgramDrafter, as_drafter, draft_models
 from .limits import check_length, position_limit
 from .models import check_models
 from .processors import Processors, of_requests
@@ -74,7 +74,7 @@ def check(
     eos, pad = _ends(model, eos_token_id)
     processors = of_requests(logits_processor, "logits_processor", batch)
     criteria = of_requests(stopping_criteria, "stopping_criteria", batch)
-    check_models(model, draft, int(mask.sum(1).max()) + max_new_tokens)
+    check_models(model, draft_models(drafter), int(mask.sum(1).max()) + max_new_tokens)
     check_length(position_limit(model), int(mask.sum(1).max()), max_new_tokens)
     warn_of_settings(model, logits_processor is not None, stopping_criteria is not None, bool(eos))
     return SimpleNamespace(
@@ -150,7 +150,9 @@ def _ends(model, eos_token_id):
     if isinstance(eos, torch.Tensor):
         eos = eos.tolist()
     eos = [] if eos is None else list(eos) if isinstance(eos, (list, tuple)) else [eos]
+    if eos_token_id is None:  # in a config, an id below 0 says that there is none
+        eos = [e for e in eos if not isinstance(e, int) or e >= 0]
     good = all(isinstance(e, int) and not isinstance(e, bool) and e >= 0 for e in eos)
-    expect(good, "eos_token_id", "an id, a list of ids, or None", repr(eos_token_id))
+    expect(good, "eos_token_id", "an id, a list of ids, or None", repr(eos_token_id if eos_token_id is not None else eos))
     pad = getattr(config, "pad_token_id", None)
     return eos, pad if pad is not None else eos[0] if eos else 0

@@ -40,7 +40,9 @@ def embedded_ids(model):
     try:
         return model.get_input_embeddings().num_embeddings
     except (AttributeError, NotImplementedError):
-        return getattr(config_of(model), "vocab_size", None)
+        config = config_of(model)
+        config = getattr(model, "config", None) if config is None else config.get_text_config()
+        return getattr(config, "vocab_size", None)
 
 
 def config_of(model):

@@ -197,3 +197,10 @@ def as_drafter(draft):
             f"got {type(draft).__name__}"
         )
     return ModelDrafter(draft)
+
+
+def draft_models(drafter):
+    """The models that a drafter reads, as far as it is one of those above."""
+    if isinstance(drafter, PathsDrafter):
+        return [each.model for each in drafter.drafters]
+    return [drafter.model] if isinstance(drafter, ModelDrafter) else []

@@ -55,10 +55,8 @@ def abilities(model, name="model"):
     return found[state]
 
 
-def check_models(model, draft, longest):
-    """ValueError where the target or one of the draft models (draft: any drafter) cannot be served, or not in texts of up to
-    `longest` tokens."""
-    drafts = [] if draft is None or hasattr(draft, "propose") else draft if isinstance(draft, (list, tuple)) else [draft]
+def check_models(model, drafts, longest):
+    """ValueError where the target or one of the draft models cannot be served, or not in texts of up to `longest` tokens."""
     for name, one in [("model", model), *(("draft", one) for one in drafts)]:
         limit = abilities(one, name).longest
         told = f"a text of at most {limit} tokens (beyond, its dynamic rotary frequencies change with each), or another model"
