@@ -39,13 +39,16 @@ constexpr int kPairUnits = 2;  // of each row, that a lane takes at once
 template <int kSums, class F>
 SPS_DEVICE void sum_pairs(Scratch& s, const Order& o, const Skip& skip, const F& f) {
   const bool some = skip.any(), infinite = o.law.max >= kLargest || o.draft.max >= kLargest;
+  const bool rare = some || infinite;  // one branch for both
   const int vocab = static_cast<int>(o.law.vocab), common = o.draft.vocab < vocab ? static_cast<int>(o.draft.vocab) : vocab;
   sum_tiles<kSums, kPairUnits, 2>(s, {o.law.row, o.draft.row}, {vocab, common}, o.dtype,
                                   [&](Unit (&unit)[2][kPairUnits], int first, float (&part)[kSums]) {
 #pragma unroll
     for (int u = 0; u < kPairUnits; ++u) {
-      if (some) leave_out(skip, first + u * 32 * kUnit, unit[0][u]), leave_out(skip, first + u * 32 * kUnit, unit[1][u]);
-      if (infinite) clamp(unit[0][u]), clamp(unit[1][u]);
+      if (rare) {
+        if (some) leave_out(skip, first + u * 32 * kUnit, unit[0][u]), leave_out(skip, first + u * 32 * kUnit, unit[1][u]);
+        if (infinite) clamp(unit[0][u]), clamp(unit[1][u]);
+      }
       f(unit[0][u], unit[1][u], part);
     }
   });
