@@ -4,8 +4,6 @@ Some models count positions by slots of the cache, and some read a whole text ot
 of another length would change a request's tokens.
 """
 
-import torch
-
 from .proposal import Prefixes
 
 

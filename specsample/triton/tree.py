@@ -19,7 +19,7 @@ from .histogram import SPARE, Pair
 from .kernel import Kernel
 from .launch import ALONE, ALONE_RACE, SHARE_ALONE, launch, race_tile
 from .law import BROKEN, FIELDS, Law, load_law, load_logits, prob, weights
-from .passes import Residual, Tokens, is_in, last_race
+from .passes import Residual, is_in, last_race
 from .streams import spread
 from .walk import (
     FEW, at_node, draft_rows_of, first_of, last_stream, load_nodes, row_base, span_of, start_of, target_row,
