@@ -2,8 +2,9 @@
 //
 // Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 //   key     = seed (low, high 32 bits)
-//   counter = (token block i / 4, position low, position high, purpose << 24 | slot); word i % 4 belongs to token i
-// specsample/reference/rng.py holds the table of purposes and says why drafts belong to rounds and clocks to positions.
+//   counter = (block, position low, position high, purpose << 24 | slot)
+// The two top bits of a block name a sub-stream: the words of tokens (token i has word i % 4 of block i / 4), their second words,
+// and two words for each group of 32 tokens. specsample/reference/rng.py holds the tables and says what they are for.
 #pragma once
 #include "common.h"
 
@@ -13,8 +14,21 @@ enum Purpose : uint32_t { kClock = 0, kAccept = 1, kResidual = 2, kSelect = 3, k
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
-constexpr uint32_t kRefineBelow = 1u << 12;  // smaller words take 32 more bits ...
-constexpr uint32_t kRefineBlock = 1u << 31;  // ... from the same counter with this bit of the token block set
+constexpr uint32_t kRefineBelow = 1u << 12;  // smaller words are refined ...
+constexpr uint32_t kRefineBlock = 1u << 31;  // ... by the same counter with this bit of the block set
+constexpr uint32_t kGroupBlock = 1u << 30;   // this bit: words of groups
+
+// Groups of 32 tokens: in a tile of 1 024 tokens, eight neighbours in each of its four rows of 256. Groups are whole whatever the
+// vocabulary; those words of a group that a lane of four tiles has in common come from one call.
+constexpr int kGroupTokens = 32, kGroupTile = 1024, kGroupRow = 256, kGroupRun = 8;
+
+SPS_HD int64_t group_of(int64_t token) { return (token >> 10) * 32 + ((token >> 3) & 31); }
+SPS_HD int place_of(int64_t token) { return static_cast<int>(((token >> 8) & 3) * 8 + (token & 7)); }
+SPS_HD int64_t token_of(int64_t group, int place) {
+  return (group >> 5) * kGroupTile + (place >> 3) * kGroupRow + (group & 31) * kGroupRun + (place & 7);
+}
+SPS_HD uint32_t group_block(int64_t group) { return static_cast<uint32_t>(32 * (group >> 7) + (group & 31)); }
+SPS_HD int group_word(int64_t group) { return static_cast<int>(group >> 5) & 3; }
 
 struct Words {
   uint32_t v[4];
@@ -59,9 +73,11 @@ struct Stream {
   }
   SPS_HD Words words(uint32_t block) const { return words(block, PhiloxKeys(key0, key1)); }
   SPS_HD uint32_t word(int64_t token, uint32_t refine = 0) const {
-    const Words w = words(static_cast<uint32_t>(token >> 2) | refine);
-    const uint32_t even = token & 2 ? w.v[2] : w.v[0], odd = token & 2 ? w.v[3] : w.v[1];  // no indexing: stays in registers
-    return token & 1 ? odd : even;
+    return of_four(words(static_cast<uint32_t>(token >> 2) | refine), static_cast<int>(token & 3));
+  }
+  // A of a group; with kRefineBlock: S.
+  SPS_HD uint32_t word_of_group(int64_t group, uint32_t refine = 0) const {
+    return of_four(words(kGroupBlock | refine | group_block(group)), group_word(group));
   }
 
   // u = (r + 1/2) 2^-32 in (0, 1), where r < 2^12 is refined by a second word s: u = (r + (s + 1/2) 2^-32) 2^-32.
@@ -72,8 +88,30 @@ struct Stream {
   }
   SPS_HD double uniform(int64_t token) const { return uniform(token, word(token)); }
 
-  // log E of the exponential clock E = -log1p(-u) of `token`, whose word is r.
-  SPS_HD double log_clock(int64_t token, uint32_t r) const { return log(-log1p(-uniform(token, r))); }
+  // Clocks are made top-down: a group's least clock M = -log1p(-u)/32, of the word A, is that of the token at a uniform place; the
+  // others have M + Exp(1). By the memoryless property these are 32 independent Exp(1) clocks, none of them below M.
+  struct Least {
+    double clock;
+    int place;
+  };
+  SPS_HD static Least least(uint32_t a, uint32_t s) {
+    const double fraction = a < kRefineBelow ? ((s & 0x7FFFFFFu) + 0.5) * 0x1p-27 : 0.5;
+    return {-log1p(-(a + fraction) * 0x1p-32) / kGroupTokens, static_cast<int>(s >> 27)};
+  }
+  SPS_HD Least least(int64_t group) const { return least(word_of_group(group), word_of_group(group, kRefineBlock)); }
+
+  // The clock of a token of this group, whose word is r (of no matter for the token at the place).
+  SPS_HD double clock(int64_t token, const Least& of_group, uint32_t r) const {
+    return place_of(token) == of_group.place ? of_group.clock : of_group.clock - log1p(-uniform(token, r));
+  }
+  SPS_HD double clock(int64_t token, const Least& of_group) const { return clock(token, of_group, word(token)); }
+  SPS_HD double log_clock(int64_t token) const { return log(clock(token, least(group_of(token)))); }
+
+ private:
+  SPS_HD static uint32_t of_four(const Words& w, int at) {
+    const uint32_t even = at & 2 ? w.v[2] : w.v[0], odd = at & 2 ? w.v[3] : w.v[1];  // no indexing: stays in registers
+    return at & 1 ? odd : even;
+  }
 };
 
 }  // namespace SPS_NAMESPACE

@@ -3,28 +3,44 @@
 Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 
     key     = seed (low, high 32 bits)
-    counter = (token block i // 4, position low, position high, purpose << 24 | slot); word i % 4 belongs to token i
+    counter = (block, position low, position high, purpose << 24 | slot)
 
     purpose  used for                                        position                 slot
     0 CLOCK     race, plain sampling, bonus, `arrivals`      the token's own          0 (or the clock list)
-    1 ACCEPT    acceptance uniforms (block 0, word 0)        the round's              node index
-    2 RESIDUAL  residual race, one a round                   the round's              0
-    3 SELECT    selection among siblings                     the round's              node index
+    1 ACCEPT    acceptance uniforms (word of token 0)        the round's              node index
+    2 RESIDUAL  residual races                               the round's              0 (`top`: 0, 1, …)
+    3 SELECT    selection among siblings (tokens 0 and 1)    the round's              node index
     4 DRAFT     independent drafting                         the round's              the child's node index
     5 DISTINCT  drafting without replacement                 the round's              first child's node index
 
 A round is one draft-and-verify step; its position is the absolute index of the first token it emits. Draft, acceptance
 and residual noise belong to the round, not to the token's position: under `block` a draft token decides about its
 ancestors, and its position is drafted again in the next round, which must not meet the same noise.
+
+The two top bits of `block` name four sub-streams:
+
+    00  token i           block i // 4                           word i % 4            its word
+    10  token i           the same                               the same              its second word, where the first is below 2¹²
+    01  group of token i  32·(i // 4096) + i // 8 % 32           i // 1024 % 4         A, of the group's least clock
+    11  group of token i  the same                               the same              S: the place of the least clock in the top five
+                                                                                       bits, the second word of A in the other 27
+
+*Clocks in groups.* Purposes 0, 2, 4 and 5 race on clocks that are made top-down, in groups of 32 tokens. The least clock of a group is
+M ~ Exp(1)/32; the place of the token that has it is uniform in 0..31; every other token of the group has the clock M + Exp(1). By the
+memoryless property these are 32 independent Exp(1) clocks, and no clock of a group is below its M: a group whose largest weight over M
+does not reach the best score has no winner, and none of its words need be drawn. In a tile of 1024 tokens, group l is the tokens
+8·l..8·l + 7 of each of the tile's four rows of 256. Groups are whole whatever the vocabulary: places beyond it have no weight.
 """
 
 import torch
 
 CLOCK, ACCEPT, RESIDUAL, SELECT, DRAFT, DISTINCT = range(6)
+GROUP = 32  # tokens
 
 _MASK = 0xFFFFFFFF
-_REFINE_BELOW = 1 << 12  # words below this take 32 more bits from a second word
-_REFINE_BLOCK = 1 << 31  # ... which is the same counter with this bit of the token block set
+_REFINE_BELOW = 1 << 12  # words below this are refined by a second word
+_REFINE_BLOCK = 1 << 31  # ... which is the same counter with this bit of the block set
+_GROUP_BLOCK = 1 << 30
 
 
 def philox(counter, key):
@@ -39,27 +55,60 @@ def philox(counter, key):
     return c0, c1, c2, c3
 
 
-def words(seed, position, purpose, slot, count, refine=False):
-    """Words of tokens 0..count−1. seed, position, slot: int64 [B] -> int64 [B, count] in [0, 2³²)."""
-    block = torch.arange((count + 3) // 4, device=seed.device) + (_REFINE_BLOCK if refine else 0)
+def _blocks(seed, position, purpose, slot, block):
+    """The words of counter blocks int64 [n], for streams given by int64 [B] each -> int64 [B, n, 4]"""
     seed, position, slot = seed[:, None], position[:, None], slot[:, None]
     counter = torch.broadcast_tensors(
         block[None], position & _MASK, (position >> 32) & _MASK, (purpose << 24) | (slot & 0xFFFFFF)
     )
-    return torch.stack(philox(counter, (seed & _MASK, (seed >> 32) & _MASK)), -1).flatten(1)[:, :count]
+    return torch.stack(philox(counter, (seed & _MASK, (seed >> 32) & _MASK)), -1)
+
+
+def words(seed, position, purpose, slot, count, refine=False):
+    """Words of tokens 0..count−1. seed, position, slot: int64 [B] -> int64 [B, count] in [0, 2³²)."""
+    block = torch.arange((count + 3) // 4, device=seed.device) + (_REFINE_BLOCK if refine else 0)
+    return _blocks(seed, position, purpose, slot, block).flatten(1)[:, :count]
+
+
+def group_words(seed, position, purpose, slot, count, second=False):
+    """A of groups 0..count−1 (second: S). seed, position, slot: int64 [B] -> int64 [B, count] in [0, 2³²)."""
+    block = torch.arange(32 * ((count + 127) // 128), device=seed.device) + _GROUP_BLOCK + (_REFINE_BLOCK if second else 0)
+    four_tiles = _blocks(seed, position, purpose, slot, block).unflatten(1, (-1, 32))  # [B, four tiles, 32, tile]
+    return four_tiles.transpose(2, 3).flatten(1)[:, :count]
+
+
+def _uniform(r, s, bits):
+    """(r + ½)·2⁻³², where r < 2¹² is refined by a number s of so many bits: (r + (s + ½)·2⁻ᵇⁱᵗˢ)·2⁻³². Exact in float64."""
+    r, s = r.to(torch.float64), s.to(torch.float64)  # int64 tensors plus a number would be float32
+    return (r + torch.where(r < _REFINE_BELOW, (s + 0.5) * 2.0**-bits, 0.5)) * 2.0**-32
 
 
 def uniforms(seed, position, purpose, slot, count=1):
-    """Uniforms in (0, 1), float64 [B, count]: u = (r + ½)·2⁻³², where r < 2¹² is refined by a second word s:
-    u = (r + (s + ½)·2⁻³²)·2⁻³². Exact in float64, never 0 or 1."""
-    r = words(seed, position, purpose, slot, count)
-    s = words(seed, position, purpose, slot, count, refine=True)
-    r, s = r.to(torch.float64), s.to(torch.float64)  # int64 tensors plus a number would be float32
-    fraction = torch.where(r < _REFINE_BELOW, (s + 0.5) * 2.0**-32, 0.5)
-    return (r + fraction) * 2.0**-32
+    """Uniforms of tokens 0..count−1 in (0, 1), never 0 or 1: float64 [B, count]"""
+    stream = (seed, position, purpose, slot, count)
+    return _uniform(words(*stream), words(*stream, refine=True), 32)
+
+
+def group_of(token):
+    return token // 1024 * 32 + token // 8 % 32
+
+
+def place_of(token):
+    return token // 256 % 4 * 8 + token % 8
+
+
+def least_clocks(seed, position, purpose, slot, count):
+    """(M float64, place int64) of groups 0..count−1, [B, count] each."""
+    stream = (seed, position, purpose, slot, count)
+    s = group_words(*stream, second=True)
+    return -torch.log1p(-_uniform(group_words(*stream), s & 0x7FFFFFF, 27)) / GROUP, s >> 27
 
 
 def clocks(seed, position, purpose, slot, count):
-    """Exponential clocks E = −log1p(−u) of tokens 0..count−1, float64 [B, count]: positive, finite, relatively
-    accurate at both ends, so that a token of probability 1e-12 keeps its law."""
-    return -torch.log1p(-uniforms(seed, position, purpose, slot, count))
+    """Exponential clocks of tokens 0..count−1, in groups (see above), float64 [B, count]: positive, finite, relatively accurate at
+    both ends, so that a token of probability 1e-12 keeps its law."""
+    token = torch.arange(count, device=seed.device)
+    group = group_of(token)
+    least, place = least_clocks(seed, position, purpose, slot, 32 * ((count + 1023) // 1024))
+    least, first = least[:, group], place[:, group] == place_of(token)
+    return least + torch.where(first, 0.0, -torch.log1p(-uniforms(seed, position, purpose, slot, count)))
