@@ -346,8 +346,8 @@ class RowRunner {
     const float level = passes.value(target.row, x);  // scores relative to x, so that both sides are on one scale
     if (best.id >= 0)
       best.score = (static_cast<double>(passes.value(target.row, best.id)) - level) * target.scale + std::log(residual.scale * t) -
-                   stream.log_clock(best.id, stream.word(best.id));
-    best.offer(std::log(w) - stream.log_clock(x, stream.word(x)), x);
+                   stream.log_clock(best.id);
+    best.offer(std::log(w) - stream.log_clock(x), x);
     return best;
   }
 

@@ -96,7 +96,7 @@ struct Passes {
   int (*cell)(const Law& target, const Mixture&, int64_t token);
   void (*mixture_race)(const Law& target, const Mixture&, const Stream&, int64_t begin, int64_t end, Best*);
   LevelLoops levels;
-  void (*words)(const Stream&, int64_t first, uint32_t* out);  // of 64 tokens, first a multiple of 64
+  void (*group_words)(const Stream&, int64_t first, uint32_t* out);  // A of 128 groups, first a multiple of 128
   void (*scan)(const void* row, int64_t begin, int64_t end, float bound, const Affine*, Visit, void* context);
 };
 

@@ -62,16 +62,35 @@ PYBIND11_MODULE(specsample_testing, m) {
     for (int64_t i = 0; i < count; ++i) out[i] = stream.word(i, refine ? kRefineBlock : 0);
     return out;
   });
-  m.def("words_by_lanes", [](const std::string& isa, int64_t seed, int64_t position, int purpose, int64_t slot, int64_t first) {
-    std::vector<uint32_t> out(kGroup);
-    passes_for(isa, 4, "").words(Stream(seed, position, static_cast<Purpose>(purpose), slot), first, out.data());
+  m.def("group_words", [](int64_t seed, int64_t position, int purpose, int64_t slot, int64_t count, bool second) {
+    const Stream stream(seed, position, static_cast<Purpose>(purpose), slot);
+    std::vector<uint32_t> out(count);
+    for (int64_t g = 0; g < count; ++g) out[g] = stream.word_of_group(g, second ? kRefineBlock : 0);
+    return out;
+  });
+  // A of groups first .. first + 127, first a multiple of 128.
+  m.def("group_words_by_lanes", [](const std::string& isa, int64_t seed, int64_t position, int purpose, int64_t slot, int64_t first) {
+    std::vector<uint32_t> out(128);
+    passes_for(isa, 4, "").group_words(Stream(seed, position, static_cast<Purpose>(purpose), slot), first, out.data());
     return out;
   });
   m.def("uniform", [](int64_t seed, int64_t position, int purpose, int64_t slot, int64_t token, uint32_t word) {
     return Stream(seed, position, static_cast<Purpose>(purpose), slot).uniform(token, word);
   });
-  m.def("log_clock", [](int64_t seed, int64_t position, int purpose, int64_t slot, int64_t token, uint32_t word) {
-    return Stream(seed, position, static_cast<Purpose>(purpose), slot).log_clock(token, word);
+  m.def("least", [](uint32_t a, uint32_t s) {
+    const Stream::Least least = Stream::least(a, s);
+    return py::make_tuple(least.clock, least.place);
+  });
+  m.def("clock", [](int64_t seed, int64_t position, int purpose, int64_t slot, int64_t token) {
+    const Stream stream(seed, position, static_cast<Purpose>(purpose), slot);
+    return stream.clock(token, stream.least(group_of(token)));
+  });
+  // With the words A and S of its group and its own.
+  m.def("clock_of_words", [](int64_t seed, int64_t position, int purpose, int64_t slot, int64_t token, uint32_t a, uint32_t s, uint32_t word) {
+    return Stream(seed, position, static_cast<Purpose>(purpose), slot).clock(token, Stream::least(a, s), word);
+  });
+  m.def("log_clock", [](int64_t seed, int64_t position, int purpose, int64_t slot, int64_t token) {
+    return Stream(seed, position, static_cast<Purpose>(purpose), slot).log_clock(token);
   });
 
   m.def("row_max", [](const std::string& isa, const py::array& array, const std::string& dtype, int64_t begin, int64_t end) {
