@@ -1,16 +1,21 @@
-"""specsample: exact, fast verification for speculative decoding, from raw logits."""
+"""specsample: exact, fast verification for speculative decoding, from raw logits.
+
+A seed's tokens are promised: with the same STREAM_VERSION, the same inputs and the same seed every backend emits the same tokens, from
+release to release. Only a release that says so changes STREAM_VERSION, and nothing else changes what a seed's tokens are.
+"""
 
 from .api import RowStats, Verdict, draft, log_probs, row_stats, sample, schemes, verify
 from .decoding import NgramDrafter, Proposal, Stats, generate
 from .info import build_info
 from .sampling import Sampling
 from .schemes import Scheme
-from .version import __version__
+from .version import STREAM_VERSION, __version__
 
 __all__ = [
     "NgramDrafter",
     "Proposal",
     "RowStats",
+    "STREAM_VERSION",
     "Sampling",
     "Scheme",
     "Stats",

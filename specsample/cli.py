@@ -85,6 +85,7 @@ def info():
     cuda = f"{facts['cuda']} ({', '.join(facts['architectures'])})" if facts["cuda"] else "not in this build"
     lines = [
         f"specsample {facts['version']}",
+        f"  streams    version {facts['stream_version']}",
         f"  torch      {facts['torch_running']} (built against {facts['torch_built'] or 'none: no compiled kernels'})",
         f"  cuda       {cuda}",
         f"  cpu        {facts['cpu'] or 'no compiled kernels'}, {facts['threads']} threads",

@@ -3,11 +3,11 @@
 import torch
 
 from . import backends
-from .version import __version__
+from .version import STREAM_VERSION, __version__
 
 
 def build_info():
-    """dict: version; torch built against and running; cuda version and architectures of the compiled part (None, []);
+    """dict: version; stream_version: of the random streams (with the same one a seed's tokens are the same); torch built against and running; cuda version and architectures of the compiled part (None, []);
     cpu: the instruction set its kernels use here and the threads; backends: those available; unavailable: {name: why}."""
     compiled = {}
     if backends.BACKENDS["cpu"].functions is not None:
@@ -17,6 +17,7 @@ def build_info():
     available = backends.available()
     return {
         "version": __version__,
+        "stream_version": STREAM_VERSION,
         "torch_built": compiled.get("torch_built"),
         "torch_running": torch.__version__,
         "cuda": compiled.get("cuda"),

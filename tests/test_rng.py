@@ -1,25 +1,37 @@
-"""Philox4x32-10 and the stream map: published known answers, Python against C++ (scalar and every instruction set), and an
-exact argument that the clocks keep the law of rare tokens."""
+"""Philox4x32-10 and the stream map: published and known answers, Python against C++ (scalar and every instruction set), clocks of
+words at the ends of their range, and the tokens that the streams give on every backend. test_clocks.py has their law."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
+import known_answers
+import native
 import pytest
 import torch
+from known_answers import CLOCKS, ENDS, GROUPS, TOKENS, WORDS
 
-import native
+import specsample as ss
 from specsample.reference import rng
 
-KNOWN = json.loads((Path(__file__).parent / "data" / "philox.json").read_text())
+STREAM = ("seed", "position", "purpose", "slot")
+OF_CLOCKS = [case for case in WORDS["streams"] if "group_words" in case]
+
+
+def of(case):
+    return tuple(case[name] for name in STREAM)
+
+
+def tensors(seed, position, purpose, slot):
+    return torch.tensor([seed]), torch.tensor([position]), purpose, torch.tensor([slot])
 
 
 def as_ints(words):
     return [int(w, 16) for w in words]
 
 
-@pytest.mark.parametrize("case", KNOWN["philox4x32_10"], ids=lambda c: c["counter"][0])
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", WORDS["philox4x32_10"], ids=lambda c: c["counter"][0])
 def test_known_answers_of_random123(case):
     counter, key, answer = (as_ints(case[name]) for name in ("counter", "key", "answer"))
     got = rng.philox([torch.tensor(c) for c in counter], [torch.tensor(k) for k in key])
@@ -27,90 +39,143 @@ def test_known_answers_of_random123(case):
     assert list(native.load().philox(counter, key)) == answer
 
 
-@pytest.mark.parametrize("case", KNOWN["streams"], ids=lambda c: f"purpose {c['purpose']}")
-def test_known_answers_of_the_stream_map(case):
-    """The file pins key, counter and word layout: what every backend must reproduce."""
-    seed, position, purpose, slot = (case[k] for k in ("seed", "position", "purpose", "slot"))
-    for refine in (False, True):
-        want = as_ints(case["refine" if refine else "words"])
-        got = rng.words(*(torch.tensor([x]) for x in (seed, position)), purpose, torch.tensor([slot]), len(want), refine)
-        assert got[0].tolist() == want
-        assert native.load().words(seed, position, purpose, slot, len(want), refine) == want
+def by_hand(seed, position, purpose, slot, block):
+    """The four words of a block, on Python's integers."""
+    m = 1 << 32
+    c, k = [block, position % m, (position >> 32) % m, purpose << 24 | slot], [seed % m, (seed >> 32) % m]
+    for _ in range(10):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(b >> 32) ^ c[1] ^ k[0], b % m, (a >> 32) ^ c[3] ^ k[1], a % m]
+        k = [(k[0] + 0x9E3779B9) % m, (k[1] + 0xBB67AE85) % m]
+    return c
 
 
-@pytest.mark.parametrize("seed, position, purpose, slot", [(0, 0, 0, 0), (-5, 2**40 + 3, 4, 1023), (2**62, -1, 5, 77)])
-def test_vector_words_equal_scalar_words(seed, position, purpose, slot):
+@pytest.mark.parametrize("case", WORDS["streams"], ids=lambda c: f"purpose {c['purpose']}")
+def test_words_by_hand(case):
+    """Key, counter and word layout, written once more: the two top bits of the block name the sub-stream."""
+    for name, top in (("words", 0), ("refine", 1 << 31)):
+        assert as_ints(case[name]) == [by_hand(*of(case), top + i // 4)[i % 4] for i in range(10)]
+    for name, top in (("group_words", 1 << 30), ("second_group_words", (1 << 31) + (1 << 30))):
+        if name in case:
+            first = [g // 32 * 1024 + g % 32 * 8 for g in GROUPS]  # token of each group
+            want = [by_hand(*of(case), top + 32 * (i // 4096) + i // 8 % 32)[i // 1024 % 4] for i in first]
+            assert as_ints(case[name]) == want
+            assert rng.group_of(torch.tensor(first)).tolist() == list(GROUPS)
+
+
+@pytest.mark.parametrize("case", WORDS["streams"], ids=lambda c: f"purpose {c['purpose']}")
+def test_words(case):
+    for second, name in ((False, "words"), (True, "refine")):
+        want = as_ints(case[name])
+        assert rng.words(*tensors(*of(case)), len(want), second)[0].tolist() == want
+        assert native.load().words(*of(case), len(want), second) == want
+
+
+@pytest.mark.parametrize("case", OF_CLOCKS, ids=lambda c: f"purpose {c['purpose']}")
+def test_words_of_groups(case):
+    count = GROUPS[-1] + 1
+    for second, name in ((False, "group_words"), (True, "second_group_words")):
+        got = rng.group_words(*tensors(*of(case)), count, second)[0]
+        assert got[list(GROUPS)].tolist() == as_ints(case[name])
+        assert native.load().group_words(*of(case), count, second) == got.tolist()
+
+
+@pytest.mark.parametrize("stream", [(0, 0, 0, 0), (-5, 2**40 + 3, 4, 1023), (2**62, -1, 5, 77)], ids=str)
+def test_vector_words_equal_scalar_words(stream):
     module = native.load()
-    want = rng.words(torch.tensor([seed]), torch.tensor([position]), purpose, torch.tensor([slot]), 64 * 5)[0].tolist()
+    want = rng.group_words(*tensors(*stream), 128 * 3)[0].tolist()
     for isa in module.capabilities():
-        got = [w for first in range(0, 320, 64) for w in module.words_by_lanes(isa, seed, position, purpose, slot, first)]
-        assert got == want, isa
+        assert [w for first in (0, 128, 256) for w in module.group_words_by_lanes(isa, *stream, first)] == want, isa
 
 
-WORDS = [0, 1, 5, 4095, 4096, 4097, 2**20, 2**31 - 1, 2**31, 2**32 - 4097, 2**32 - 2, 2**32 - 1]
+def test_groups_partition_the_tokens():
+    """Two tiles: 64 groups of 32 tokens, each of whose places is taken once: eight neighbours in each of four rows of 256."""
+    token = torch.arange(2048)
+    at = rng.group_of(token) * 32 + rng.place_of(token)
+    assert torch.equal(at.sort().values, token)
+    of_group = token[rng.group_of(token) == 33]
+    assert of_group.tolist() == [1024 + 256 * row + 8 + j for row in range(4) for j in range(8)]
+    assert rng.place_of(of_group).tolist() == list(range(32))
 
 
-@pytest.mark.parametrize("word", WORDS)
-def test_uniforms_and_clocks_of_given_words(word, monkeypatch):
-    """The ends of the word's range: u in (0, 1), the clock positive and finite, the same in Python and C++, and accurate in
-    relative terms against 60-digit arithmetic."""
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+CLOSE = {"rel": 1e-14, "abs": 0}  # log1p of two libraries
+
+
+@pytest.mark.parametrize("a", sorted({case["a"] for case in CLOCKS["least"]}))
+def test_least_clocks_of_given_words(a):
+    """Both ends of A and of what refines it: M positive and finite, the same in Python and C++, and accurate in relative terms
+    against 60-digit arithmetic."""
     mpmath = pytest.importorskip("mpmath")
-    seed, position, purpose, slot, token = 11, 22, 0, 3, 17
-    second = native.load().words(seed, position, purpose, slot, token + 1, True)[token]
+    for case in (case for case in CLOCKS["least"] if case["a"] == a):
+        words, want = as_ints((a, case["s"])), float.fromhex(case["clock"])
+        low = (mpmath.mpf(words[1] % 2**27) + 0.5) / 2**27 if words[0] < 4096 else mpmath.mpf(0.5)
+        with mpmath.workdps(60):
+            assert want == pytest.approx(float(-mpmath.log(1 - (words[0] + low) / 2**32) / 32), **CLOSE)
+        assert case["place"] == words[1] >> 27 and 0 < want < 1
+        for clock, place in (known_answers.least(*words), native.load().least(*words)):
+            assert clock == pytest.approx(want, **CLOSE) and place == case["place"]
+
+
+@pytest.mark.parametrize("case", CLOCKS["clocks"], ids=lambda c: f"purpose {c['purpose']}")
+def test_clocks(case):
+    want = [float.fromhex(x) for x in case["clocks"]]
+    got = rng.clocks(*tensors(*of(case)), TOKENS[-1] + 1)[0]
+    assert got[list(TOKENS)].tolist() == pytest.approx(want, **CLOSE)
+    for token, clock in zip(TOKENS, want):
+        assert native.load().clock(*of(case), token) == pytest.approx(clock, **CLOSE)
+        assert native.load().log_clock(*of(case), token) == pytest.approx(math.log(clock), rel=1e-14, abs=1e-14)
+
+
+@pytest.mark.parametrize("case", CLOCKS["of_words"], ids=lambda c: c["word"])
+def test_clocks_of_given_words(case):
+    """E = M + Exp(1), the exponential with the token's second word where its own is small: Python, C++ and 60-digit arithmetic."""
+    mpmath = pytest.importorskip("mpmath")
+    word, token, want = int(case["word"], 16), case["token"], float.fromhex(case["clock"])
+    a, s = (rng.group_words(*tensors(*of(case)), 3, second)[0, rng.group_of(token)].item() for second in (False, True))
+    second = rng.words(*tensors(*of(case)), token + 1, refine=True)[0, token].item()
+    assert s >> 27 != rng.place_of(token)
     with mpmath.workdps(60):
-        low = (mpmath.mpf(second) + 0.5) / 2**32 if word < 4096 else mpmath.mpf(0.5)
-        u = (word + low) / 2**32
-        log_clock = mpmath.log(-mpmath.log(1 - u))
-        assert native.load().uniform(seed, position, purpose, slot, token, word) == float(u)
-        got = native.load().log_clock(seed, position, purpose, slot, token, word)
-        assert abs(got - log_clock) < 1e-13 * max(1, abs(log_clock))
-    original = rng.words
-
-    def forced(*args, refine=False):
-        out = original(*args, refine=refine)
-        return out if refine else torch.full_like(out, word)
-
-    monkeypatch.setattr(rng, "words", forced)
-    args = (torch.tensor([seed]), torch.tensor([position]), purpose, torch.tensor([slot]), token + 1)
-    assert rng.uniforms(*args)[0, token].item() == float(u)
-    clock = rng.clocks(*args)[0, token].item()
-    assert 0 < clock < math.inf and abs(math.log(clock) - log_clock) < 1e-13 * max(1, abs(log_clock))
+        u = (word + ((mpmath.mpf(second) + 0.5) / 2**32 if word < 4096 else mpmath.mpf(0.5))) / 2**32
+        assert native.load().uniform(*of(case), token, word) == float(u)
+        assert want == pytest.approx(float(mpmath.mpf(known_answers.least(a, s)[0]) - mpmath.log(1 - u)), **CLOSE)
+    assert known_answers.clock(*of(case), token, word) == pytest.approx(want, **CLOSE)
+    assert native.load().clock_of_words(*of(case), token, a, s, word) == pytest.approx(want, **CLOSE)
+    at_place = (s & 0x7FFFFFF) | rng.place_of(token) << 27
+    assert native.load().clock_of_words(*of(case), token, a, at_place, word) == native.load().least(a, at_place)[0]
 
 
-def win_probability(weight, refined, vocab=128_256):
-    """Exact probability, over the values of its word, that a token of probability `weight` wins against vocab − 1 others of
-    equal weight, whose best E/w is exponential of rate 1 − weight: Σ over u of P(rest > E(u)/weight)."""
-    rate = (1 - weight) / weight
-    win = lambda u: np.exp(rate * np.log1p(-u))  # noqa: E731  exp(−rate·E(u))
-    r = np.arange(1 << 22, dtype=np.float64)  # beyond, u > 1e-3 and nothing is left at these weights
-    total = win((r + 0.5) * 2.0**-32).sum() * 2.0**-32
-    if refined:
-        # The 2³² values of the second word fill each of the first 4096 cells so evenly that the integral stands for the sum:
-        # ∫ (1 − u)^rate du.
-        edges = np.arange(4097) * 2.0**-32
-        cells = -np.diff(np.exp((rate + 1) * np.log1p(-edges))) / (rate + 1)
-        total += cells.sum() - win((r[:4096] + 0.5) * 2.0**-32).sum() * 2.0**-32
-    return total
+# -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weight", [1e-7, 1e-8, 1e-10, 1e-12])
-def test_rare_tokens_win_at_their_rate(weight):
-    """∫ (1 − u)^((1−w)/w) du = w: with the second word the lattice of u gives it to 1e-6; with one word it would not."""
-    assert win_probability(weight, refined=True) == pytest.approx(weight, rel=1e-6, abs=0)
+def test_known_races(backend):
+    """Partial groups, every kind of draft and both ends of a residual: tokens, on every backend."""
+    known_answers.check_races(backend)
 
 
-@pytest.mark.parametrize("weight", [1e-10, 1e-12])
-def test_control_without_the_second_word_rare_tokens_lose_their_law(weight):
-    assert win_probability(weight, refined=False) != pytest.approx(weight, rel=1e-2, abs=0)
+def test_control_known_races_notice_another_stream(monkeypatch):
+    """Of each sub-stream and of the layout: a change changes tokens of the file."""
+    words, group_words, place_of = rng.words, rng.group_words, rng.place_of
+    wrong = {
+        "words": lambda *stream, refine=False: words(*stream, refine=refine).flip(-1),
+        "group_words": lambda *stream, second=False: group_words(*stream, second=second).flip(-1),
+        "place_of": lambda token: (place_of(token) + 1) % 32,
+        "group_of": lambda token: token // 32,
+    }
+    for name, function in wrong.items():
+        monkeypatch.setattr(rng, name, function)
+        with pytest.raises(AssertionError, match="vocab"):
+            known_answers.check_races("reference", largest=40)
+        monkeypatch.undo()
 
 
-def test_uniforms_are_uniform_and_streams_differ():
-    """Moments of one stream and no correlation between neighbouring ones (8σ bounds)."""
-    n = 1 << 16
-    make = lambda seed, position, purpose, slot: rng.uniforms(  # noqa: E731
-        torch.tensor([seed]), torch.tensor([position]), purpose, torch.tensor([slot]), n
-    )[0]
-    base = make(1, 2, 0, 0)
-    assert abs(base.mean() - 0.5) < 8 / math.sqrt(12 * n) and abs(base.var() - 1 / 12) < 8 / math.sqrt(180 * n)
-    for other in (make(2, 2, 0, 0), make(1, 3, 0, 0), make(1, 2, 1, 0), make(1, 2, 0, 1), make(1 + 2**32, 2, 0, 0)):
-        assert abs(torch.corrcoef(torch.stack([base, other]))[0, 1]) < 8 / math.sqrt(n)
+def test_version_of_the_streams():
+    """Known answers belong to a version: they are written again only with a new one."""
+    assert WORDS["stream_version"] == CLOCKS["stream_version"] == ss.STREAM_VERSION == ss.build_info()["stream_version"]
+
+
+def test_the_files_are_what_the_reference_writes():
+    assert known_answers.words() == WORDS["streams"]
+    assert {case["a"] for case in CLOCKS["least"]} == {f"{a:08x}" for a in ENDS}
+    assert {name for case in CLOCKS["races"] for name in case} >= set(known_answers.calls(CLOCKS["races"][0]))
