@@ -1,6 +1,7 @@
 """Known answers of the streams, which every backend runs: tests/data/philox.json (words) and tests/data/clocks.json (clocks, races).
 
-`check_races(backend)` is the part that a backend can be asked for. `python tests/known_answers.py` writes both files again, from the
+`check_races(backend)` is the part that a backend can be asked for; `check_odd_rows(backend)` asks it for rows whose groups hold what
+bounds may stumble over. `python tests/known_answers.py` writes both files again, from the
 reference; that is right only together with a new STREAM_VERSION, or for answers that the files did not have.
 """
 
@@ -66,6 +67,67 @@ def check_races(backend, largest=1 << 30):
             for name, call in calls(case).items():
                 if name in ("sample", "residual") or has is None or name in has:
                     assert call(backend)[0].tolist() == case[name], (name, case)
+
+
+# -- rows that bounds of groups may stumble over -----------------------------------------------------------------------
+
+INF, NAN = float("inf"), float("nan")
+ODD = 2100  # two tiles, and groups of eight, four and no tokens in the third
+
+
+def odd_rows(dtype=torch.float32):
+    """(rows, the same without NaN and +inf): [11, ODD] each"""
+    i = torch.arange(ODD)
+    base = logits(ODD, 1, "float32")[0]
+    only = lambda ids, value: torch.where(torch.isin(i, torch.tensor(ids)), value, -INF)  # noqa: E731
+    heavy = torch.where(torch.isin(i, torch.tensor([8, 256])), 20.0, base)  # groups 1 and 0: not in the order of ids
+    rows = {
+        "NaN at every place in turn": (torch.where(i % 9 == 0, NAN, base), torch.where(i % 9 == 0, -INF, base)),
+        "NaN before and behind the heavy tokens": (torch.where(heavy.roll(1) + heavy.roll(-1) > 19, NAN, heavy),
+                                                   torch.where(heavy.roll(1) + heavy.roll(-1) > 19, -INF, heavy)),
+        "groups and a tile of NaN": (torch.where((i // 8 % 4 == 1) | (i // 1024 == 1), NAN, base),
+                                     torch.where((i // 8 % 4 == 1) | (i // 1024 == 1), -INF, base)),
+        "+inf in three groups": (torch.where(only([8, 256, 2099], 0.0) == 0, INF, base), only([8, 256, 2099], 0.0)),
+        "+inf beside NaN and -inf": (torch.where(i % 3 == 0, torch.where(i % 2 == 0, NAN, -INF), torch.where(i % 5 == 0, INF, base)),
+                                     torch.where((i % 3 != 0) & (i % 5 == 0), 0.0, -INF)),
+        "three tokens": (only([5, 1500, 2099], 1.0),) * 2,
+        "the last token": (only([2099], -3.0),) * 2,
+        "none": (torch.full((ODD,), NAN), torch.full((ODD,), -INF)),
+        "flat": (torch.zeros(ODD),) * 2,
+        "two equal heavy ones": (heavy,) * 2,
+        "one heavy one": (torch.where(i == 2098, 30.0, base),) * 2,
+    }  # fmt: skip
+    return tuple(torch.stack(x).to(dtype) for x in zip(*rows.values()))
+
+
+def odd_calls(rows, backend):
+    """{name: tokens} of calls on every row, which draft heavy tokens, so that residuals exclude them."""
+    at = {"seed": 77, "position": 5, "backend": backend}
+    few, greedy = ss.Sampling(0.7, top_k=3, min_p=0.01), ss.Sampling(0.0)
+    out = {f"sample {n}": ss.sample(rows, sampling=x, **at)[:, None] for n, x in enumerate((ss.Sampling(), few, greedy))}
+    has = backends.BACKENDS[backend].kinds
+    for kind, k in {"iid": 1, "distinct": 4, "arrivals": 4, "lists": 2, "top": 3, "topk": 4}.items():
+        if has is None or kind in has:
+            out[kind] = ss.draft(rows, k, kind=kind, **at)
+    target = rows[:, None].expand(-1, 3, -1)
+    tokens = torch.tensor([[2098, 8]]).expand(len(rows), -1)
+    drafts = target[:, :2].flip(0)  # each from another law
+    for scheme, tree in {"token": None, "block": None, "race": None, "lists": [-1, -1], "top": [-1, -1], "recursive_distinct": [-1, -1]}.items():
+        for law in (drafts, None) if tree is None else (drafts,):
+            settings = {} if tree is None else {"parents": tree, "draft_rows": [0, 0]}
+            verdict = ss.verify(target, tokens, law, scheme=scheme, **settings, **at)
+            out[scheme, law is None] = verdict.tokens
+    return out
+
+
+def check_odd_rows(backend, dtype=torch.float32):
+    """Assert that NaN counts as −inf, that +inf tokens share all mass, that ties, tails and excluded tokens are as in the reference."""
+    odd, clean = odd_rows(dtype)
+    want, got = odd_calls(clean, "reference"), odd_calls(odd, backend)
+    for name in want.keys() & got.keys():
+        assert torch.equal(got[name], want[name]), (name, got[name].tolist(), want[name].tolist())
+    assert got["sample 2"][9].tolist() == [8] and got["sample 0"][6].tolist() == [2099] and got["sample 0"][7].tolist() == [-1]
+    return got
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

@@ -44,17 +44,24 @@ def test_bug_1_draft_noise_is_not_reused(backend, scheme):
     assert p_value(bonus, probabilities(TARGET_16[None])) > FAILURE_RATE
 
 
-@pytest.mark.parametrize("reused", ["nothing", "acceptance", "residual"])
-def test_bug_1_control(reused):
-    """The same test on a sampler that reuses the clocks of the draft: caught; without the reuse: not."""
+@pytest.mark.parametrize("reused", ["nothing", "acceptance", "group's, acceptance", "residual", "group's, residual"])
+def test_bug_1_control(reused, monkeypatch):
+    """The same test on a sampler that reuses the draft's clocks, or of them only the words of the groups: caught; without: not."""
     target, draft = (probabilities(x[None]) for x in (TARGET_16, DRAFT_16))
     seed, position, slot = torch.arange(TRIALS), torch.full((TRIALS,), 40), torch.zeros(TRIALS, dtype=torch.int64)
     clocks = rng.clocks(seed, position, rng.DRAFT, slot, NARROW)
+    least = rng.least_clocks(seed, position, rng.DRAFT, slot, NARROW // 8)[0]
     drafted = winner(draft.log() - clocks.log())
-    own = 1 - (-clocks.gather(1, drafted[:, None])[:, 0]).exp()  # the uniform that made the drafted token's clock
-    u = own if reused == "acceptance" else rng.uniforms(seed, position, rng.ACCEPT, slot)[:, 0]
+    # Uniforms made of the drafted token's clock, and of its group's least clock.
+    own = -torch.expm1(-clocks.gather(1, drafted[:, None])[:, 0])
+    group = -torch.expm1(-rng.GROUP * least.gather(1, rng.group_of(drafted)[:, None])[:, 0])
+    fresh = rng.uniforms(seed, position, rng.ACCEPT, slot)[:, 0]
+    u = {"acceptance": own, "group's, acceptance": group}.get(reused, fresh)
     accepted = u * draft[0, drafted] < target[0, drafted]
     residual = (target - draft).clamp(min=0).log().expand(TRIALS, -1)
+    if reused == "group's, residual":
+        words = rng.group_words
+        monkeypatch.setattr(rng, "group_words", lambda s, p, _, *rest, **second: words(s, p, rng.DRAFT, *rest, **second))
     other = race(residual, seed, position, rng.RESIDUAL, slot)
     if reused == "residual":
         other = winner(residual - clocks.log())

@@ -154,6 +154,12 @@ def test_known_races(backend):
     known_answers.check_races(backend)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_odd_rows(backend, dtype):
+    """NaN, +inf, excluded tokens, ties and tails, wherever in a group they stand."""
+    known_answers.check_odd_rows(backend, dtype)
+
+
 def test_control_known_races_notice_another_stream(monkeypatch):
     """Of each sub-stream and of the layout: a change changes tokens of the file."""
     words, group_words, place_of = rng.words, rng.group_words, rng.place_of

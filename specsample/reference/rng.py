@@ -72,8 +72,10 @@ def words(seed, position, purpose, slot, count, refine=False):
 
 def group_words(seed, position, purpose, slot, count, second=False):
     """A of groups 0..count−1 (second: S). seed, position, slot: int64 [B] -> int64 [B, count] in [0, 2³²)."""
-    block = torch.arange(32 * ((count + 127) // 128), device=seed.device) + _GROUP_BLOCK + (_REFINE_BLOCK if second else 0)
-    four_tiles = _blocks(seed, position, purpose, slot, block).unflatten(1, (-1, 32))  # [B, four tiles, 32, tile]
+    lane = torch.arange(min(32, max(count, 1)), device=seed.device)  # a narrow vocabulary has no more
+    block = 32 * torch.arange((count + 127) // 128, device=seed.device)[:, None] + lane
+    block = block.flatten() + _GROUP_BLOCK + (_REFINE_BLOCK if second else 0)
+    four_tiles = _blocks(seed, position, purpose, slot, block).unflatten(1, (-1, len(lane)))  # [B, four tiles, lane, tile]
     return four_tiles.transpose(2, 3).flatten(1)[:, :count]
 
 
@@ -108,7 +110,7 @@ def clocks(seed, position, purpose, slot, count):
     """Exponential clocks of tokens 0..count−1, in groups (see above), float64 [B, count]: positive, finite, relatively accurate at
     both ends, so that a token of probability 1e-12 keeps its law."""
     token = torch.arange(count, device=seed.device)
-    group = group_of(token)
-    least, place = least_clocks(seed, position, purpose, slot, 32 * ((count + 1023) // 1024))
+    group, groups = group_of(token), count // 1024 * 32 + min(32, (count % 1024 + 7) // 8)
+    least, place = least_clocks(seed, position, purpose, slot, groups)
     least, first = least[:, group], place[:, group] == place_of(token)
     return least + torch.where(first, 0.0, -torch.log1p(-uniforms(seed, position, purpose, slot, count)))
