@@ -18,9 +18,10 @@ constexpr const char *kCudaVersion = nullptr, *kCudaArchs = "";
 // cuda: the version of the compiler of the CUDA kernels (None: not built); architectures: compute capabilities, by spaces.
 static PyObject* build_info(PyObject*, PyObject*) {
 #define SPS_NAME(name, ...) #name " "
-  return Py_BuildValue("{s:s,s:z,s:s,s:s,s:s,s:s}", "torch_built", SPS_TORCH_VERSION, "cuda", kCudaVersion, "architectures",
-                       kCudaArchs, "cpu_capability", specsample::cpu_capability().name, "schemes", SPS_SCHEMES(SPS_NAME),
-                       "cuda_schemes", SPS_CUDA_SCHEMES(SPS_NAME));
+  return Py_BuildValue("{s:i,s:s,s:z,s:s,s:s,s:s,s:s}", "stream_version", specsample::kStreamVersion, "torch_built",
+                       SPS_TORCH_VERSION, "cuda", kCudaVersion, "architectures", kCudaArchs, "cpu_capability",
+                       specsample::cpu_capability().name, "schemes", SPS_SCHEMES(SPS_NAME), "cuda_schemes",
+                       SPS_CUDA_SCHEMES(SPS_NAME));
 #undef SPS_NAME
 }
 

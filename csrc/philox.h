@@ -10,6 +10,9 @@
 
 namespace SPS_NAMESPACE {
 
+// Of what follows: a seed's tokens change only with it. specsample/version.py states it to users, and holds it against this one.
+constexpr int kStreamVersion = 2;
+
 enum Purpose : uint32_t { kClock = 0, kAccept = 1, kResidual = 2, kSelect = 3, kDraft = 4, kDistinct = 5 };
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;

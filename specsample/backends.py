@@ -17,6 +17,7 @@ import torch
 from . import ops, triton  # noqa: F401  (ops defines torch.ops.specsample)
 from .errors import expect
 from .reference import backend as reference
+from .version import STREAM_VERSION
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INSTALL_HINT = "reinstall with a C++ compiler and torch present: pip install --no-build-isolation ."
@@ -37,9 +38,12 @@ def _load_extension():
     if os.environ.get("SPECSAMPLE_NO_EXTENSION", "0") not in ("", "0"):
         return "switched off by SPECSAMPLE_NO_EXTENSION"
     try:
-        from . import _C  # noqa: F401
+        from . import _C
     except ImportError as error:
         return f"the compiled extension specsample._C is not loadable ({error}); {INSTALL_HINT}"
+    built = _C.build_info().get("stream_version")
+    if built != STREAM_VERSION:  # left from other sources: its tokens would be others
+        return f"the compiled extension specsample._C has version {built} of the streams, this package {STREAM_VERSION}; {INSTALL_HINT}"
     return None
 
 

@@ -7,9 +7,11 @@ import known_answers
 import native
 import pytest
 import torch
+from conftest import require
 from known_answers import CLOCKS, ENDS, GROUPS, TOKENS, WORDS
 
 import specsample as ss
+from specsample import backends
 from specsample.reference import rng
 
 STREAM = ("seed", "position", "purpose", "slot")
@@ -179,6 +181,14 @@ def test_control_known_races_notice_another_stream(monkeypatch):
 def test_version_of_the_streams():
     """Known answers belong to a version: they are written again only with a new one."""
     assert WORDS["stream_version"] == CLOCKS["stream_version"] == ss.STREAM_VERSION == ss.build_info()["stream_version"]
+
+
+def test_an_extension_of_other_streams_is_refused(monkeypatch):
+    """Built from other sources and left in place, it would emit other tokens."""
+    require("cpu")
+    assert backends._load_extension() is None
+    monkeypatch.setattr(backends, "STREAM_VERSION", ss.STREAM_VERSION + 1)
+    assert f"version {ss.STREAM_VERSION} of the streams, this package {ss.STREAM_VERSION + 1}" in backends._load_extension()
 
 
 def test_the_files_are_what_the_reference_writes():
