@@ -59,7 +59,7 @@ SPS_HD Words philox(Words c, const PhiloxKeys& keys) {
 }
 SPS_HD Words philox(Words c, uint32_t k0, uint32_t k1) { return philox(c, PhiloxKeys(k0, k1)); }
 
-// One stream of the map: a word for each token id.
+// One stream of the map: words of tokens and of groups, and what they stand for.
 struct Stream {
   uint32_t key0, key1, position_low, position_high, purpose_slot;
 

@@ -1,7 +1,7 @@
 """specsample: exact, fast verification for speculative decoding, from raw logits.
 
-STREAM_VERSION says which tokens a seed gives: with the same one, the same inputs and the same seed every backend emits the same tokens,
-from release to release. Whatever would change them changes it, and only a release that says so does.
+STREAM_VERSION says which tokens a seed gives: with the same one, the same inputs and the same seed every backend emits the same
+tokens, from release to release. Whatever would change them changes it, and only a release that says so does.
 """
 
 from .api import RowStats, Verdict, draft, log_probs, row_stats, sample, schemes, verify

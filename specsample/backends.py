@@ -43,7 +43,8 @@ def _load_extension():
         return f"the compiled extension specsample._C is not loadable ({error}); {INSTALL_HINT}"
     built = _C.build_info().get("stream_version")
     if built != STREAM_VERSION:  # left from other sources: its tokens would be others
-        return f"the compiled extension specsample._C has version {built} of the streams, this package {STREAM_VERSION}; {INSTALL_HINT}"
+        what = f"has version {built} of the streams, this package {STREAM_VERSION}"
+        return f"the compiled extension specsample._C {what}; {INSTALL_HINT}"
     return None
 
 

@@ -7,8 +7,9 @@ from .version import STREAM_VERSION, __version__
 
 
 def build_info():
-    """dict: version; stream_version: of the random streams (with the same one a seed's tokens are the same); torch built against and running; cuda version and architectures of the compiled part (None, []);
-    cpu: the instruction set its kernels use here and the threads; backends: those available; unavailable: {name: why}."""
+    """dict: version; stream_version: of the random streams (see `specsample`); torch built against and running; cuda version and
+    architectures of the compiled part (None, []); cpu: the instruction set its kernels use here and the threads; backends: those
+    available; unavailable: {name: why}."""
     compiled = {}
     if backends.BACKENDS["cpu"].functions is not None:
         from . import _C

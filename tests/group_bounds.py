@@ -43,8 +43,8 @@ def over_groups(x):
 
 
 def over_chunks(x, offset):
-    """Bounds from aligned chunks of eight: the row begins `offset` elements after an aligned address, so that a group's run of eight
-    lies in two chunks. Largest of all chunks that cover a group, [VOCAB] -> [GROUPS]"""
+    """Bounds from aligned chunks of eight: the row begins `offset` elements after an aligned address, so that a group's run of
+    eight lies in two chunks. Largest of all chunks that cover a group, [VOCAB] -> [GROUPS]"""
     chunks = torch.nn.functional.pad(x, (offset, -(VOCAB + offset) % 8), value=-math.inf).view(-1, 8).amax(-1)
     chunks = torch.nn.functional.pad(chunks, (0, 1), value=-math.inf)  # the last one stands for places beyond the row
     first = tokens_of()[:, ::8]

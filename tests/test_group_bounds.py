@@ -126,7 +126,14 @@ def test_lists():
 
 
 # groups that reach the final best by: t; t_max·(1 − min d/t), two maxima; the group's largest w
-RESIDUALS = {0.5: (36, 36, 20), 0.8: (95, 75, 28), 0.9: (155, 90, 28), 0.95: (250, 95, 27), 0.99: (720, 102, 27), 0.999: (2200, 105, 27)}
+RESIDUALS = {
+    0.5: (36, 36, 20),
+    0.8: (95, 75, 28),
+    0.9: (155, 90, 28),
+    0.95: (250, 95, 27),
+    0.99: (720, 102, 27),
+    0.999: (2200, 105, 27),
+}
 
 
 @pytest.mark.parametrize("acceptance", RESIDUALS)

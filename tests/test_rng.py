@@ -174,7 +174,7 @@ def test_control_known_races_notice_another_stream(monkeypatch):
     for name, function in wrong.items():
         monkeypatch.setattr(rng, name, function)
         with pytest.raises(AssertionError, match="vocab"):
-            known_answers.check_races("reference", largest=31)
+            known_answers.check_races("reference", vocabs=(31,))
         monkeypatch.undo()
 
 

@@ -22,14 +22,15 @@ The two top bits of `block` name four sub-streams:
     00  token i           block i // 4                           word i % 4            its word
     10  token i           the same                               the same              its second word, where the first is below 2¹²
     01  group of token i  32·(i // 4096) + i // 8 % 32           i // 1024 % 4         A, of the group's least clock
-    11  group of token i  the same                               the same              S: the place of the least clock in the top five
-                                                                                       bits, the second word of A in the other 27
+    11  group of token i  the same                               the same              S: the place of the least clock in the top
+                                                                                       five bits, in the others A's second word
 
-*Clocks in groups.* Purposes 0, 2, 4 and 5 race on clocks that are made top-down, in groups of 32 tokens. The least clock of a group is
-M ~ Exp(1)/32; the place of the token that has it is uniform in 0..31; every other token of the group has the clock M + Exp(1). By the
-memoryless property these are 32 independent Exp(1) clocks, and no clock of a group is below its M: a group whose largest weight over M
-does not reach the best score has no winner, and none of its words need be drawn. In a tile of 1024 tokens, group l is the tokens
-8·l..8·l + 7 of each of the tile's four rows of 256. Groups are whole whatever the vocabulary: places beyond it have no weight.
+*Clocks in groups.* Purposes 0, 2, 4 and 5 race on clocks that are made top-down, in groups of 32 tokens. The least clock of a group
+is M ~ Exp(1)/32; the place of the token that has it is uniform in 0..31; every other token of the group has the clock M + Exp(1). By
+the memoryless property these are 32 independent Exp(1) clocks, and no clock of a group is below its M: a group whose largest weight
+over M does not reach the best score has no winner, and none of its words need be drawn. In a tile of 1024 tokens, group l is the
+tokens 8·l..8·l + 7 of each of the tile's four rows of 256. Groups are whole whatever the vocabulary: places beyond it have no weight.
+The second word of A keeps the law of rare tokens; a token's own matters only for several rare ones of a group (tests/test_clocks.py).
 """
 
 import torch
