@@ -124,6 +124,34 @@ def sample_torch(logits, law):
     return draw(probabilities(logits, law))[:, 0]
 
 
+def argmax_torch(logits, law):
+    """Nothing is drawn: what a maximum alone costs."""
+    return logits.argmax(-1)
+
+
+def largest_with_noise(z, k=1):
+    """The Gumbel trick: argmax of logits with noise -log E, which is k times as large as they are. float32 [B, V] -> int64 [B, k]"""
+    return (z[:, None] - torch.empty(len(z), k, z.shape[1], device=z.device).exponential_().log()).argmax(-1)
+
+
+def gumbel_torch(logits, law):
+    return largest_with_noise(scaled(logits, law))[:, 0]
+
+
+def draft_torch(logits, law, k, kind):
+    """k children as torch has them, int64 [B, k]: the softmax's multinomial, of `arrivals` (whose law is that of `distinct`) and
+    `distinct` without replacement"""
+    return torch.multinomial(probabilities(logits, law), k, kind in ("iid", "lists"))
+
+
+def draft_gumbel(logits, law, k, kind):
+    """The same by the trick: noise of its own for each child, or the k largest"""
+    if kind in ("iid", "lists"):
+        return largest_with_noise(scaled(logits, law), k)
+    z = scaled(logits, law)
+    return (z - torch.empty_like(z).exponential_().log()).topk(k).indices
+
+
 def row_stats_torch(logits, temperature):
     scaled = logits.float() / temperature
     return scaled.amax(-1), scaled.logsumexp(-1)
@@ -161,6 +189,8 @@ def compiled(function, example, reset=True):
 
 VERIFY_TORCH = {"token": token_torch, "block": block_torch, "race": race_torch}
 OF_LAWS = {"token": token_of_laws, "block": block_of_laws, "race": race_of_laws}
+SAMPLE_TORCH = {"multinomial": sample_torch, "Gumbel": gumbel_torch}
+DRAFT_TORCH = {"multinomial": draft_torch, "Gumbel": draft_gumbel}
 HAS_TRANSFORMERS = _speculative_sampling is not None
 
 
@@ -190,7 +220,12 @@ def check_all(trials=20000, vocab=8, length=2, temperature=0.7):
         torch.set_num_threads(threads)
         check_law("transformers", torch.stack(first), law)
         checked.append("transformers")
-    check_law("sample in torch", sample_torch(many[0][:, 0], temperature), law)
+    rows = many[0][:, 0]
+    for name, function in SAMPLE_TORCH.items():
+        check_law(f"sample by {name}", function(rows, temperature), law)
+    for name, function in DRAFT_TORCH.items():
+        for kind, place in (("iid", 2), ("distinct", 0)):  # of the distinct ones the first has the law itself
+            check_law(f"{kind} drafts by {name}", function(rows, temperature, 3, kind)[:, place], law)
     for scheme, card in ss.schemes().items():
         if scheme not in VERIFY_TORCH:
             continue

@@ -20,6 +20,7 @@ from gpu_clock import reason
 import specsample as ss
 
 OURS = "ours"
+OPS = {"sample": ss.sample, "draft": ss.draft}  # the others are schemes of `verify`
 
 
 class Results:
@@ -76,13 +77,13 @@ class Results:
 
 def calls_of(case, inputs, copies, backend=None, scheme=None):
     """Our calls, one a copy of the inputs"""
-    op = ss.sample if case.scheme == "sample" else ss.verify
+    op = OPS.get(scheme or case.scheme, ss.verify)
     given = [gpu_cases.arguments(case, inputs, copy, scheme) for copy in range(copies)]
     return [functools.partial(op, **args, backend=backend) for args in given]
 
 
 def tokens_of(result):
-    return (result[:, None] if isinstance(result, torch.Tensor) else result.tokens).cpu()
+    return (result.view(len(result), -1) if isinstance(result, torch.Tensor) else result.tokens).cpu()
 
 
 def check(case, inputs, backends, agreement):
@@ -94,7 +95,7 @@ def check(case, inputs, backends, agreement):
     if "cpu" in ss.build_info()["backends"] and "cpu" not in backends:
         others["cpu"] = case.B
     here = {name: x.cpu() if isinstance(x, torch.Tensor) else x for name, x in gpu_cases.arguments(case, inputs).items()}
-    op = ss.sample if case.scheme == "sample" else ss.verify
+    op = OPS.get(case.scheme, ss.verify)
     ours = {backend: tokens_of(calls_of(case, inputs, 1, backend)[0]()) for backend in backends}
     for name, requests in others.items():
         part = {n: x[:requests] if n in gpu_cases.BY_REQUEST else x for n, x in here.items()}
@@ -118,14 +119,17 @@ def figures(times, needed=None, copy=None):
 
 def peers_of(case, found, example):
     """{name: a function that makes the Peer}"""
+    if case.scheme == "draft":
+        return {name: (lambda name=name: gpu_competitors.sampling_by(name, case.K)) for name in ("multinomial", "Gumbel")}
     if case.K > 1:
         return {}
-    if case.scheme == "sample":
-        peers = {"torch": lambda: gpu_competitors.sampling_by_torch()}
-        return peers | ({"torch.compile": lambda: gpu_competitors.sampling_by_torch(example)} if case.compiled_too else {})
     peers = {name: (lambda peer=peer: peer) for name, peer in found.get(case.scheme, {}).items()}
     peers = {name: peer for name, peer in peers.items() if case.B == 1 or name not in gpu_competitors.ONE_REQUEST}
-    if case.compiled_too:
+    if case.scheme == "sample":
+        peers["argmax"] = gpu_competitors.argmax
+        if case.compiled_too:
+            peers["Gumbel, torch.compile"] = lambda: gpu_competitors.sampling_by("Gumbel", example=example)
+    elif case.compiled_too:
         peers["torch.compile"] = lambda: gpu_competitors.torch_compiled(case.scheme, example)
     return peers
 
@@ -140,7 +144,7 @@ def run_case(case, gpu, backends, agreement, found, results):
     row = {"case": case.name, **case._asdict(), "copies": copies, "checked": check(case, inputs, backends, agreement)}
     calls = {backend: calls_of(case, inputs, copies, backend) for backend in backends}
     accepted = None
-    if case.scheme != "sample":
+    if case.scheme not in gpu_cases.OF_ROWS:
         accepted = torch.cat([call().num_accepted for call in calls[backends[0]]])
         row["accepted"] = float(accepted.double().mean())
     needed = gpu_cases.bytes_needed(case, accepted)
@@ -169,7 +173,7 @@ def run_case(case, gpu, backends, agreement, found, results):
 def _of_peers(case, inputs, copy):
     """(target [B, L + 1, V], tokens [B, L], draft [B, L, V], sampling)"""
     part = slice(copy * case.B, (copy + 1) * case.B)
-    if case.scheme == "sample":
+    if case.scheme in gpu_cases.OF_ROWS:
         return inputs.target[part], None, None, case.sampling
     tokens = inputs.tokens[ss.schemes()[case.scheme].draft_kind][part]
     return inputs.target[part], tokens, inputs.draft[part], case.sampling

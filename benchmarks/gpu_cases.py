@@ -17,19 +17,20 @@ FILTERS = {
     "min-p": {"min_p": 0.05},
     "all": {"top_k": 50, "top_p": 0.95, "min_p": 0.05},
 }
-SINGLE = {"optimal": "token", "recursive": "token", "optimal_block": "block"}  # what several drafts are held against
+SINGLE = {"optimal": "token", "recursive": "token", "optimal_block": "block", "draft": "sample"}  # what several drafts are held against
+OF_ROWS = ("sample", "draft")  # a row a request: nothing is verified
 DTYPE = torch.bfloat16
 BY_REQUEST = ("target_logits", "draft_tokens", "draft_logits", "logits", "seed")  # arguments with a row a request
 
 
 class Case(NamedTuple):
-    scheme: str  # of `verify`, or "sample"
+    scheme: str  # of `verify`, or one of OF_ROWS
     B: int  # requests
-    L: int  # drafts on a path; 0 for `sample`
+    L: int  # drafts on a path; 0 of rows
     V: int
     temperature: float = 1.0
     filters: str = "plain"
-    K: int = 1  # paths
+    K: int = 1  # paths; of `draft` independent children
 
     @property
     def name(self):
@@ -48,11 +49,12 @@ class Case(NamedTuple):
     @property
     def compiled_too(self):
         """torch.compile takes tens of seconds a shape."""
-        return (self.L, self.V, self.temperature, self.filters, self.K) == (4, 128_256, 0.7, "plain", 1)
+        return self.L in (0, 4) and self[3:] == (128_256, 0.7, "plain", 1)
 
 
 V = 128_256
 MULTI = [Case(s, b, n, V, K=4) for b in (1, 64) for s, n in (("optimal", 1), ("recursive", 1), ("optimal_block", 4))]
+CHILDREN = [Case("draft", b, 0, V, K=8) for b in (1, 64)]
 # `make gpu`: a dozen shapes, and several drafts a node.
 NAMED = (
     Case("token", 1, 4, V),
@@ -66,7 +68,9 @@ NAMED = (
     Case("token", 64, 4, V, 0.7, "min-p"),
     Case("token", 64, 4, V, 0.7, "all"),
     Case("token", 64, 4, V + 1, 0.7),  # rows that are not aligned to 16 bytes
+    Case("sample", 1, 0, V),
     Case("sample", 256, 0, V),
+    Case("draft", 64, 0, V, K=8),
     *MULTI,
 )
 
@@ -79,7 +83,7 @@ def grid():
         for scheme in registry.SCHEMES
     ]
     samples = [Case("sample", b, 0, v, t, f) for v in VOCABS for f in FILTERS for t in TEMPERATURES for b in BATCHES]
-    several = [c._replace(V=v, temperature=t) for v in VOCABS for t in TEMPERATURES for c in MULTI]
+    several = [c._replace(V=v, temperature=t) for v in VOCABS for t in TEMPERATURES for c in (*MULTI, *CHILDREN)]
     return list(dict.fromkeys([*NAMED, *several, *samples, *chains]))
 
 
@@ -108,7 +112,7 @@ def inputs_of(case, copies, device, backend=None):
     R, pool = copies * case.B, len(target)
     index = torch.arange(R * (case.L + 1), device=device).view(R, case.L + 1) % pool
     seeds = registry.SEED + torch.arange(R, device=device)
-    if case.scheme == "sample":
+    if case.scheme in OF_ROWS:
         return Inputs(target[index], None, {}, seeds)
     rows, laws = target[index], draft[index[:, : case.L]]
     stream = {"sampling": case.sampling, "seed": seeds, "position": registry.POSITION, "backend": backend}
@@ -121,11 +125,11 @@ def inputs_of(case, copies, device, backend=None):
 
 
 def arguments(case, inputs, copy=0, scheme=None):
-    """Arguments of the package's call on one copy. scheme: a single-draft one instead, on the first path"""
+    """Arguments of the package's call on one copy. scheme: a single-draft one instead, on the first path, or `sample`"""
     part = slice(copy * case.B, (copy + 1) * case.B)
     stream = {"seed": inputs.seeds[part], "position": registry.POSITION, "sampling": case.sampling}
-    if case.scheme == "sample":
-        return {"logits": inputs.target[part, 0], **stream}
+    if case.scheme in OF_ROWS:
+        return {"logits": inputs.target[part, 0], **({"k": case.K} if (scheme or case.scheme) == "draft" else {}), **stream}
     paths, scheme = (case.K, case.scheme) if scheme is None else (1, scheme)
     tokens = inputs.tokens[ss.schemes()[scheme].draft_kind][part, : paths * case.L]
     args = {"target_logits": inputs.target[part], "draft_tokens": tokens, "draft_logits": inputs.draft[part]} | {"scheme": scheme}
@@ -145,7 +149,7 @@ def _tree(paths, depth, device):
 
 def bytes_needed(case, num_accepted):
     """Bytes of the rows that a call must read, each once, the mean over requests. num_accepted: int [R], or None"""
-    if case.scheme == "sample":
+    if case.scheme in OF_ROWS:
         return case.B * case.row_bytes
     rows = registry.BYTES[SINGLE.get(case.scheme, case.scheme)]
     counts = torch.bincount(num_accepted.long().cpu(), minlength=1).tolist()
@@ -155,5 +159,5 @@ def bytes_needed(case, num_accepted):
 
 def least_bytes(case):
     """Bytes that the call reads when its first draft is refused"""
-    rows = 1 if case.scheme in ("sample", "race") else 2
+    rows = 1 if case.scheme in (*OF_ROWS, "race") else 2
     return case.B * rows * case.row_bytes

@@ -1,4 +1,4 @@
-"""The others' verification on a GPU, each fed what it needs from the same logits; the serving engines' in gpu_engines.py.
+"""The others' verification and sampling on a GPU, each fed what it needs from the same logits; the serving engines' in gpu_engines.py.
 
 A competitor is a `Peer`: `prepare` makes of raw logits what its kernels take (scaling, filtering, softmax), `verify` is the
 verification alone, random numbers and bonus token included. Both are timed, together and `verify` by itself. Who cannot be
@@ -38,10 +38,17 @@ def probabilities(logits, sampling):
     return others.probabilities(logits, law_of(sampling))
 
 
+def scaled_logits(logits, sampling):
+    return others.scaled(logits, law_of(sampling))
+
+
 # -- torch and transformers --------------------------------------------------------------------------------------------
 
 
 def torch_eager(scheme):
+    if scheme == "sample":
+        return sampling_by("torch")
+
     def prepare(target, tokens, draft, sampling):
         laws = probabilities(target, sampling)
         return laws, tokens, None if scheme == "race" else probabilities(draft, sampling)
@@ -63,19 +70,33 @@ def torch_compiled(scheme, example):
     return Peer(eager.prepare, lambda made: part(*made), whole=call, note=how)
 
 
-def sampling_by_torch(example=None):
-    """`sample` from the logits [B, 1, V] of `target`. example: compiled for it"""
+# Of one row a request, the first: what they read from (target [B, L + 1, V], …) is its logits, and their tokens count as verified.
+# name: (from scaled logits or from a law, one token or `k` of each row)
+OF_ROWS = {
+    "torch": (probabilities, lambda law, k: others.draw(law)),
+    "multinomial": (probabilities, lambda law, k: torch.multinomial(law, k, True)),
+    "Gumbel": (scaled_logits, lambda z, k: others.largest_with_noise(z, k)),
+}
 
-    def prepare(target, tokens, draft, sampling):
-        return probabilities(target[:, 0], sampling)
 
-    whole, how = None, ""
+def sampling_by(name, k=1, example=None):
+    """k independent tokens of a row, int64 [B, k]. example: compiled for its shapes"""
+    make, draw = OF_ROWS[name]
+    prepare = lambda target, tokens, draft, sampling: make(target[:, 0], sampling)  # noqa: E731
+    verify, whole, how = lambda made: draw(made, k), None, ""
     if example is not None:
-        call, how = others.compiled(others.sample_torch, (example[0][:, 0], law_of(example[3])))
-        if call is None:
+        whole, how = others.compiled(lambda *inputs: verify(prepare(*inputs)), example)
+        if whole is None:
             raise RuntimeError(how)
-        whole = lambda target, tokens, draft, sampling: call(target[:, 0], law_of(sampling))  # noqa: E731
-    return Peer(prepare, others.draw, whole=whole, note=how)
+    return Peer(prepare, verify, one_a_row, whole, how)
+
+
+def one_a_row(tokens, made):
+    return tokens.view(len(tokens), -1).long(), torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+
+
+def argmax():
+    return Peer(lambda target, *_: target[:, 0], lambda logits: logits.argmax(-1), note="draws nothing: what a maximum costs")
 
 
 def transformers(scheme):
@@ -103,13 +124,15 @@ def _engine(name):
 
 # name: (loader, the schemes of ours beside which it is timed)
 PEERS: dict[str, tuple[Any, tuple]] = {
-    "torch": (torch_eager, ("token", "block", "race")),
+    "torch": (torch_eager, ("token", "block", "race", "sample")),
+    "multinomial": (lambda scheme: sampling_by("multinomial"), ("sample",)),
+    "Gumbel": (lambda scheme: sampling_by("Gumbel"), ("sample",)),
     "transformers": (transformers, ("token",)),
     "vLLM V1": (_engine("vllm_v1"), ("token",)),
     "vLLM V2": (_engine("vllm_v2"), ("token", "block")),
     "SGLang Triton": (_engine("sglang_triton"), ("token", "block")),
     "sgl-kernel": (_engine("sglang_kernel"), ("token",)),
-    "FlashInfer": (_engine("flashinfer"), ("token",)),
+    "FlashInfer": (_engine("flashinfer"), ("token", "sample")),
 }
 ONE_REQUEST = ("transformers",)
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import torch
 from competitors import scaled
-from gpu_competitors import Peer, law_of, probabilities
+from gpu_competitors import Peer, law_of, one_a_row, probabilities
 
 
 def renormalised(logits, sampling, module):
@@ -184,11 +184,23 @@ def sglang_kernel(scheme):
 
 def flashinfer(scheme):
     module = importlib.import_module("flashinfer.sampling")
-    seeded = "seed" in inspect.signature(module.chain_speculative_sampling).parameters  # tensors, so that a graph can hold it
+
+    def state_of(function, device):
+        """Tensors, so that a graph can hold it; filled, not copied from the host, which a capture does not allow."""
+        seeded = "seed" in inspect.signature(function).parameters
+        return {name: torch.full((1,), 7, device=device) for name in (("seed", "offset") if seeded else ())}
+
+    if scheme == "sample":
+
+        def prepare_row(target, tokens, draft, sampling):
+            row, plain = target[:, 0], law_of(sampling) == sampling.temperature
+            function = module.sampling_from_logits if plain else module.sampling_from_probs
+            return function, scaled(row, sampling) if plain else renormalised(row, sampling, module), state_of(function, target.device)
+
+        return Peer(prepare_row, lambda made: made[0](made[1], **made[2]), one_a_row)
 
     def prepare(target, tokens, draft, sampling):
-        # Filled, not copied from the host, which a capture does not allow.
-        state = {name: torch.full((1,), 7, device=target.device) for name in (("seed", "offset") if seeded else ())}
+        state = state_of(module.chain_speculative_sampling, target.device)
         return (renormalised(draft, sampling, module), tokens.int(), renormalised(target, sampling, module)), state
 
     def verify(made):

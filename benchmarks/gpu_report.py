@@ -86,6 +86,10 @@ def _cells(row, it, predicted):
     return own
 
 
+def _accepted(row):
+    return f"{row['accepted']:.2f}" if "accepted" in row else ""
+
+
 HEAD = ["µs cold", "predicted", "µs warm", "µs eager", "launches", "scratch, KiB", "GB/s", "% copy"]
 
 
@@ -97,9 +101,8 @@ def _ours(rows, predicted):
     body = []
     for row in rows:
         it = row["ours"][first]
-        accepted = f"{row['accepted']:.2f}" if "accepted" in row else ""
         slower = [f"{row['ours'][m]['us_cold'] / it['us_cold']:.2f}" if m in row["ours"] else "" for m in more]
-        body.append([row["case"], accepted, *_cells(row, it, predicted), *slower])
+        body.append([row["case"], _accepted(row), *_cells(row, it, predicted), *slower])
     return [f"## Ours: {first}", "", *table(["case", "accepted", *HEAD, *(f"{m} ×" for m in more)], body), ""]
 
 
@@ -132,12 +135,12 @@ def _several(rows, predicted):
     body = []
     for row in rows:
         it, beside = next(iter(row["ours"].values())), row["beside"]
-        body.append([row["case"], f"{row['accepted']:.2f}", *_cells(row, it, predicted), beside["scheme"], _us(beside["us_cold"]),
+        body.append([row["case"], _accepted(row), *_cells(row, it, predicted), beside["scheme"], _us(beside["us_cold"]),
                      f"{beside['ratio']:.2f}"])  # fmt: skip
     if not rows:
         return []
     head = ["case", "accepted", *HEAD, "one path", "its µs", "×"]
-    said = "Beside the single-draft scheme on the first path of the same inputs."
+    said = "Beside the single-draft scheme on the first path of the same inputs; independent children of a row beside one."
     return ["## Several drafts a node", "", said, "", *table(head, body), ""]
 
 

@@ -15,30 +15,32 @@ TEMPERATURE, SEED, POSITION = 0.7, 1000, 100
 SAMPLING = ss.Sampling(TEMPERATURE)
 BATCHES, LENGTHS, VOCABS = (1, 8, 32), (1, 4, 8), (32000, 128256)
 SCHEMES = ("token", "block", "race")
+DRAFTS = ("iid", "arrivals", "distinct", "lists")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REQUESTS = 32  # a timed call of any case goes over at least so many requests, in batches of B: see `Inputs`
 POOL = 40  # different rows of a kind; larger inputs repeat them in memory
 
 
 class Case(NamedTuple):
-    op: str  # "verify", "sample" or "row_stats"
-    scheme: str | None
+    op: str  # "verify", "sample", "draft" or "row_stats"
+    scheme: str | None  # of `draft` the kind of the children
     rows: str  # "peaked" or "flat"
     dtype: str
-    B: int  # requests, or rows of `sample` and `row_stats`
+    B: int  # requests, or rows of the other operations
     L: int  # drafts a request; 0 where there are none
     V: int
+    K: int = 1  # children of a row
 
     @property
     def name(self):
-        length = f"-L{self.L}" if self.op == "verify" else ""
+        length = f"-L{self.L}" if self.op == "verify" else f"-K{self.K}" if self.op == "draft" else ""
         return f"{self.scheme or self.op}-{self.rows}-{self.dtype}-B{self.B}{length}-V{self.V}"
 
     @property
     def compiled_too(self):
         """torch.compile takes tens of seconds a shape, so only these have it."""
         chosen = self.rows == "peaked" and self.dtype == "float32" and self.V == 32000
-        return chosen and (self.B, self.L) in ((1, 4), (8, 4), (8, 0))
+        return chosen and (self.B, self.L) in ((1, 4), (8, 4), (8, 0)) and self.scheme in (None, "iid", *SCHEMES)
 
     @property
     def requests(self):
@@ -57,11 +59,14 @@ def cases(quick=False):
         found = [Case("verify", s, *k, *shape) for k in kinds for shape in shapes for s in SCHEMES]
         found = [c for c in found if c.dtype == "float32" or c.B == 8]
         found += [Case(op, None, "peaked", "float32", 8, 0, 32000) for op in ("sample", "row_stats")]
+        found += [Case("draft", kind, "peaked", "float32", 8, 0, 32000, 8) for kind in DRAFTS]
     else:
         kinds = [(rows, dtype) for rows in ("peaked", "flat") for dtype in DTYPES]
+        plain = [("sample", None, 1), ("row_stats", None, 1)]
+        drafts = [("draft", "iid", 1), *(("draft", kind, 8) for kind in DRAFTS)]
         found = [
-            Case(op, None, *k, b, 0, v)
-            for k in kinds for v in VOCABS for b in BATCHES for op in ("sample", "row_stats")
+            Case(op, kind, *k, b, 0, v, n)
+            for k in kinds for v in VOCABS for b in BATCHES for op, kind, n in (plain if b == 32 else plain + drafts)
         ]  # fmt: skip
         found += [
             Case("verify", s, *k, b, n, v) for k in kinds for v in VOCABS for n in LENGTHS for b in BATCHES
@@ -178,6 +183,8 @@ def ours(case, inputs, backend="cpu"):
     stream = {"seed": inputs.seeds, "position": POSITION}
     if case.op == "sample":
         return lambda: ss.sample(inputs.target, sampling=SAMPLING, backend=backend, **stream)
+    if case.op == "draft":
+        return lambda: ss.draft(inputs.target, case.K, kind=case.scheme, sampling=SAMPLING, backend=backend, **stream)
     if case.op == "row_stats":
         return lambda: ss.row_stats(inputs.target, sampling=SAMPLING, backend=backend)
     tokens = inputs.tokens[ss.schemes()[case.scheme].draft_kind]
@@ -192,16 +199,24 @@ def competitors(case, batches, compile=True, compile_reference=False):
     if case.op == "verify":
         kind = ss.schemes()[case.scheme].draft_kind
         arguments = [(part.target, part.tokens[kind], part.draft, TEMPERATURE) for part in batches]
-        eager = others.VERIFY_TORCH[case.scheme]
         if case.scheme == "token" and case.B == 1 and others.HAS_TRANSFORMERS:
             functions["transformers"] = others.token_transformers
         if (case.B, case.V) == (1, 32000) and case.L <= 4 and (case.rows, case.dtype) == ("peaked", "float32"):
             functions["reference"] = others.package_reference(case.scheme)
+        functions["torch"] = others.VERIFY_TORCH[case.scheme]
     else:
         arguments = [(part.target, TEMPERATURE) for part in batches]
-        eager = others.sample_torch if case.op == "sample" else others.row_stats_torch
-    functions["torch"] = eager
-    wanted = {"torch.compile": eager} if compile and case.compiled_too else {}
+        functions = {
+            "sample": {"argmax": others.argmax_torch, **others.SAMPLE_TORCH},
+            "draft": {n: functools.partial(f, k=case.K, kind=case.scheme) for n, f in others.DRAFT_TORCH.items()},
+            "row_stats": {"torch": others.row_stats_torch},
+        }[case.op]
+    wanted = {}
+    if compile and case.compiled_too:
+        if "Gumbel" in functions:
+            wanted["Gumbel, torch.compile"] = functions["Gumbel"]
+        else:
+            wanted["torch.compile"] = functions["torch"]
     if compile_reference and "reference" in functions and case.L == 1:
         wanted["reference, torch.compile"] = functions["reference"]
     for name, function in wanted.items():

@@ -1,6 +1,6 @@
 """The results as a Markdown table."""
 
-NAMES = {"torch": "torch eager", "reference": "our reference"}
+NAMES = {"torch": "torch eager", "reference": "our reference", "multinomial": "softmax, multinomial", "Gumbel": "Gumbel trick"}
 
 
 def markdown(result):
@@ -25,13 +25,16 @@ def markdown(result):
         "calls of B, and its time is the mean call's; `accepted` is the mean number of accepted drafts. `torch eager` is "
         "a batched implementation (competitors.py); for `race` it draws its noise in the call. torch.compile takes tens "
         "of seconds a shape and has peaked float32 logits, V 32000, B 1 and 8, L 4 only; transformers has batch 1 "
-        "only.",
+        "only. Of one token a row: `argmax` draws nothing; softmax and `torch.multinomial`; the Gumbel trick, which is the largest of "
+        "logits less log E, E of torch's generator (for K children: that often, or its K largest).",
         "",
         f"Checked first: {result['agreement']['tokens']} tokens against the reference "
         f"({result['agreement']['differing']} differ); first-token laws of {', '.join(result['checked_laws'])}.",
         "",
     ]
-    titles = {"verify": "Verification", "sample": "Sampling one token a row", "row_stats": "Row statistics"}
+    titles = {
+        "verify": "Verification", "sample": "Sampling one token a row", "draft": "Drafting K children a row", "row_stats": "Row statistics",
+    }  # fmt: skip
     for op, title in titles.items():
         rows = [row for row in result["rows"] if row["op"] == op]
         if rows:

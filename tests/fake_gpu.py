@@ -128,6 +128,16 @@ def engines(monkeypatch, others, wrong=()):
         tokens, count = emitted("flashinfer", target_probs, draft_token_ids, draft_probs)
         return tokens.int(), count.int(), count.int()
 
+    def sampling_from_logits(logits, indices=None, deterministic=True, generator=None, check_nan=False, seed=None, offset=None):
+        expect(logits, torch.float32, *logits.shape)
+        return sampling_from_probs(logits.softmax(-1), indices, deterministic, generator, check_nan, seed, offset)
+
+    def sampling_from_probs(probs, indices=None, deterministic=True, generator=None, check_nan=False, seed=None, offset=None):
+        laws(probs, *probs.shape)
+        expect(seed, torch.int64, 1)
+        expect(offset, torch.int64, 1)
+        return others.draw(probs)[:, 0].int()
+
     def softmax(logits, temperature=None, enable_pdl=None):
         assert logits.dim() == 2 and logits.dtype == torch.float32
         return (logits / temperature).softmax(-1)
@@ -234,6 +244,7 @@ def engines(monkeypatch, others, wrong=()):
             setattr(sys.modules[parent], child, found)
 
     module("flashinfer.sampling", chain_speculative_sampling=chain_speculative_sampling, softmax=softmax,
+           sampling_from_logits=sampling_from_logits, sampling_from_probs=sampling_from_probs,
            top_k_renorm_probs=top_k_renorm_probs, top_p_renorm_probs=top_p_renorm_probs)  # fmt: skip
     module("vllm.v1.sample.rejection_sampler", rejection_sample=rejection_sample_v1)
     module("vllm.v1.sample.ops.topk_topp_sampler", apply_top_k_top_p=apply_top_k_top_p)

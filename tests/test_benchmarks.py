@@ -1,6 +1,7 @@
 """The benchmarks that no other test runs, on shapes that take a moment: they end, and what they report hangs together."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -58,3 +59,45 @@ def test_overhead_of_the_loop(monkeypatch):
     rows = bench.measure(1, 6)
     assert [row["case"] for row in rows] == [name for name, _ in bench.SETTINGS]
     assert all(min(row["us"].values()) > 0 for row in rows)
+
+
+@needs_cpu
+def test_this_tree_beside_itself(monkeypatch, tmp_path, capsys):
+    bench = load("before", monkeypatch)
+    path = tmp_path / "groups.json"
+    assert bench.main(["--quick", "--threads", "1", "--out", str(path)]) == 0
+    result, table = json.loads(path.read_text()), path.with_suffix(".md").read_text()
+    assert table in capsys.readouterr().out and str(bench.ROOT) not in table + path.read_text()
+    rows = {(row["case"], row["compared"]): row for row in result["rows"]}
+    names = [case.name for group in bench.before_cases.quick_groups() for case in group]
+    assert len(rows) == len(names) + 2 and all((name, "before / now") in rows for name in names)
+    for row in rows.values():
+        assert row["n"] >= bench.LEAST and 0 < row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+        assert min(us["low"] for us in row["us"]) > 0 and table.count(f"| {row['case']} | ") >= 1
+        if row["compared"] == "before / now":
+            assert row["checked"]["differing"] == 0 and len(set(row.get("accepted", [0]))) == 1
+    assert rows["sample-zipf-float32-V300-B16", "row_stats before / sample now"]
+    assert rows["iid-zipf-float32-V300-B16-K8", "K = 8 / K = 1, now"]
+
+
+def test_aims_beside_what_was_measured(monkeypatch):
+    bench = load("before", monkeypatch)
+
+    def row(compared, op, kind, B, median, dtype="float32", V=128_256):
+        case = bench.before_cases.Case(op, kind, "peaked", dtype, V, B)
+        ratio = {"median": median, "low": median - 0.1, "high": median + 0.1}
+        return {"case": case.name, "compared": compared, **case._asdict(), "threads": 1, "ratio": ratio}
+
+    both = "before / now"
+    rows = [row(both, "sample", "", 1, 2.9), row(both, "sample", "", 16, 4.0), row(both, "sample", "", 16, 2.5, "bfloat16"),
+            row(both, "verify", "token", 1, 1.4), row(both, "verify", "token", 8, 0.95), row(both, "verify", "race", 1, 1.2, V=1000),
+            row("row_stats before / sample now", "sample", "", 16, 0.9), row("K = 8 / K = 1, now", "draft", "iid", 16, 1.9)]  # fmt: skip
+    found = {line[0]: line[1:] for line in bench.aim_lines(rows)}
+    assert found["`sample`, float32, V = 128 256: × faster"] == [
+        "≥ 3", "2.90", "3.45", "1 of 2", "not met", "sample-peaked-float32-V128256-B1, 1 thread"]  # fmt: skip
+    assert found["`sample`, bfloat16, V = 128 256: × faster"][3:5] == ["1 of 1", "met"]
+    assert found["row statistics before over `sample` now, V = 128 256"][1:5] == ["0.90", "0.90", "0 of 1", "not met"]
+    assert found["`token`, B = 1, peaked rows, V = 128 256: × faster"][3:5] == ["1 of 1", "met"]
+    assert found["`draft`, iid, k = 8 over k = 1, V = 128 256"][:5] == ["≤ 2", "1.90", "1.90", "1 of 1", "met"]
+    assert found["`race`, V = 128 256: × faster"][4] == "not measured"  # the small one is not asked for
+    assert found["nothing slower, upper quartile: × faster"][3:5] == ["6 of 6", "met"]  # .95 to 1.05 is noise around 1

@@ -97,6 +97,7 @@ def test_bytes_of_the_rows_that_must_be_read(bench):
     ("token", {"torch", "transformers", "vLLM V1", "vLLM V2", "SGLang Triton", "sgl-kernel", "FlashInfer"}),
     ("block", {"torch", "vLLM V2", "SGLang Triton"}),
     ("race", {"torch"}),
+    ("sample", {"torch", "multinomial", "Gumbel", "FlashInfer"}),
 ])  # fmt: skip
 def test_engines_get_what_they_expect(bench, monkeypatch, scheme, names):
     """Shapes and dtypes of every engine's call, its results read back with the right law, and filtered laws that agree."""
@@ -113,9 +114,9 @@ def test_engines_get_what_they_expect(bench, monkeypatch, scheme, names):
             given = target, torch.zeros(B, 2, dtype=torch.int64), target[:, :2] * 0.5, sampling
             prepared = peer.prepare(*given)
             tokens, count = peer.read(peer.verify(prepared), prepared)
-            assert tokens.shape == (B, 3) and torch.equal((tokens >= 0).sum(-1), count.long() + 1)
+            assert tokens.shape == (B, 1 if scheme == "sample" else 3) and torch.equal((tokens >= 0).sum(-1), count.long() + 1)
             law = bench.competitors.probabilities(target, sampling)
-            kept = law.expand(B, 3, 40).gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
+            kept = law[:, : tokens.shape[1]].gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
             assert (kept > 0)[tokens >= 0].all()  # nothing that the filters cut
 
 
@@ -138,8 +139,8 @@ def test_compiled_competitors(bench, monkeypatch):
     given = target, torch.zeros(2, 2, dtype=torch.int64), target[:, :2] * 0.5, bench.gpu_cases.ss.Sampling(0.7)
     peer = bench.gpu_competitors.torch_compiled("token", given)
     assert peer.note == "one graph" and peer.call(*given)[0].shape == peer.verify(peer.prepare(*given))[0].shape == (2, 3)
-    peer = bench.gpu_competitors.sampling_by_torch(given)
-    assert peer.call(*given).shape == (2,) and len(compiled) == 3
+    peer = bench.gpu_competitors.sampling_by("Gumbel", example=given)
+    assert peer.call(*given).shape == (2, 1) and len(compiled) == 3
     assert all(settings == {"fullgraph": True, "dynamic": False} for settings in compiled)
 
 
@@ -150,7 +151,7 @@ def small(bench):
     Case = bench.gpu_cases.Case
     return [
         Case("token", 1, 2, 300), Case("token", 3, 2, 300, 0.7, "all"), Case("block", 2, 2, 300), Case("race", 2, 2, 300),
-        Case("sample", 3, 0, 300), Case("optimal", 2, 1, 300, K=4), Case("optimal_block", 1, 2, 300, K=4),
+        Case("sample", 3, 0, 300), Case("draft", 3, 0, 300, K=8), Case("optimal", 2, 1, 300, K=4), Case("optimal_block", 1, 2, 300, K=4),
     ]  # fmt: skip
 
 
@@ -186,14 +187,16 @@ def test_the_whole_run(bench, device, tmp_path, monkeypatch):
         it = row["ours"]["cpu"]
         assert min(it["us_cold"], it["us_warm"], it["us_eager"], it["gbps"], it["percent_of_copy"], row["copy_gbps"]) > 0
         assert it["launches"] == 2 and row["copies"] > 1 and row["bytes_needed"] > 0 and row["checked"]["differing"] == 0
-        assert ("accepted" in row) == (row["scheme"] != "sample") and ("beside" in row) == (row["K"] == 4)
+        assert ("accepted" in row) == (row["L"] > 0) and ("beside" in row) == (row["K"] > 1)
         for other in row["others"].values():
             assert other["ratio"] > 0 and {"whole", "verify"} <= set(other)
     others = {row["case"]: set(row["others"]) for row in result["rows"]}
     first, filtered, *_ = small(bench)
     assert {"torch", "FlashInfer", "vLLM V1", "SGLang Triton", "sgl-kernel"} <= others[first.name]
     assert others[first.name] - others[filtered.name] <= {"transformers"}  # which takes one request
-    assert [row["beside"]["scheme"] for row in result["rows"] if row["K"] == 4] == ["token", "block"]
+    assert [row["beside"]["scheme"] for row in result["rows"] if row["K"] > 1] == ["sample", "token", "block"]
+    of_rows = {"torch", "multinomial", "Gumbel", "FlashInfer", "argmax"}
+    assert of_rows == others["sample-B3-V300-T1-plain"] and others["draft-B3-K8-V300-T1-plain"] == {"multinomial", "Gumbel"}
     text = path.with_suffix(".md").read_text()
     assert all(case.name in text for case in small(bench))
     assert "Fake GPU 1" in text and "libfast.so" in text and "| FlashInfer × |" in text and result["machine"]["torch"] in text
