@@ -73,9 +73,12 @@ class Tree:
             [sys.executable, HERE / "before_cases.py", str(block)], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
-        self.about = self.ask("about")
-        if Path(self.about.pop("folder")) != folder:
+
+    def about(self, folder):
+        found = self.ask("about")
+        if Path(found.pop("folder")) != folder:
             raise RuntimeError(f"{folder}: its package is not the one that is imported")
+        return found
 
     def ask(self, method, *arguments):
         print(json.dumps([method, *arguments]), file=self.process.stdin, flush=True)
@@ -148,8 +151,9 @@ def compare(folders, groups, threads, budget, block=BLOCK):
     """Rows of all groups. folders: (before, now); threads: numbers of them"""
     rows = []
     with Tree(folders[0], block) as before, Tree(folders[1], block) as now:
-        if before.about != now.about:
-            raise RuntimeError(f"the trees' kernels differ in what they use: {before.about}, {now.about}")
+        about = [tree.about(folder) for tree, folder in zip((before, now), folders)]
+        if about[0] != about[1]:
+            raise RuntimeError(f"the trees' kernels differ in what they use: {about}")
         progress = harness.Progress(len(groups) * len(threads))
         for cases, count in itertools.product(groups, threads):
             rows += measured({"before": before, "now": now}, cases, count, budget)

@@ -101,3 +101,23 @@ def test_aims_beside_what_was_measured(monkeypatch):
     assert found["`draft`, iid, k = 8 over k = 1, V = 128 256"][:5] == ["≤ 2", "1.90", "1.90", "1 of 1", "met"]
     assert found["`race`, V = 128 256: × faster"][4] == "not measured"  # the small one is not asked for
     assert found["nothing slower, upper quartile: × faster"][3:5] == ["6 of 6", "met"]  # .95 to 1.05 is noise around 1
+
+
+def test_instructions_of_the_common_way(monkeypatch):
+    """A loop over bfloat16 or float32 rows with random words every fourth turn, in nvdisasm's spelling"""
+    pytest.importorskip("triton", reason="needs specsample[triton]")
+    predict = load("predict", monkeypatch)
+    of_16_bits, of_float32 = ["@P1 LDG.E.128.CONSTANT R0, [R2]"] * 4, ["@!P1 LDG.E.128.CONSTANT R0, [R2]"] * 8
+    lines = [".L_x_1:", *of_16_bits, *of_float32, *["HMNMX2.BF16_V2 R1, R2, R3"] * 4, "@P0 BRA `(.L_x_2)",
+             *["IMAD.WIDE.U32 R4, R5, 0x9, RZ"] * 18, ".L_x_2:", "MUFU.LG2 R1, R1", "@P3 BRA `(.L_x_1)",
+             ".L_x_3:", "LDG.E.U16 R1, [R2]", "SHFL.BFLY R1, R2", "@P4 BRA `(.L_x_3)", "EXIT"]  # fmt: skip
+    text = "\n".join(line if line.startswith(".L") else f"        /*0010*/    {line} ;" for line in lines)
+    way = predict.common_way(text, [predict.LOADS, predict.LOG2])
+    assert len(way) == 19 and predict.loads_of(way) == 4 and predict.loads_of(of_float32) == 8
+    one = predict.Pass(text, 1, [predict.LOADS, predict.LOG2], [predict.PHILOX], 128)
+    assert one.turn == 32 and one.instructions == (37 + 3 * 19) / 128 and one.wide == 18 / 128 and one.special == 4 / 128
+    assert one.in_flight == 4 * 16 * predict.CREW * predict.BLOCKS
+    assert len(predict.common_way(text, [("LDG.E.U16", 1), ("SHFL", 1)], loads=False)) == 3
+    with pytest.raises(RuntimeError, match="no loop does all of"):
+        predict.common_way(text, [("ATOMS", 1)])
+    assert predict.rounds(88) == [1, 2] and predict.rounds(11) == [3, 4]
