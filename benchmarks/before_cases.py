@@ -22,6 +22,7 @@ import specsample as ss
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KINDS = ("iid", "arrivals", "distinct", "lists")  # of drafting
 ROWS, REQUESTS, LENGTH, POSITION = 16, 64, 4, 100  # rows of an operation on rows, requests of verification, drafts of one
+SPINNING = 0.012  # seconds: longer than the other worker's second thread waits for work before it sleeps (4 to 7 ms seen)
 POOL = 40  # different rows of a kind; larger inputs repeat them in memory
 
 
@@ -184,7 +185,8 @@ class Worker:
     def seconds(self, index):
         """Of the mean call of a case"""
         calls, count = self.calls[index], range(self.counts[index])
-        time.sleep(0.002)  # the other worker's threads have gone to sleep
+        if torch.get_num_threads() > 1:
+            time.sleep(SPINNING)
         calls[0]()
         start = time.perf_counter()
         for _ in count:

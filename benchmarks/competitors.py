@@ -226,6 +226,7 @@ def check_all(trials=20000, vocab=8, length=2, temperature=0.7):
     for name, function in DRAFT_TORCH.items():
         for kind, place in (("iid", 2), ("distinct", 0)):  # of the distinct ones the first has the law itself
             check_law(f"{kind} drafts by {name}", function(rows, temperature, 3, kind)[:, place], law)
+    checked += [f"{name} of a row" for name in SAMPLE_TORCH]
     for scheme, card in ss.schemes().items():
         if scheme not in VERIFY_TORCH:
             continue
