@@ -179,21 +179,48 @@ def blocks_of(text):
     return out
 
 
-def turn(blocks, start, needed):
-    """Instructions of the shortest way from a block back to it on which `needed` [(pattern, how many)] is done; None: no way"""
+def still_to_come(blocks, start, counts, enough):
+    """For each block: of every instruction that is needed, how many at most on the ways from its end back to `start`; None: no way"""
+    most, changed = [None] * len(blocks), True
+    while changed:
+        changed = False
+        for i in reversed(range(len(blocks))):
+            found = most[i]
+            for to in blocks[i][1]:
+                if to != start and most[to] is None:
+                    continue
+                here = (0,) * len(enough) if to == start else tuple(map(min, enough, map(sum, zip(counts[to], most[to]))))
+                found = here if found is None else tuple(map(max, found, here))
+            changed |= found != most[i]
+            most[i] = found
+    return most
+
+
+def turn(blocks, start, needed, limit=1 << 30):
+    """Instructions of the shortest way from a block back to it on which `needed` [(pattern, how many)] is done; None: no way that is
+    shorter than the limit"""
     counts = [[sum(bool(re.search(pattern, op)) for op in ops) for pattern, _ in needed] for ops, _ in blocks]
     enough = tuple(n for _, n in needed)
 
     def after(seen, block):
         return tuple(map(min, map(sum, zip(seen, counts[block])), enough))
 
+    most = still_to_come(blocks, start, counts, enough)
+
+    def hopeless(block, seen):
+        return most[block] is None or any(n + m < e for n, m, e in zip(seen, most[block], enough))
+
     begin = (start, after([0] * len(needed), start))
+    if hopeless(*begin):
+        return None
     length, before = {begin: len(blocks[start][0])}, {begin: None}
     heap, settled = [(length[begin], begin)], set()
     while heap:
         _, state = heapq.heappop(heap)
         if state in settled:
             continue
+        if length[state] >= limit:
+            return None
         settled.add(state)
         at, seen = state
         for to in blocks[at][1]:
@@ -203,6 +230,8 @@ def turn(blocks, start, needed):
                     way, state = blocks[state[0]][0] + way, before[state]
                 return way
             key = (to, after(seen, to))
+            if hopeless(*key):
+                continue
             if length.get(key, 1 << 30) > length[state] + len(blocks[to][0]):
                 length[key], before[key] = length[state] + len(blocks[to][0]), state
                 heapq.heappush(heap, (length[key], key))
@@ -214,10 +243,12 @@ def common_way(text, needed, loads=True):
     blocks = blocks_of(text)
     loops = {(to, i) for i, (_, follow) in enumerate(blocks) for to in follow if to <= i}
     starts = {to for to, i in loops if loads == any("LDG.E.128" in op for ops, _ in blocks[to : i + 1] for op in ops)}
-    ways = [way for start in starts if (way := turn(blocks, start, needed))]
-    if not ways:
+    best = None
+    for start in starts:
+        best = turn(blocks, start, needed, 1 << 30 if best is None else len(best)) or best
+    if best is None:
         raise RuntimeError(f"no loop does all of {needed}")
-    return min(ways, key=len)
+    return best
 
 
 def loads_of(way):
