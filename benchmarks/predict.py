@@ -62,11 +62,11 @@ PASSES = {
 # So many groups of a row are opened whatever its law, if each warp takes its highest bound, and no fewer rounds than this follow.
 OPENING, OPENED, LEAST_ROUNDS = [("LDG.E.U16", 1), (PHILOX[0], 36), ("MUFU.LG2", 3), ("SHFL", 5)], (32, 35), (1, 2)
 DEPENDENT = 4  # cycles of an instruction that waits for the one before it
-# The same pass as one of Triton's kernels has it, and instructions of a turn.
+# The same pass as one of Triton's kernels has it, and instructions of a turn; a race bounds its groups in a loop of its own.
 TRITON = {
-    "row statistics": ("laws_kernel", [LOADS, EXP2]),
-    "residual mass": ("masses_kernel", [LOADS, EXP2]),
-    RACE: ("winners_kernel", [LOADS, PHILOX]),
+    "row statistics": ("laws_kernel", [LOADS, EXP2], []),
+    "residual mass": ("masses_kernel", [LOADS, EXP2], []),
+    RACE: ("winners_kernel", [LOADS, ("HMNMX2", 4)], [PHILOX, ("FMNMX", 4)]),
 }
 TEAM = 8
 # Microseconds each: guesses. (One for a barrier is a range.) To them comes, from the text, "round of opened groups".
@@ -262,15 +262,19 @@ def loads_of(way):
 class Pass:
     """Instructions of one token on the ways through a loop, and what follows from them, in seconds for a row on an SM"""
 
-    def __init__(self, text, rows, always, last, after, threads=CREW * BLOCKS):
-        """after: so many tokens of a lane, of each row, have one turn with `last`; threads: of an SM that read"""
+    def __init__(self, text, rows, always, last, after, apart=(), threads=CREW * BLOCKS):
+        """after: so many tokens of a lane, of each row, have one turn with `last`; apart: of a second loop, which makes the random words;
+        threads: of an SM that read"""
         often = common_way(text, always)
         self.turn = 8 * loads_of(often) // rows  # tokens of a lane
         ways = [common_way(text, always + last)] + [often] * (max(1, after // self.turn) - 1)
-        tokens = 8 * sum(map(loads_of, ways)) / rows
+        turns = [(sum(ways, []), 8 * sum(map(loads_of, ways)) / rows)]
+        if apart:
+            words = common_way(text, apart, loads=False)
+            turns.append((words, 128 * round(sum(bool(re.search(PHILOX[0], op)) for op in words) / PHILOX[1])))
 
         def each(pattern):
-            return sum(bool(re.search(pattern, op)) for way in ways for op in way) / tokens
+            return sum(sum(bool(re.search(pattern, op)) for op in way) / tokens for way, tokens in turns)
 
         self.instructions, self.wide, self.special = each(""), each(r"IMAD\.(WIDE|HI)"), each(r"MUFU|F2I|I2F|F2F")
         self.issue = (self.instructions + self.wide) * VOCAB / 32 / 4 / CLOCK
@@ -330,8 +334,9 @@ def passes_of(folder):
         if name == RACE:
             opened = opening(text)
     cuda[RACE].waits += sum(rounds(CREW // 32)) / 2 * opened + ASSUMED["exact scores of the tokens that may have won"] * 1e-6
-    for name, (kernel, always) in TRITON.items():
-        by_triton[name] = Pass(disassembled(compiled_by_triton(kernel, folder)), PASSES[name][1], always, [], 1, 3 * 128)
+    for name, (kernel, always, apart) in TRITON.items():
+        text = disassembled(compiled_by_triton(kernel, folder))
+        by_triton[name] = Pass(text, PASSES[name][1], always, [], 1, apart, 3 * 128)
     return cuda, by_triton, opened
 
 
