@@ -61,7 +61,7 @@ PASSES = {
 # The loop in which a warp opens a group, in the race's text: the group's words, a logit a lane, its own word, exchanges over the warp.
 # So many groups of a row are opened whatever its law, if each warp takes its highest bound, and no fewer rounds than this follow.
 OPENING, OPENED, LEAST_ROUNDS = [("LDG.E.U16", 1), (PHILOX[0], 36), ("MUFU.LG2", 3), ("SHFL", 5)], (32, 35), (1, 2)
-DEPENDENT = 4  # cycles of an instruction that waits for the one before it
+DEPENDENT, AGAIN = 4, 0.3e-6  # cycles of an instruction that waits for the one before it; seconds of a group's logits, read again
 # The same pass as one of Triton's kernels has it, and instructions of a turn; a race bounds its groups in a loop of its own.
 TRITON = {
     "row statistics": ("laws_kernel", [LOADS, EXP2], []),
@@ -76,7 +76,6 @@ ASSUMED = {
     "barrier of a team": (0.5, 1.0),
     "set-up of a request": 1.5,
     "first load of a row": 0.8,
-    "logits of a group, read again": 0.3,
     "exact scores of the tokens that may have won": 2.0,
     "step of a token's walk": 1.2,  # two laws, two logits, two exponentials and a random number, asked for beforehand
     "step of a race's walk": 0.5,
@@ -299,7 +298,7 @@ class Pass:
 
 def opening(text):
     """Seconds of a warp in which it opens what it has the highest bound of"""
-    return len(common_way(text, OPENING, loads=False)) * DEPENDENT / CLOCK + ASSUMED["logits of a group, read again"] * 1e-6
+    return len(common_way(text, OPENING, loads=False)) * DEPENDENT / CLOCK + AGAIN
 
 
 def rounds(warps):
@@ -381,9 +380,9 @@ def main():
         "",
         "## Triton",
         "",
-        "The same passes in Triton's kernels (its loop for rows that can be read 16 bytes at a time; four tiles of 1024 tokens a turn "
-        "of four warps, three programs an SM), and their time over CUDA's for a row an SM or more, if both use a half or three quarters "
-        "of the issue slots; without what either waits after a pass. The multi-draft schemes have one program of eight warps a request: "
+        "The same passes in Triton's kernels (its loop for rows that can be read 16 bytes at a time; four warps, three "
+        "programs an SM), and their time over CUDA's for a row an SM or more, if both use a half or three quarters of the issue slots; "
+        "without what either waits after a pass. The multi-draft schemes have one program of eight warps a request: "
         "not predicted.",
         "",
         "| pass | instructions | of them to 64 bits | special functions | issue | half | × | three quarters | × |",
