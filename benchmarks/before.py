@@ -201,10 +201,10 @@ def aim_lines(rows):
             lines.append([aim.text, f"{sign} {aim.bound:g}", "", "", "", "not measured", ""])
             continue
         worst, case = (min if aim.least else max)(values)
-        count = sum(reached(value, aim.bound) for value, _ in values)
+        met = sum(reached(value, aim.bound) for value, _ in values)
         middle = statistics.median(value for value, _ in values)
-        verdict = "met" if count == len(values) else "not met"
-        lines.append([aim.text, f"{sign} {aim.bound:g}", f"{worst:.2f}", f"{middle:.2f}", f"{count} of {len(values)}", verdict, case])
+        figures = [f"{sign} {aim.bound:g}", f"{worst:.2f}", f"{middle:.2f}", f"{met} of {len(values)}"]
+        lines.append([aim.text, *figures, "met" if met == len(values) else "not met", case])
     return lines
 
 
@@ -218,15 +218,16 @@ def markdown(result):
     lines = [
         "# Before and now, on the CPU",
         "",
-        f"Revision {result['before']} beside {machine['revision'] or 'no revision'}. {machine['cpu']}, {machine['cores']} cores, kernels "
-        f"for {machine['capability']}; torch {machine['torch']}, {machine['date']}; load average {machine['load_at_start']:.1f} at the "
-        f"start, {result['load_at_end']:.1f} at the end, {result['seconds']:.0f} s in all.",
+        f"Revision {result['before']} beside {machine['revision'] or 'no revision'}. {machine['cpu']}, {machine['cores']} cores, "
+        f"kernels for {machine['capability']}; torch {machine['torch']}, {machine['date']}; load average "
+        f"{machine['load_at_start']:.1f} at the start, {result['load_at_end']:.1f} at the end, {result['seconds']:.0f} s in all.",
         "",
-        f"Two processes, one a tree, measured in turns on the same inputs; `×`: the first time over the second's, the median over neighbouring "
-        f"measurements with the quartiles in brackets. µs: medians of a call. Temperature 1, no filters; flat logits are N(0, 1), peaked ones "
-        f"four times that, Zipf's have exponent 1.1 and noise. {before_cases.ROWS} rows or {before_cases.REQUESTS} requests in calls of B; "
-        f"chains of {before_cases.LENGTH} drafts, or K children of the root, `a`: about how often one draft is accepted. (Drafts of `race` "
-        "are the target's own winner so often: the same number of rows is read in both trees.)",
+        "Two processes, one a tree, measured in turns on the same inputs; `×`: the first time over the second's, the median over "
+        "neighbouring measurements with the quartiles in brackets. µs: medians of a call. Temperature 1, no filters; flat logits are "
+        f"N(0, 1), peaked ones four times that, Zipf's have exponent 1.1 and noise. {before_cases.ROWS} rows or "
+        f"{before_cases.REQUESTS} requests in calls of B; chains of {before_cases.LENGTH} drafts, or K children of the root, `a`: about "
+        "how often one draft is accepted. (Drafts of `race` are the target's own winner so often: the same number of rows is read in "
+        "both trees.)",
         "",
         f"Checked first: {tokens} tokens against each tree's reference ({differing} differ).",
         "",
@@ -236,7 +237,7 @@ def markdown(result):
         "",
     ]
     titles = {
-        "row_stats before / sample now": ("A raced row beside a row's statistics before", "statistics before, µs", "sample now, µs"),
+        "row_stats before / sample now": ("A raced row beside its statistics before", "statistics before, µs", "sample now, µs"),
         "before / now": ("Before and now", "before, µs", "now, µs"),
         "K = 8 / K = 1, now": ("Eight children beside one, now", "K = 8, µs", "K = 1, µs"),
     }

@@ -130,7 +130,7 @@ def argmax_torch(logits, law):
 
 
 def largest_with_noise(z, k=1):
-    """The Gumbel trick: argmax of logits with noise -log E, which is k times as large as they are. float32 [B, V] -> int64 [B, k]"""
+    """The Gumbel trick, argmax of logits with noise -log E, k times. float32 [B, V] -> int64 [B, k]"""
     return (z[:, None] - torch.empty(len(z), k, z.shape[1], device=z.device).exponential_().log()).argmax(-1)
 
 

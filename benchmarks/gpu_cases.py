@@ -17,7 +17,7 @@ FILTERS = {
     "min-p": {"min_p": 0.05},
     "all": {"top_k": 50, "top_p": 0.95, "min_p": 0.05},
 }
-SINGLE = {"optimal": "token", "recursive": "token", "optimal_block": "block", "draft": "sample"}  # what several drafts are held against
+SINGLE = {"optimal": "token", "recursive": "token", "optimal_block": "block", "draft": "sample"}  # what several are held against
 OF_ROWS = ("sample", "draft")  # a row a request: nothing is verified
 DTYPE = torch.bfloat16
 BY_REQUEST = ("target_logits", "draft_tokens", "draft_logits", "logits", "seed")  # arguments with a row a request

@@ -1,4 +1,4 @@
-"""The others' verification and sampling on a GPU, each fed what it needs from the same logits; the serving engines' in gpu_engines.py.
+"""The others' verification and sampling on a GPU, each fed what it needs from the same logits; serving engines' in gpu_engines.py.
 
 A competitor is a `Peer`: `prepare` makes of raw logits what its kernels take (scaling, filtering, softmax), `verify` is the
 verification alone, random numbers and bonus token included. Both are timed, together and `verify` by itself. Who cannot be

@@ -195,7 +195,8 @@ def flashinfer(scheme):
         def prepare_row(target, tokens, draft, sampling):
             row, plain = target[:, 0], law_of(sampling) == sampling.temperature
             function = module.sampling_from_logits if plain else module.sampling_from_probs
-            return function, scaled(row, sampling) if plain else renormalised(row, sampling, module), state_of(function, target.device)
+            rows = scaled(row, sampling) if plain else renormalised(row, sampling, module)
+            return function, rows, state_of(function, target.device)
 
         return Peer(prepare_row, lambda made: made[0](made[1], **made[2]), one_a_row)
 

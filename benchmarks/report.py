@@ -33,8 +33,11 @@ def markdown(result):
         "",
     ]
     titles = {
-        "verify": "Verification", "sample": "Sampling one token a row", "draft": "Drafting K children a row", "row_stats": "Row statistics",
-    }  # fmt: skip
+        "verify": "Verification",
+        "sample": "Sampling one token a row",
+        "draft": "Drafting K children a row",
+        "row_stats": "Row statistics",
+    }
     for op, title in titles.items():
         rows = [row for row in result["rows"] if row["op"] == op]
         if rows:

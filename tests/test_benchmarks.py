@@ -91,7 +91,8 @@ def test_aims_beside_what_was_measured(monkeypatch):
     both = "before / now"
     rows = [row(both, "sample", "", 1, 2.9), row(both, "sample", "", 16, 4.0), row(both, "sample", "", 16, 2.5, "bfloat16"),
             row(both, "verify", "token", 1, 1.4), row(both, "verify", "token", 8, 0.95), row(both, "verify", "race", 1, 1.2, V=1000),
-            row("row_stats before / sample now", "sample", "", 16, 0.9), row("K = 8 / K = 1, now", "draft", "iid", 16, 1.9)]  # fmt: skip
+            row("row_stats before / sample now", "sample", "", 16, 0.9),
+            row("K = 8 / K = 1, now", "draft", "iid", 16, 1.9)]  # fmt: skip
     found = {line[0]: line[1:] for line in bench.aim_lines(rows)}
     assert found["`sample`, float32, V = 128 256: × faster"] == [
         "≥ 3", "2.90", "3.45", "1 of 2", "not met", "sample-peaked-float32-V128256-B1, 1 thread"]  # fmt: skip
