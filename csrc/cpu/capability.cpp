@@ -1,10 +1,16 @@
 // Which instruction set runs here: the best one the machine has, or the one named by SPECSAMPLE_CPU.
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 
 #include "passes.h"
 
 namespace SPS_NAMESPACE {
+
+float nth_largest(float* value, int count, int n) {
+  std::nth_element(value, value + n, value + count, std::greater<>());
+  return value[n];
+}
 
 const Capability* find_capability(const char* name) {
 #if defined(__x86_64__)

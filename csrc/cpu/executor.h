@@ -51,7 +51,7 @@ class RowRunner {
     return std::min<int64_t>(kMaxTiles, std::max<int64_t>(1, (vocab + kTile - 1) / kTile));
   }
   static int64_t tile_length(int64_t vocab, int64_t count) {
-    return (((vocab + count - 1) / count) + kGroup - 1) / kGroup * kGroup;
+    return (((vocab + count - 1) / count) + kAligned - 1) / kAligned * kAligned;
   }
 
   // The law of a row; its mass only when `normalised`.
@@ -93,27 +93,29 @@ class RowRunner {
     return law;
   }
 
-  // `exclude`: tokens that do not take part.
-  Best race(const Passes& passes, Law law, const Stream& stream, const int64_t* exclude = nullptr, int count = 0) const {
-    float level = 0;
-    return race_from(passes, law, level, stream, exclude, count);
+  // The winner on each of the streams, or with `together` on the least clock of them all. The row is read once.
+  // exclude: tokens that do not take part.
+  void race(const Passes& passes, const Law& law, const Stream* streams, int count, bool together, Best* best,
+            const int64_t* exclude = nullptr, int exclude_count = 0) const {
+    const int sinks = together ? 1 : count;
+    std::fill(best, best + sinks, law.only >= 0 ? Best{0, law.only} : Best());
+    if (law.only >= 0 || law.broken) return;
+    RaceArgs args{law.row, law.scale, law.cutoff, streams, count, together, exclude, exclude_count};
+    const auto run = [&] {
+      merged([&](int64_t begin, int64_t end, Best* b) { passes.race(args, begin, end, b); }, law.vocab, best, sinks);
+    };
+    run();
+    if (best->infinite) args.cutoff = kLargest, args.scale = 0, run();
+    // Nothing finite, or logits so large that the clocks are lost beside them: run relative to the largest.
+    const auto far = [](const Best& b) { return b.id < 0 || std::fabs(b.score) > kPlainScores; };
+    if (!std::any_of(best, best + sinks, far)) return;
+    const float top = max_without(passes, law, exclude, exclude_count);
+    if (top > -HUGE_VALF && top != 0) args.level = top, run();
   }
-  // The winner over the least clock of several streams, stream(0), .., is the best of their winners: all on one scale, or a score
-  // relative to the largest logit would meet one that is not.
-  template <class F>
-  int64_t race_of_several(const Passes& passes, Law law, int streams, const F& stream) const {
+  Best race(const Passes& passes, const Law& law, const Stream& stream, const int64_t* exclude = nullptr, int count = 0) const {
     Best best;
-    float level = 0;
-    for (int i = 0; i < streams; ++i) {
-      const float before = level;
-      const Best found = race_from(passes, law, level, stream(i), nullptr, 0);
-      if (level != before && i > 0) {  // those that were run before, again
-        best = Best(), i = -1;
-      } else {
-        best.merge(found);
-      }
-    }
-    return best.id;
+    race(passes, law, &stream, 1, true, &best, exclude, count);
+    return best;
   }
 
   int64_t residual_race(const Passes& passes, const Law& target, const Law& draft, const Residual& residual,
@@ -124,7 +126,7 @@ class RowRunner {
       best = point_residual_race(passes, target, draft.only, residual, stream);
     } else {
       const ResidualArgs args{target, draft, residual, stream};
-      best = merged([&](int64_t begin, int64_t end, Best* b) { passes.residual_race(args, begin, end, b); }, target.vocab);
+      merged([&](int64_t begin, int64_t end, Best* b) { passes.residual_race(args, begin, end, b); }, target.vocab, &best);
     }
     // Nothing left: the draft covers the target up to rounding. Fall back to the target's whole law.
     return best.id >= 0 ? best.id : race(passes, target, stream).id;
@@ -184,8 +186,8 @@ class RowRunner {
     mixture.close_sums();
   }
   int64_t mixture_race(const Passes& passes, const Law& target, const Mixture& mixture, const Stream& stream) const {
-    const Best best = merged(
-        [&](int64_t begin, int64_t end, Best* b) { passes.mixture_race(target, mixture, stream, begin, end, b); }, target.vocab);
+    Best best;
+    merged([&](int64_t begin, int64_t end, Best* b) { passes.mixture_race(target, mixture, stream, begin, end, b); }, target.vocab, &best);
     return best.id >= 0 ? best.id : race(passes, target, stream).id;  // as in residual_race
   }
 
@@ -270,33 +272,33 @@ class RowRunner {
     });
   }
 
-  // The race over a row, by one thread or in stretches by several. A stretch is raced as a whole, not tile by tile: its best score
-  // so far is what rules most tokens out.
+  // Races over a row, by one thread or in stretches by several: best [sinks]. A stretch is raced as a whole, not tile by tile: its best
+  // score so far is what rules most tokens out. It begins at a multiple of four tiles of groups, which have their words together.
   template <class F>
-  Best merged(const F& pass, int64_t vocab) const {
-    const int64_t length = tile_length(vocab, tile_count(vocab));
-    Best best;
+  void merged(const F& pass, int64_t vocab, Best* best, int sinks = 1) const {
+    constexpr int64_t kStretch = 4 * kGroupTile;
+    std::fill(best, best + sinks, Best());
+    if (!split_ || vocab < kSplitAbove) return pass(0, vocab, best);
     std::mutex merging;
-    spread(vocab, [&](int64_t first, int64_t last) {
-      Best part;
-      pass(first * length, std::min(vocab, last * length), &part);
+    torch::stable::parallel_for(0, (vocab + kStretch - 1) / kStretch, 1, [&](int64_t first, int64_t last) {
+      std::vector<Best> part(sinks);
+      pass(first * kStretch, std::min(vocab, last * kStretch), part.data());
       const std::lock_guard<std::mutex> lock(merging);
-      best.merge(part);  // the lowest id wins ties, whatever the order
+      for (int i = 0; i < sinks; ++i) best[i].merge(part[i]);  // the lowest id wins ties, whatever the order
     });
-    return best;
   }
 
-  // stretch(begin, end) and single(token) over [begin, end) but for some tokens: groups that hold one of them go token by token.
+  // stretch(begin, end) and single(token) over [begin, end) but for some tokens: 64 tokens that have one of them go one by one.
   template <class F, class G>
   static void around(int64_t begin, int64_t end, const int64_t* exclude, int count, const F& stretch, const G& single) {
     while (begin < end) {
       int64_t next = end;  // first excluded token from here
       for (int i = 0; i < count; ++i)
         if (exclude[i] >= begin && exclude[i] < next) next = exclude[i];
-      const int64_t group = next < end ? begin + (next - begin) / kGroup * kGroup : end;
-      if (group > begin) stretch(begin, group);
-      const int64_t until = std::min(end, group + kGroup);
-      for (int64_t token = group; token < until; ++token)
+      const int64_t near = next < end ? begin + (next - begin) / kAligned * kAligned : end;
+      if (near > begin) stretch(begin, near);
+      const int64_t until = std::min(end, near + kAligned);
+      for (int64_t token = near; token < until; ++token)
         if (std::find(exclude, exclude + count, token) == exclude + count) single(token);
       begin = until;
     }
@@ -312,28 +314,6 @@ class RowRunner {
              top = z > top ? z : top;
            });
     return top;
-  }
-
-  // level: the logit that scores are relative to; law and level become those that the race was run with in the end.
-  Best race_from(const Passes& passes, Law& law, float& level, const Stream& stream, const int64_t* exclude, int count) const {
-    if (law.only >= 0) return Best{0, law.only};
-    if (law.broken) return Best();
-    Best best = race_once(passes, law, stream, exclude, count, level);
-    if (best.infinite) {
-      law.cutoff = kLargest, law.scale = 0;
-      best = race_once(passes, law, stream, exclude, count, level);
-    }
-    // Nothing finite, or logits so large that the clocks are lost beside them: run relative to the largest.
-    if (level == 0 && (best.id < 0 || std::fabs(best.score) > kPlainScores)) {
-      const float top = max_without(passes, law, exclude, count);
-      if (top > -HUGE_VALF && top != 0) level = top, best = race_once(passes, law, stream, exclude, count, level);
-    }
-    return best;
-  }
-  Best race_once(const Passes& passes, const Law& law, const Stream& stream, const int64_t* exclude, int count,
-                 float level = 0) const {
-    const RaceArgs args{law.row, law.scale, law.cutoff, stream, exclude, count, level};
-    return merged([&](int64_t begin, int64_t end, Best* b) { passes.race(args, begin, end, b); }, law.vocab);
   }
 
   // The draft is one token, x: the target's weights elsewhere, and there max(scale t - 1, floor t).
@@ -433,9 +413,12 @@ class CpuExecutor {
     return Stream(request.seed, request.position, kAccept, node).uniform(0) * denominator < numerator;
   }
   int64_t clock_race(const Law& law, int depth, const int64_t* lists = nullptr, int count = 0) const {
-    return runner.race_of_several(*target_rows.passes, law, std::max(count, 1), [&](int i) {
-      return Stream(request.seed, request.position + depth, kClock, count > 0 ? lists[i] : 0);
-    });
+    std::vector<Stream> streams;
+    for (int i = 0; i < std::max(count, 1); ++i)
+      streams.emplace_back(request.seed, request.position + depth, kClock, count > 0 ? lists[i] : 0);
+    Best best;
+    runner.race(*target_rows.passes, law, streams.data(), static_cast<int>(streams.size()), true, &best);
+    return best.id;
   }
   int64_t residual_race(const Law& target, const Law& draft, const Residual& residual) const {
     return runner.residual_race(*target_rows.passes, target, draft, residual,

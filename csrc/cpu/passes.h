@@ -1,6 +1,6 @@
 // The row passes of the CPU executor: what they take, and the table of one instruction set's versions of them.
 //
-// A pass runs over tokens [begin, end) of a row, begin a multiple of 64, and returns a partial result that merges. Sums are
+// A pass runs over tokens [begin, end) of a row, begin a multiple of kAligned, of 4 096 in races, and returns a partial result that merges. Sums are
 // added lane by lane in an order that does not depend on the instruction set, so they agree to the bit on every machine.
 #pragma once
 #include <algorithm>
@@ -13,8 +13,8 @@
 namespace SPS_NAMESPACE {
 
 enum Dtype { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
-constexpr int kGroup = 64;     // tokens handled at once: 16 Philox counters
-constexpr int kAhead = 2048;  // tokens of a tile; sums prefetch two tiles ahead
+constexpr int kAligned = 64;   // tokens: tiles begin at its multiples
+constexpr int kAhead = 2048;   // tokens of a tile; sums prefetch two tiles ahead
 
 // log2 of a weight is (z - max) (high + low): the scale in two floats, since one would cost the tail 1e-6.
 struct Affine {
@@ -34,6 +34,7 @@ struct Best {
   bool infinite = false;  // a +inf logit was met: the row's law is uniform over those, and the race must be run on it
 
   double threshold() const { return score; }
+  static int enough() { return kGroupTokens; }  // groups to open for a threshold near the last one
   void offer(double value, int64_t token) {
     if (value > score || (value == score && token < id)) score = value, id = token;
   }
@@ -43,7 +44,7 @@ struct Best {
   }
 };
 
-// The k largest scores in order, the lowest id first on ties; tokens are offered by ascending id.
+// The k largest scores in order, the lowest id first on ties; a token may be offered twice.
 struct Arrivals {
   int k;
   double* score;
@@ -52,10 +53,14 @@ struct Arrivals {
   bool infinite = false;
 
   double threshold() const { return count < k ? -kInfinity : score[k - 1]; }
+  int enough() const { return std::max(kGroupTokens, 8 * k); }
   void offer(double value, int64_t token) {
-    if (!(value > threshold())) return;
-    int i = count < k ? count++ : k - 1;
-    for (; i > 0 && score[i - 1] < value; --i) score[i] = score[i - 1], id[i] = id[i - 1];
+    if (!(value >= threshold() && value > -kInfinity)) return;
+    int i = count;
+    while (i > 0 && (score[i - 1] < value || (score[i - 1] == value && id[i - 1] > token))) --i;
+    if (i == k || (i > 0 && id[i - 1] == token && score[i - 1] == value)) return;
+    if (count < k) ++count;
+    for (int j = count - 1; j > i; --j) score[j] = score[j - 1], id[j] = id[j - 1];
     score[i] = value, id[i] = token;
   }
 };
@@ -64,10 +69,19 @@ struct RaceArgs {
   const void* row;
   double scale;
   float cutoff;
-  Stream stream;
+  const Stream* streams;
+  int stream_count;
+  bool together;           // in one sink; else stream i in sinks[i]
   const int64_t* exclude;  // tokens that do not take part
   int exclude_count;
-  float level = 0;    // logits are read relative to this one: the row's maximum where float would overflow otherwise
+  float level = 0;         // logits are read relative to this one: the row's maximum where float would overflow otherwise
+  double offset = 0;       // of log2 of the weights
+
+  bool excludes(int64_t token) const {
+    for (int i = 0; i < exclude_count; ++i)
+      if (exclude[i] == token) return true;
+    return false;
+  }
 };
 
 struct ResidualArgs {
@@ -75,6 +89,10 @@ struct ResidualArgs {
   Residual residual;
   Stream stream;
 };
+
+// The value that n others are at or above, reordering them. A function of no instruction set: a template of the standard library, made
+// in an instruction set's file, could end up in the others' too.
+float nth_largest(float* value, int count, int n);
 
 // Called with 16 logits (and their weights, when asked for) of which `mask` says which are >= the bound of the scan.
 using Visit = void (*)(void* context, int64_t first, uint32_t mask, const float* logits, const float* weights);
@@ -85,7 +103,7 @@ struct Passes {
   float (*max)(const void* row, int64_t begin, int64_t end);                        // -inf when nothing is finite
   double (*sum)(const void* row, int64_t begin, int64_t end, Affine, float cutoff);  // of the kept weights
   double (*residual_mass)(const Law& target, const Law& draft, const Residual&, int64_t begin, int64_t end);
-  void (*race)(const RaceArgs&, int64_t begin, int64_t end, Best*);
+  void (*race)(const RaceArgs&, int64_t begin, int64_t end, Best*);  // +inf logits are told by the first sink
   void (*arrivals)(const RaceArgs&, int64_t begin, int64_t end, Arrivals*);
   void (*residual_race)(const ResidualArgs&, int64_t begin, int64_t end, Best*);
   // Adds t and d of the tokens to sums [count + 1][2]: by bin, the tail's last. Multiples of 2^-52, so that order does not matter.

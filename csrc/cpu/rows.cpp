@@ -13,7 +13,7 @@ void arrivals(const RowRunner& runner, const Rows& rows, Law law, const Stream* 
   Arrivals found{k, score.data(), token};
   const auto run = [&](float level = 0) {
     found = Arrivals{k, score.data(), token};
-    const RaceArgs args{law.row, law.scale, law.cutoff, *stream, nullptr, 0, level};
+    const RaceArgs args{law.row, law.scale, law.cutoff, stream, 1, true, nullptr, 0, level};
     rows.passes->arrivals(args, 0, law.vocab, &found);
   };
   if (law.broken) {
@@ -47,7 +47,11 @@ void draw(const RowRunner& runner, const RowArgs& a, int64_t i, const Law& law, 
   int64_t* const token = a.token + i * a.k;
   const int k = a.k;
   if (a.op == RowOp::kSample || a.op == RowOp::kIid || a.op == RowOp::kLists || (a.op == RowOp::kArrivals && k == 1)) {
-    for (int j = 0; j < k; ++j) token[j] = runner.race(*a.rows.passes, law, a.stream(i, j)).id;
+    std::vector<Stream> streams;
+    for (int j = 0; j < k; ++j) streams.push_back(a.stream(i, j));
+    std::vector<Best> best(k);
+    runner.race(*a.rows.passes, law, streams.data(), k, false, best.data());
+    for (int j = 0; j < k; ++j) token[j] = best[j].id;
   } else if (a.op == RowOp::kTop) {
     if (k > 1) arrivals(runner, a.rows, law, nullptr, k - 1, token, score);
     const bool left = k == 1 || token[k - 2] >= 0;  // otherwise the likeliest are all there is

@@ -111,7 +111,8 @@ PYBIND11_MODULE(specsample_testing, m) {
                    int64_t seed, int64_t position, int64_t exclude) {
     const Row row(isa, array, dtype);
     Best best;
-    row.passes.race(RaceArgs{row.info.ptr, scale, cutoff, Stream(seed, position, kClock), &exclude, exclude >= 0, 0}, 0, row.size(), &best);
+    const Stream stream(seed, position, kClock);
+    row.passes.race(RaceArgs{row.info.ptr, scale, cutoff, &stream, 1, true, &exclude, exclude >= 0}, 0, row.size(), &best);
     return py::make_tuple(best.id, best.score, best.infinite);
   });
   m.def("kth_largest", [](const std::string& isa, const py::array& array, const std::string& dtype, int64_t k) {
