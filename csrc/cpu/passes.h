@@ -34,7 +34,7 @@ struct Best {
   bool infinite = false;  // a +inf logit was met: the row's law is uniform over those, and the race must be run on it
 
   double threshold() const { return score; }
-  static int enough() { return kGroupTokens; }  // groups to open for a threshold near the last one
+  static int enough() { return 16; }  // groups to open for a threshold that spares most others
   void offer(double value, int64_t token) {
     if (value > score || (value == score && token < id)) score = value, id = token;
   }
@@ -53,7 +53,7 @@ struct Arrivals {
   bool infinite = false;
 
   double threshold() const { return count < k ? -kInfinity : score[k - 1]; }
-  int enough() const { return std::max(kGroupTokens, 8 * k); }
+  int enough() const { return std::max(16, 8 * k); }
   void offer(double value, int64_t token) {
     if (!(value >= threshold() && value > -kInfinity)) return;
     int i = count;
