@@ -15,6 +15,17 @@ SPS_DEVICE float exp2_fast(float x) {
 #endif
 }
 
+// log2 x by the special-function unit: off by at most 2^-21 or 2^-21 of itself; -inf below 2^-126.
+SPS_DEVICE float log2_fast(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return x < 0x1p-126f ? -HUGE_VALF : std::log2(x);
+#endif
+}
+
 // 1 / x, relative error about 2^-23; infinite for x below 2^-126.
 SPS_DEVICE float reciprocal_fast(float x) {
 #if defined(__CUDACC__)
@@ -67,15 +78,6 @@ SPS_DEVICE uint32_t max_pairs(uint32_t a, uint32_t b) {
   const auto value = [](uint32_t bits) { return kBrain ? from_bfloat16(bits) : from_float16(bits); };
   const auto larger = [&](uint32_t x, uint32_t y) { return value(y) > value(x) || value(x) != value(x) ? y : x; };
   return larger(a & 0xFFFFu, b & 0xFFFFu) | larger(a >> 16, b >> 16) << 16;
-#endif
-}
-
-// To an unsigned integer, towards zero; what is too large becomes the largest.
-SPS_DEVICE uint32_t saturated(float x) {
-#if defined(__CUDACC__)
-  return __float2uint_rz(x);
-#else
-  return !(x > 0) ? 0u : x >= 0x1p32f ? 0xFFFFFFFFu : static_cast<uint32_t>(x);
 #endif
 }
 

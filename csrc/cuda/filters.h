@@ -62,7 +62,7 @@ SPS_DEVICE float select(Scratch& s, const Law& law, int dtype, float bound, doub
     const int width = shift ? 11 : 10, bins = 1 << width;
     for (int i = thread_id(); i < bins; i += thread_count()) s.histogram[i] = 0;
     SPS_CREW_BARRIER();
-    each_unit(law.row, dtype, law.vocab, [&](int, float most, int) { return most >= bound; }, [&](int first) {
+    each_unit(law.row, dtype, law.vocab, [&](float most) { return most >= bound; }, [&](int first) {
       const Unit unit = read_unit(law.row, dtype, first, law.vocab);
 #pragma unroll
       for (int j = 0; j < kUnit; ++j) {

@@ -89,33 +89,29 @@ struct Batch {
     }
   }
 
-  // The largest logit of each unit, and of all; NaN never is, and where there is nothing else it is -inf.
-  SPS_DEVICE void tops(int dtype, float (&top)[kUnits]) const {
+  // The largest logit of each kEach units in turn; NaN never is, and where there is nothing else it is -inf.
+  template <int kEach>
+  SPS_DEVICE void tops(int dtype, float (&top)[kUnits / kEach]) const {
     if (dtype == kBfloat16) {
-#pragma unroll
-      for (int u = 0; u < kUnits; ++u) top[u] = top_of_pair<true>(max_word<true>(word[u]));
+      tops_of_pairs<true, kEach>(top);
     } else if (dtype == kFloat16) {
-#pragma unroll
-      for (int u = 0; u < kUnits; ++u) top[u] = top_of_pair<false>(max_word<false>(word[u]));
+      tops_of_pairs<false, kEach>(top);
     } else {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
         const uint4 a = word[2 * u], b = word[2 * u + 1];
         const uint32_t bits[kUnit] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        top[u] = -HUGE_VALF;
+        float& largest = top[u / kEach];
+        if (u % kEach == 0) largest = -HUGE_VALF;
 #pragma unroll
-        for (int j = 0; j < kUnit; ++j) top[u] = fmaxf(top[u], __uint_as_float(bits[j]));
+        for (int j = 0; j < kUnit; ++j) largest = fmaxf(largest, __uint_as_float(bits[j]));
       }
     }
   }
   SPS_DEVICE float top(int dtype) const {
-    if (dtype == kBfloat16) return top_of_pairs<true>();
-    if (dtype == kFloat16) return top_of_pairs<false>();
-    float each[kUnits];
-    tops(kFloat32, each);
-#pragma unroll
-    for (int u = 1; u < kUnits; ++u) each[0] = fmaxf(each[0], each[u]);
-    return each[0];
+    float all[1];
+    tops<kUnits>(dtype, all);
+    return all[0];
   }
 
  private:
@@ -138,16 +134,15 @@ struct Batch {
   static SPS_DEVICE uint32_t max_word(const uint4& w) {
     return max_pairs<kBrain>(max_pairs<kBrain>(w.x, w.y), max_pairs<kBrain>(w.z, w.w));
   }
-  template <bool kBrain>
-  static SPS_DEVICE float top_of_pair(uint32_t pair) {
-    return fmaxf(fmaxf(low<kBrain>(pair), -HUGE_VALF), high<kBrain>(pair));
-  }
-  template <bool kBrain>
-  SPS_DEVICE float top_of_pairs() const {
-    uint32_t pair = max_word<kBrain>(word[0]);
+  template <bool kBrain, int kEach>
+  SPS_DEVICE void tops_of_pairs(float (&top)[kUnits / kEach]) const {
 #pragma unroll
-    for (int u = 1; u < kUnits; ++u) pair = max_pairs<kBrain>(pair, max_word<kBrain>(word[u]));
-    return top_of_pair<kBrain>(pair);
+    for (int i = 0; i < kUnits / kEach; ++i) {
+      uint32_t pair = max_word<kBrain>(word[i * kEach]);
+#pragma unroll
+      for (int u = 1; u < kEach; ++u) pair = max_pairs<kBrain>(pair, max_word<kBrain>(word[i * kEach + u]));
+      top[i] = fmaxf(fmaxf(low<kBrain>(pair), -HUGE_VALF), high<kBrain>(pair));
+    }
   }
 };
 
@@ -159,9 +154,8 @@ SPS_DEVICE Unit read_unit(const void* row, int dtype, int first, int end) {
   return unit[0];
 }
 
-// test(u, largest of eight logits, first of them) over the whole row, by all threads of the team, and work(first token) where
-// the test says so: that reads the logits again (read_unit), which few units are worth. Some tests, numbered by u from 0 on, come
-// before their work. No barrier inside.
+// test(largest of eight logits) over the whole row, by all threads of the team, and work(first token) where the test says so: that
+// reads the logits again (read_unit), which few units are worth. Some tests come before their work. No barrier inside.
 template <class Test, class Work>
 SPS_DEVICE void each_unit(const void* row, int dtype, int vocab, const Test& test, const Work& work) {
   constexpr int kAtOnce = 4;
@@ -169,14 +163,14 @@ SPS_DEVICE void each_unit(const void* row, int dtype, int vocab, const Test& tes
   Batch<kAtOnce> batch = {};
   for (int first = start - kAtOnce * step; first < vocab;) {  // the first turn only loads
     float top[kAtOnce];
-    batch.tops(dtype, top);
+    batch.template tops<1>(dtype, top);
     const int here = first;
     first += kAtOnce * step;
     if (first < vocab) batch.load(row, dtype, first, step, vocab);
     if (here < start) continue;
     uint32_t wanted = 0;
 #pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) wanted |= test(u, top[u], here + u * step) ? 1u << u : 0u;
+    for (int u = 0; u < kAtOnce; ++u) wanted |= test(top[u]) ? 1u << u : 0u;
     for (; wanted; wanted &= wanted - 1) work(here + (__ffs(static_cast<int>(wanted)) - 1) * step);
   }
 }
@@ -184,7 +178,7 @@ SPS_DEVICE void each_unit(const void* row, int dtype, int vocab, const Test& tes
 // Largest logit of this thread's units; -inf where there is none.
 SPS_DEVICE float thread_top(const void* row, int dtype, int vocab) {
   float top = -HUGE_VALF;
-  const auto none = [&](int, float most, int) { return top = fmaxf(top, most), false; };
+  const auto none = [&](float most) { return top = fmaxf(top, most), false; };
   each_unit(row, dtype, vocab, none, [](int) {});
   return top;
 }

@@ -27,7 +27,8 @@ constexpr int kMaxWarps = 32;
 constexpr int kMaxTiles = 256;
 constexpr int kBins = 2048;        // of a digit of the selection (filters.h)
 constexpr int kShared = 1040;      // bins of a coupling whose histogram is taken in shared memory (ratios.h)
-constexpr int kCandidates = 2048;  // tokens of a race that may have won (race.h)
+constexpr int kBounds = 8;         // of a race, that a thread keeps (race.h)
+constexpr int kCandidates = 640;   // tokens of a race that may have won
 constexpr int kRoom = 640;
 
 enum Dtype { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
@@ -131,12 +132,6 @@ struct Order {
   Coupling coupling;
 };
 
-// How a block's part of a race went (race.h).
-struct Reached {
-  int goal;
-  uint32_t candidates, infinite;
-};
-
 // Of a row, computed by a launch before the round's: its law and, for the race, the winner at the depth where the row is come to.
 struct Ahead {
   Law law;
@@ -158,7 +153,10 @@ struct Inputs {
 struct Scratch {
   union {
     unsigned long long histogram[kBins > 2 * (kShared + 1) ? kBins : 2 * (kShared + 1)];
-    Candidate candidate[kCandidates];
+    struct {
+      float bound[kBounds][32 * kMaxWarps];
+      Candidate candidate[kCandidates];
+    };
   };
   double tile_sum[kMaxTiles], other_sum[kMaxTiles];
   float tile_max[kMaxTiles];
@@ -167,13 +165,11 @@ struct Scratch {
     Best best[kMaxTeam * kMaxWarps];
   };
   int64_t whole[kMaxWarps];  // of this block's crew, which may still read it when another block is at the next reduction
-  Reached reached[kMaxTeam];
   double once;
   unsigned long long above;
   int bin;
-  int goal;  // of a race: what its best score is known to reach, as ordered bits
+  int goal;  // of a race: what its best score is known to reach, as ordered bits; all blocks of the team raise it
   uint32_t candidates;
-  uint32_t infinite;
   alignas(8) unsigned long long arrivals[2];  // of the team's barriers, and how many there were
   uint32_t turn;
   double threshold;  // as the team's first block has found it

@@ -227,7 +227,7 @@ SPS_DEVICE float row_max(Scratch& s, const Law& law, int dtype, const Skip& skip
   if (!skip.any()) {
     top = thread_top(law.row, dtype, law.vocab);
   } else {
-    each_unit(law.row, dtype, law.vocab, [&](int, float most, int) { return most > top; }, [&](int first) {
+    each_unit(law.row, dtype, law.vocab, [&](float most) { return most > top; }, [&](int first) {
       Unit unit = read_unit(law.row, dtype, first, law.vocab);
       leave_out(skip, first, unit);
 #pragma unroll
@@ -241,7 +241,7 @@ SPS_DEVICE float row_max(Scratch& s, const Law& law, int dtype, const Skip& skip
 SPS_DEVICE Best next_likeliest(Scratch& s, const Law& law, int dtype, float after_z, int64_t after_id) {
   float top = -HUGE_VALF;
   int64_t id = -1;
-  const auto may_be = [&](int, float most, int) { return most > top && most >= law.cutoff; };
+  const auto may_be = [&](float most) { return most > top && most >= law.cutoff; };
   each_unit(law.row, dtype, law.vocab, may_be, [&](int first) {
     const Unit unit = read_unit(law.row, dtype, first, law.vocab);
 #pragma unroll
