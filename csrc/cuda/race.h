@@ -2,8 +2,8 @@
 //
 // Clocks come in groups of 32 tokens (philox.h). None of a group is below its least clock M, so that its largest weight over M bounds
 // the scores of all its tokens, and only the few groups whose bound reaches the best score are ever opened.
-// 1. A warp takes 4096 tokens at a time, four tiles; a lane has one group of each tile, and one Philox call has the A of all four.
-//    The highest of the four bounds is kept in shared memory.
+// 1. A warp takes two tiles of 1024 tokens at a time; a lane has one group of each, and one Philox call has the A of both. The higher
+//    of the two bounds is kept in shared memory.
 // 2. Each warp opens the highest of its bounds, a token a lane, and draws the words of tokens whose own weight over M can still win.
 //    Their scores, in float with a bound on the error, raise `goal`, what the best score of the whole team is known to reach, and it
 //    goes on until none of the warp's bounds reaches that. Tokens that may have won are listed.
@@ -54,9 +54,6 @@ SPS_DEVICE float least_clock(uint32_t a, uint32_t s) {
   return (a < kRefineBelow ? refined : exponential(a)) * (1.f / kGroupTokens);
 }
 
-// What log2 M is at least, but for rounding: M >= u / 32, and u >= 2^-60.
-SPS_DEVICE float log2_below(uint32_t a) { return log2_fast(fmaxf(static_cast<float>(a), 0x1p-28f)) - 37.f; }
-
 // Room for the float rounding of a score (and of the approximate logarithms), which grows with its size.
 SPS_DEVICE float slack(float score) { return 2e-3f + 1e-6f * fabsf(score); }
 
@@ -79,47 +76,54 @@ struct Scores {
   float base, high, offset, cutoff;
 
   SPS_DEVICE float weight(float z) const { return fmaf(z - base, high, offset); }
-  SPS_DEVICE float most(float z, uint32_t a) const {  // of a group that has no larger logit
-    return z >= cutoff ? weight(z) - log2_below(a) : -HUGE_VALF;
+  // Of a group that has no larger logit; -inf where none is kept. But for rounding: M >= u / 32 and u >= max(a, 2^-28) / 2^32.
+  SPS_DEVICE float most(float z, uint32_t a) const {
+    return z >= cutoff ? fmaf(z - base, high, offset + 37.f) - log2_fast(fmaxf(static_cast<float>(a), 0x1p-28f)) : -HUGE_VALF;
   }
 };
 
-constexpr int kRun = 4 * kGroupTile;  // tokens of a warp whose groups' words come from one call a lane
+constexpr int kTiles = 2, kTurn = kTiles * kGroupTile;  // that a warp takes at once, and their tokens
 
-// Puts the highest bound of a lane's groups in the i-th run of its warp, or of several such runs, in s.bound[i % kBounds].
-// -> the highest of them
+// First tokens of this warp's i-th turn; the blocks of a team take turns alike.
+SPS_DEVICE int turn_of_warp(int i) { return ((i * warp_count() + warp_id()) * team_size() + team_rank()) * kTurn; }
+
+// A of the groups that a lane has in the tiles of a turn; with kRefineBlock: S. Those of two turns come from one call.
+SPS_DEVICE void words_of_turn(const Stream& stream, const PhiloxKeys& keys, int turn, int lane, uint32_t refine,
+                              uint32_t (&out)[kTiles]) {
+  static_assert(2 * kTurn == 1 << 12, "four tiles");
+  const Words w = stream.words(kGroupBlock | refine | static_cast<uint32_t>((turn >> 12) * 32 + lane), keys);
+  const bool second = turn & kTurn;
+  out[0] = second ? w.v[2] : w.v[0], out[1] = second ? w.v[3] : w.v[1];
+}
+
+// Puts the higher bound of this lane's groups in the i-th turn of its warp, or the highest of several such turns, in
+// s.bound[i % kBounds]. -> the highest of them
 SPS_DEVICE float bound_groups(Scratch& s, const Scores& scores, const Stream& stream, const void* row, int dtype, int vocab) {
-  constexpr int kUnits = kGroupTokens / kUnit, kTiles = 2;  // a turn's
+  constexpr int kUnits = kGroupTokens / kUnit;
   PhiloxKeys keys(stream.key0, stream.key1);
 #pragma unroll
   for (int i = 0; i < 10; ++i) keys.low[i] = of_warp(keys.low[i]), keys.high[i] = of_warp(keys.high[i]);
-  const int id = thread_id(), lane = lane_id(), warps = team_warps();
+  const int id = thread_id(), lane = lane_id(), start = turn_of_warp(0), step = turn_of_warp(1) - start;
   for (int i = 0; i < kBounds; ++i) s.bound[i][id] = -HUGE_VALF;
   float highest = -HUGE_VALF;
   Batch<kTiles * kUnits> batch = {};
-  Words a = {};
-  int run = team_warp(), next = run * kRun;
-  for (int turn = 0;; ++turn) {  // the first one only loads
+  unsigned at = 0;
+  for (int turn = start - step; turn < vocab;) {  // the first one only loads
     float top[kTiles];
     batch.template tops<kUnits>(dtype, top);
-    const bool more = next < vocab;
-    if (more) batch.load(row, dtype, next + lane * kUnit, kGroupRow, vocab);
-    if (turn > 0) {
-      if (turn & 1) {
-        a = stream.words(kGroupBlock | static_cast<uint32_t>(32 * run + lane), keys);
-      } else {
-        a.v[0] = a.v[2], a.v[1] = a.v[3];
-      }
-      float& bound = s.bound[(turn - 1) / 2 % kBounds][id];
-      float most = bound;
+    const int here = turn;
+    turn += step;
+    if (turn < vocab) batch.load(row, dtype, turn + lane * kUnit, kGroupRow, vocab);
+    if (here < start) continue;
+    uint32_t a[kTiles];
+    words_of_turn(stream, keys, here, lane, 0, a);
+    float& bound = s.bound[at][id];
+    float most = bound;
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) most = fmaxf(most, scores.most(fminf(top[i], kLargest), a.v[i]));
-      bound = most, highest = fmaxf(highest, most);
-      if (!(turn & 1)) run += warps;
-    }
-    if (!more) return highest;
-    next = turn & 1 ? (run + warps) * kRun : next + kRun / 2;
+    for (int i = 0; i < kTiles; ++i) most = fmaxf(most, scores.most(fminf(top[i], kLargest), a[i]));
+    bound = most, highest = fmaxf(highest, most), at = (at + 1) % kBounds;
   }
+  return highest;
 }
 
 // What the score of a token is at least and at most.
@@ -138,13 +142,15 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
   const Pair pair = Pair::of(law, race.draft, race.norms);
   const float scale = static_cast<float>(race.scale), floor = static_cast<float>(race.floor);
   const double log_scale = race.residual ? once(s, [&] { return log(race.scale * race.norms.t) * kLog2e; }) : 0;
-  const Scores scores{race.residual ? law.max : race.level, pair.t.high, static_cast<float>(log_scale), law.cutoff};
+  const float base = law.scale == 0 ? 0 : race.residual ? law.max : race.level;  // at scale 0 no difference counts, nor overflows
+  const Scores scores{base, __uint_as_float(of_warp(__float_as_uint(pair.t.high))), static_cast<float>(log_scale), law.cutoff};
   constexpr float kNone = -3e38f;  // a goal that everything reaches
   if (thread_id() == 0) s.goal = ordered(kNone), s.candidates = 0;
   const float highest = bound_groups(s, scores, stream, row, dtype, vocab);
   SPS_TEAM_BARRIER(s);
 
   Best best = Best::none();
+  const auto known = [&] { return from_ordered(__shfl_sync(kFullWarp, current(s.goal), 0)); };  // all lanes read the same
   const auto range = [&](int token, float z, float least, int place, float goal) {
     const Range nothing{kNone, -HUGE_VALF};
     if (!(z >= law.cutoff)) return nothing;
@@ -155,7 +161,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
       const float t = pair.target(z), d = draft_share(race, pair, token, t, dtype);
       const float w = fmaxf(scale * t - d, floor * t), error = kPairError * (scale * t + d) + 1e-37f;
       if (!(w + error > 0)) return nothing;
-      high = __log2f(w + error), low = w - error > 0 ? __log2f(w - error) : kNone;
+      high = log2_fast(w + error), low = w - error > 0 ? log2_fast(w - error) : kNone;
     }
     if (!reaches(high - log2_fast(least), goal)) return nothing;
     float rest = 0, error = 0;
@@ -170,30 +176,31 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
     low -= log2_fast(least + rest + error), high -= log2_fast(least + rest);
     return Range{low - slack(low), high + slack(high)};
   };
-  // The groups that a lane has in a run, by its warp: of each group, a lane has the token at its place.
-  const auto open = [&](int run, int owner) {
-    const int lane = lane_id(), first = run * kRun + (lane >> 3) * kGroupRow + owner * kUnit + (lane & 7);
-    const Words words = stream.words(kGroupBlock | (lane < 16 ? 0 : kRefineBlock) | static_cast<uint32_t>(32 * run + owner));
-    float goal = from_ordered(__shfl_sync(kFullWarp, current(s.goal), 0));
-    float z[4], least[4];
-    int place[4];
+  // The groups that a lane has in a turn, by its warp: of each group, a lane takes the token at its place.
+  const auto open = [&](int turn, int owner) {
+    const int lane = lane_id(), first = turn + (lane >> 3) * kGroupRow + owner * kUnit + (lane & 7);
+    uint32_t words[kTiles];  // of A, and of S in the upper half of the warp
+    words_of_turn(stream, PhiloxKeys(stream.key0, stream.key1), turn, owner, lane < 16 ? 0 : kRefineBlock, words);
+    float goal = known();
+    float z[kTiles], least[kTiles];
+    int place[kTiles];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kTiles; ++i) {
       const int token = first + i * kGroupTile;
       z[i] = token < vocab ? logit(row, dtype, token) : -HUGE_VALF;
-      const uint32_t a = __shfl_sync(kFullWarp, words.v[i], 0), second = __shfl_sync(kFullWarp, words.v[i], 16);
-      least[i] = least_clock(a, second), place[i] = static_cast<int>(second >> 27);
+      const uint32_t second = __shfl_sync(kFullWarp, words[i], 16);
+      least[i] = least_clock(__shfl_sync(kFullWarp, words[i], 0), second), place[i] = static_cast<int>(second >> 27);
     }
     uint32_t wanted = 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kTiles; ++i) {
       const bool mine = z[i] >= law.cutoff && reaches(scores.weight(z[i]) - log2_fast(least[i]), goal);
       wanted |= __ballot_sync(kFullWarp, mine) ? 1u << i : 0u;
     }
     for (; wanted; wanted &= wanted - 1) {
       const int at = __ffs(static_cast<int>(wanted)) - 1, token = first + at * kGroupTile;
 #pragma unroll
-      for (int i = 1; i < 4; ++i)
+      for (int i = 1; i < kTiles; ++i)
         if (i == at) z[0] = z[i], least[0] = least[i], place[0] = place[i];
       const Range score = range(token, z[0], least[0], place[0], goal);
       const float most = warp_max_fast(score.least);
@@ -208,7 +215,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
   };
   for (float mine = highest;;) {
     const float most = warp_max_fast(mine);
-    if (!reaches(most, from_ordered(__shfl_sync(kFullWarp, current(s.goal), 0)))) break;
+    if (!reaches(most, known())) break;
     const int owner = __ffs(static_cast<int>(__ballot_sync(kFullWarp, mine == most))) - 1, id = thread_id();
     int at = 0;
     for (int i = 1; i < kBounds; ++i) at = s.bound[i][id] == mine ? i : at;
@@ -217,7 +224,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
       s.bound[at][id] = mine = -HUGE_VALF;
       for (int i = 0; i < kBounds; ++i) mine = fmaxf(mine, s.bound[i][id]);
     }
-    for (int run = team_warp() + at * team_warps(); run < (vocab + kRun - 1) / kRun; run += kBounds * team_warps()) open(run, owner);
+    for (int i = at; turn_of_warp(i) < vocab; i += kBounds) open(turn_of_warp(i), owner);
   }
   SPS_CREW_BARRIER();
 
