@@ -125,6 +125,19 @@ def test_sums_of_long_rows_do_not_depend_on_the_launch():
     torch.testing.assert_close(got[0][0].logsumexp.double(), expected, rtol=3e-7, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_races_over_long_rows(dtype):
+    """More turns of a warp than bounds that a thread keeps (csrc/cuda/state.h): some stand for several turns."""
+    rows = torch.cat([numbers(2, 70_003, seed=1, scale=scale, dtype=dtype) for scale in (0.1, 4.0)])
+    at = {"seed": 3, "position": 9}
+    cuda_on_cpu.load()
+    for kind in ("arrivals", "iid"):
+        expected = ss.draft(rows, 2, kind=kind, **at, backend="reference")
+        for launch in ((32, 1), (32, 2, 2), (64, 3)):
+            with cuda_on_cpu.launches(*launch):
+                assert torch.equal(ss.draft(rows, 2, kind=kind, **at, backend=cuda_on_cpu.NAME), expected), launch
+
+
 def masses(row, temperature):
     """(largest logit, mass as row statistics take it, mass as filtered rows have it)"""
     out, wide = (ctypes.c_double * 3)(), ctypes.c_int64
