@@ -5,16 +5,17 @@ that each check must catch. The other test files run their own cases on the same
 """
 
 import ctypes
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import cuda_on_cpu
+import known_answers
 import pytest
 import torch
 from conftest import SCHEMES, case, identical, numbers
+from known_answers import GROUPS
 from trees import drafted_tree
 from test_sanitizers import FLAGS, library
 
@@ -22,7 +23,7 @@ import native
 import specsample as ss
 from specsample import backends
 
-KNOWN = json.loads((Path(__file__).parent / "data" / "philox.json").read_text())
+KNOWN = known_answers.WORDS
 TREE = [-1, -1, 0, 0, 1, 4]
 KINDS = ("iid", "distinct", "arrivals", "lists", "top", "topk")
 MULTI = tuple(name for name in backends.BACKENDS["cuda"].schemes if name not in SCHEMES)
@@ -48,17 +49,36 @@ def test_known_answers_of_random123(known):
     assert list(out) == answer
 
 
+def words_of(known, of_groups, refine, count):
+    seed, position, purpose, slot = (known[k] for k in ("seed", "position", "purpose", "slot"))
+    out, wide = buffer(ctypes.c_uint32, [0] * count), ctypes.c_int64
+    cuda_on_cpu.load().specsample_cuda_on_cpu_words(
+        wide(seed), wide(position), purpose, wide(slot), int(of_groups), int(refine), count, out
+    )
+    return list(out)
+
+
 @pytest.mark.parametrize("known", KNOWN["streams"], ids=lambda c: f"purpose {c['purpose']}")
 def test_known_answers_of_the_stream_map(known):
-    seed, position, purpose, slot = (known[k] for k in ("seed", "position", "purpose", "slot"))
-    for refine in (False, True):
-        want = words(known["refine" if refine else "words"])
-        out = buffer(ctypes.c_uint32, [0] * len(want))
-        wide = ctypes.c_int64
-        cuda_on_cpu.load().specsample_cuda_on_cpu_words(
-            wide(seed), wide(position), purpose, wide(slot), int(refine), len(want), out
-        )
-        assert list(out) == want
+    for name, refine in (("words", False), ("refine", True)):
+        assert words_of(known, False, refine, len(known[name])) == words(known[name])
+    for name, second in (("group_words", False), ("second_group_words", True)):
+        if name in known:
+            got = words_of(known, True, second, GROUPS[-1] + 1)
+            assert [got[group] for group in GROUPS] == words(known[name])
+
+
+def test_known_races():
+    cuda_on_cpu.load()
+    known_answers.check_races(cuda_on_cpu.NAME)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_odd_rows(dtype):
+    cuda_on_cpu.load()
+    for launch in (cuda_on_cpu.USUAL[:2], (32, 1, 2), (0, 2, 8)):
+        with cuda_on_cpu.launches(*launch):
+            known_answers.check_odd_rows(cuda_on_cpu.NAME, dtype)
 
 
 def everything(V, dtype, sampling):

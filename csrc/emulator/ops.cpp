@@ -26,10 +26,10 @@ __global__ void philox_kernel(PhiloxArgs a) {
 struct WordsArgs {
   Stream stream;
   uint32_t refine, *out;
-  int count;
+  int count, of_groups;
 };
 __global__ void words_kernel(WordsArgs a) {
-  for (int i = thread_id(); i < a.count; i += 32) a.out[i] = a.stream.word(i, a.refine);
+  for (int i = thread_id(); i < a.count; i += 32) a.out[i] = a.of_groups ? a.stream.word_of_group(i, a.refine) : a.stream.word(i, a.refine);
 }
 struct MassArgs {
   const void* row;
@@ -57,9 +57,10 @@ SPS_EXPORT void specsample_cuda_on_cpu_philox(const uint32_t* counter, const uin
   const PhiloxArgs args{{counter[0], counter[1], counter[2], counter[3]}, {key[0], key[1]}, out};
   cuda_on_cpu::machine.launch(dim3(1), dim3(32), [&] { philox_kernel(args); });
 }
-SPS_EXPORT void specsample_cuda_on_cpu_words(int64_t seed, int64_t position, int purpose, int64_t slot, int refine, int count,
-                                             uint32_t* out) {
-  const WordsArgs args{Stream(seed, position, static_cast<Purpose>(purpose), slot), refine ? kRefineBlock : 0, out, count};
+SPS_EXPORT void specsample_cuda_on_cpu_words(int64_t seed, int64_t position, int purpose, int64_t slot, int of_groups, int refine,
+                                             int count, uint32_t* out) {
+  const Stream stream(seed, position, static_cast<Purpose>(purpose), slot);
+  const WordsArgs args{stream, refine ? kRefineBlock : 0, out, count, of_groups};
   cuda_on_cpu::machine.launch(dim3(1), dim3(32), [&] { words_kernel(args); });
 }
 
