@@ -14,7 +14,11 @@ LARGEST = float(np.finfo(np.float32).max)
 
 def row(size, dtype, seed=0, scale=3.0):
     """(array for the bindings, the same logits in float64)"""
-    logits = (torch.randn(size, generator=torch.Generator().manual_seed(seed)) * scale).to(DTYPES[dtype])
+    return as_row(torch.randn(size, generator=torch.Generator().manual_seed(seed)) * scale, dtype)
+
+
+def as_row(logits, dtype):
+    logits = logits.to(DTYPES[dtype])
     array = logits.numpy() if dtype == "float32" else logits.view(torch.int16).numpy().view(np.uint16)
     return array, logits.double().numpy()
 
@@ -37,6 +41,49 @@ def test_max_and_sum(size, dtype):
             assert got == pytest.approx(want, rel=3e-7), isa
         exact = {got for isa, got in sums.items() if isa != "base"}
         assert len(exact) <= 1, sums  # AVX2 and AVX-512 to the bit; `base` has no fused multiply-add on x86
+    want = np.exp((z - top) * scale).sum()
+    tiles = {isa: module.row_tile(isa, array, dtype, scale, 0, size) for isa in capabilities()}
+    for isa, (most, got) in tiles.items():
+        assert most == top and got >= 1 and got == pytest.approx(want, rel=2e-7), isa
+    assert len({got for isa, got in tiles.items() if isa != "base"}) <= 1, tiles
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.0, 1 / 0.7, 1 / 1e30, 1e-38, 1e5, 1e30])
+def test_sum_of_unusual_tiles(scale, dtype):
+    """Maxima found from the bits; NaN of either sign, infinities, weights that vanish, and scales beyond what an exponent holds."""
+    module = native.load()
+    nans = [np.uint32(0x7FC00000), np.uint32(0xFFC00000), np.uint32(0x7F800001 | 1 << 16), np.uint32(0xFF800001 | 1 << 16)]
+    rows = {
+        "negative": -1 - np.arange(100.0),
+        "positive": 1 + np.arange(100.0),
+        "zeros": np.array([0.0, -0.0] * 40),
+        "minus zeros": np.full(33, -0.0),
+        "far": np.concatenate([[50.0], np.full(70, -1000.0), [49.0]]),
+        "one": np.concatenate([np.full(70, -np.inf), [3.0], np.full(7, -np.inf)]),
+        "one negative": np.concatenate([np.full(70, -np.inf), [-3.0], np.full(7, -np.inf)]),
+        "none": np.full(70, -np.inf),
+    }
+    for name, values in rows.items():
+        for nan in (None, *nans):
+            z = values.astype(np.float32)
+            if nan is not None:
+                z = np.insert(z, [0, 5, len(z)], nan.view(np.float32))
+            array, z = as_row(torch.from_numpy(z), dtype)
+            kept = z[z > -np.inf]  # without NaN
+            top = kept.max() if len(kept) else -np.inf
+            want = np.exp((kept - top) * scale).sum() if len(kept) else 0
+            for isa in capabilities():
+                assert module.row_max(isa, array, dtype, 0, len(z)) == top, (isa, name)
+                most, got = module.row_tile(isa, array, dtype, scale, 0, len(z))
+                assert most == top and got == pytest.approx(want, rel=2e-7), (isa, name)
+                if name.startswith("one"):
+                    assert got == 1
+    z = np.zeros(50, np.float32)
+    z[7] = np.inf
+    for isa in capabilities():
+        array, _ = as_row(torch.from_numpy(z), dtype)
+        assert module.row_tile(isa, array, dtype, scale, 0, 50) == (LARGEST, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -63,12 +63,10 @@ class RowRunner {
 
     float top[kMaxTiles];
     double sum[kMaxTiles];
-    const bool sums = !greedy && !filtered;
+    const bool sums = !greedy && (!filtered || (sampling.by_p() && !sampling.by_k(rows.vocab)));
     tiles(rows.vocab, [&](int64_t i, int64_t begin, int64_t end) {
-      top[i] = passes.max(law.row, begin, end);
-      Law tile = law;
-      tile.max = top[i];
-      sum[i] = sums && top[i] > -HUGE_VALF ? passes.sum(law.row, begin, end, Affine::of(tile), law.cutoff) : 0;
+      if (sums) sum[i] = passes.tile(law.row, begin, end, Affine::of(law), &top[i]);
+      else top[i] = passes.max(law.row, begin, end);
     });
     const int64_t count = tile_count(rows.vocab);
     law.max = *std::max_element(top, top + count);
@@ -85,7 +83,7 @@ class RowRunner {
       return law;
     }
     if (filtered) {
-      law.cutoff = cutoff(passes, law, sampling);
+      law.cutoff = cutoff(passes, law, sampling, sums ? merge(law, top, sum, count) : 0);
       if (normalised) law.mass = kept_mass(passes, law);
       return law;
     }
@@ -352,11 +350,13 @@ class RowRunner {
     return total;
   }
 
-  float cutoff(const Passes& passes, Law law, const Sampling& sampling) const {
+  // all: the mass of the whole row, where the first filter is top-p.
+  float cutoff(const Passes& passes, Law law, const Sampling& sampling, double all) const {
     if (sampling.by_k(law.vocab))
       law.cutoff = kth_largest(passes, law.row, law.vocab, static_cast<int64_t>(sampling.top_k));
     if (sampling.by_p()) {
-      const double total = kept_mass(passes, law), goal = std::max(sampling.top_p, 0.0) * (1 - kSlack) * total;
+      const double total = sampling.by_k(law.vocab) ? kept_mass(passes, law) : all;
+      const double goal = std::max(sampling.top_p, 0.0) * (1 - kSlack) * total;
       law.cutoff = std::max(law.cutoff, goal > 0 ? top_p_cutoff(passes, law, goal, total) : law.max);
     }
     if (sampling.by_min_p()) {

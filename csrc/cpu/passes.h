@@ -102,6 +102,7 @@ struct Passes {
   float (*value)(const void* row, int64_t token);
   float (*max)(const void* row, int64_t begin, int64_t end);                        // -inf when nothing is finite
   double (*sum)(const void* row, int64_t begin, int64_t end, Affine, float cutoff);  // of the kept weights
+  double (*tile)(const void* row, int64_t begin, int64_t end, Affine, float* max);   // both, without filters; 0 where max is infinite
   double (*residual_mass)(const Law& target, const Law& draft, const Residual&, int64_t begin, int64_t end);
   void (*race)(const RaceArgs&, int64_t begin, int64_t end, Best*);  // +inf logits are told by the first sink
   void (*arrivals)(const RaceArgs&, int64_t begin, int64_t end, Arrivals*);

@@ -102,6 +102,13 @@ PYBIND11_MODULE(specsample_testing, m) {
     const Row row(isa, array, dtype);
     return row.passes.sum(row.info.ptr, begin, end, Affine::of(law_of(row, scale, max, cutoff, 1)), cutoff);
   });
+  m.def("row_tile", [](const std::string& isa, const py::array& array, const std::string& dtype, double scale, int64_t begin,
+                       int64_t end) {
+    const Row row(isa, array, dtype);
+    float max;
+    const double sum = row.passes.tile(row.info.ptr, begin, end, Affine::of(law_of(row, scale, 0, 0, 1)), &max);
+    return std::make_pair(max, sum);
+  });
   m.def("residual_mass", [](const std::string& isa, const py::array& target, const py::array& draft, const std::string& dtype,
                             double scale, std::array<double, 4> t, std::array<double, 4> d) {
     const Row a(isa, target, dtype), b(isa, draft, dtype);
