@@ -72,14 +72,11 @@ def _philox(out, c0, c1, c2, c3, seed):
 
 
 @triton.jit
-def _words(out, least, clocks, seed, position, slot, PURPOSE: tl.constexpr, REFINE: tl.constexpr):
+def _words(out, seed, position, slot, PURPOSE: tl.constexpr, SUB: tl.constexpr):
     at = tl.program_id(0).to(tl.int64)
     seed, position = streams.spread(seed, None, at, 1), streams.spread(position, None, at, 0)
     s = streams.stream(seed, position, PURPOSE, slot.to(tl.int64))
-    r = streams.words_of(s, tl.arange(0, 16), REFINE)
-    tl.store(out + tl.arange(0, 16), r.to(tl.int64))
-    tl.store(least + tl.arange(0, 4), streams.least_words(s, 0, 4).to(tl.int64))
-    tl.store(clocks + tl.arange(0, 16), streams.log_clocks(s, tl.arange(0, 16), r))
+    tl.store(out + tl.arange(0, 16), streams.words_of(s, tl.arange(0, 16), SUB).to(tl.int64))
 
 
 def test_philox_known_answers():
@@ -92,38 +89,89 @@ def test_philox_known_answers():
 
 
 def test_stream_known_answers():
-    """Words of the stream map, and clocks to 1e-13 of the reference's."""
-    out, clocks = torch.zeros(16, dtype=torch.int64), torch.zeros(16, dtype=torch.float64)
-    least = torch.zeros(4, dtype=torch.int64)
+    """Words of tokens and their second words."""
+    out = torch.zeros(16, dtype=torch.int64)
     for known in KNOWN["streams"]:
-        seed, position, purpose, slot = (known[name] for name in ("seed", "position", "purpose", "slot"))
-        for name in ("words", "refine"):
+        for name, sub in (("words", 0), ("refine", streams.REFINE_BLOCK)):
             want = [int(w, 16) for w in known[name]]
-            _words[(1,)](out, least, clocks, seed, position, slot, PURPOSE=purpose, REFINE=name == "refine")
+            numbers = (known[name] for name in ("seed", "position", "slot"))
+            _words[(1,)](out, *numbers, PURPOSE=known["purpose"], SUB=sub)
             assert out[: len(want)].tolist() == want
-            if name == "words":
-                assert torch.equal(least, out.view(4, 4).amin(1))
-                at = [torch.tensor([x]) for x in (seed, position)]
-                expected = ss.reference.rng.clocks(*at, purpose, torch.tensor([slot]), 16)[0].log()
-                torch.testing.assert_close(clocks, expected, rtol=1e-13, atol=1e-13)
+
+
+GROUPS = 512  # of 16 384 tokens
 
 
 @triton.jit
-def _clock_of_words(words, out, seed):
-    r = tl.load(words + tl.arange(0, 16)).to(tl.uint32)
-    s = streams.stream(seed.to(tl.int64), seed.to(tl.int64), 0, seed.to(tl.int64))
-    tl.store(out + tl.arange(0, 16), streams.log_clocks(s, tl.arange(0, 16), r))
+def _groups(words, second, least, first, clocks, ids, seed, position, slot, PURPOSE: tl.constexpr, GROUPS: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64)
+    seed, position = streams.spread(seed, None, at, 1), streams.spread(position, None, at, 0)
+    s = streams.stream(seed, position, PURPOSE, slot.to(tl.int64))
+    groups, places = tl.arange(0, GROUPS), tl.arange(0, 32)
+    where = groups[:, None] * 32 + places[None, :]
+    tl.store(words + groups, streams.group_words(s, 0, GROUPS).to(tl.int64))
+    tl.store(second + groups, streams.words_of(s, groups, streams.GROUP_BLOCK | streams.REFINE_BLOCK).to(tl.int64))
+    clock, place = streams.least_clocks(s, groups)
+    tl.store(least + groups, clock)
+    tl.store(first + groups, place)
+    tl.store(clocks + where, streams.clocks(s, groups, places))
+    tl.store(ids + where, streams.token_of(groups[:, None], places[None, :]))
+
+
+def groups_of_stream(seed, position, purpose, slot):
+    """What the kernels find of groups, by their numbers: (A, S, least clocks, their places, clocks of tokens, the tokens)"""
+    whole = lambda *shape: torch.zeros(shape, dtype=torch.int64)  # noqa: E731
+    real = lambda *shape: torch.zeros(shape, dtype=torch.float64)  # noqa: E731
+    out = whole(GROUPS), whole(GROUPS), real(GROUPS), whole(GROUPS), real(GROUPS, 32), whole(GROUPS, 32)
+    _groups[(1,)](*out, seed, position, slot, PURPOSE=purpose, GROUPS=GROUPS)
+    return out
+
+
+def same_clocks(found, seed, position, purpose, slot):
+    rng, (a, s, least, first, clocks, ids) = ss.reference.rng, found
+    stream = *(torch.tensor([x]) for x in (seed, position)), purpose, torch.tensor([slot])
+    assert torch.equal(ids.flatten().sort().values, torch.arange(32 * GROUPS))
+    group = rng.group_of(ids[:, 0])
+    assert (rng.group_of(ids) == group[:, None]).all() and (rng.place_of(ids) == torch.arange(32)).all()
+    assert torch.equal(a, rng.group_words(*stream, GROUPS)[0, group])
+    assert torch.equal(s, rng.group_words(*stream, GROUPS, second=True)[0, group])
+    want_least, want_first = (x[0, group] for x in rng.least_clocks(*stream, GROUPS))
+    assert torch.equal(first, want_first)
+    torch.testing.assert_close(least, want_least, rtol=1e-14, atol=0)
+    torch.testing.assert_close(clocks, rng.clocks(*stream, 32 * GROUPS)[0, ids], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("stream", [(0, 0, 0, 0), (-5, (1 << 40) + 3, 2, 1), (1 << 62, 77, 4, (1 << 24) - 1), (9, -1, 5, 6)])
+def test_clocks_in_groups(stream):
+    """The words of groups and the places of tokens, and clocks to the last digits of the reference's."""
+    same_clocks(groups_of_stream(*stream), *stream)
 
 
 def test_clocks_at_the_ends_of_the_range(monkeypatch):
-    """Words that are refined and words next to 2³², which random streams meet once in a million tokens."""
-    forced = torch.tensor([0, 1, 5, 4095, 4096, 4097, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 2, (1 << 32) - 1] + [7] * 5)
-    got, seed = torch.zeros(16, dtype=torch.float64), torch.tensor([9])
-    _clock_of_words[(1,)](forced, got, 9)
-    original = ss.reference.rng.words
-    monkeypatch.setattr(ss.reference.rng, "words", lambda *a, refine=False: original(*a, refine=refine) if refine else forced[None])
-    want = ss.reference.rng.clocks(seed, seed, 0, seed, 16)[0].log()
-    torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13)
+    """Words that are refined and words next to 2³², which random streams meet once in a million, of tokens and of groups."""
+    ends = torch.tensor([0, 1, 5, 4095, 4096, 4097, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 2, (1 << 32) - 1])
+    of, words, groups = streams.words_of, ss.reference.rng.words, ss.reference.rng.group_words
+    forced = lambda n: ends[torch.arange(n) % 11][None]  # noqa: E731
+
+    def words_of(s, numbers, sub):
+        sub = getattr(sub, "value", sub)
+        if sub & streams.REFINE_BLOCK.value:
+            return of(s, numbers, sub)
+        if sub:  # by the number of a group in the reference
+            numbers = (numbers >> 7) * 128 + (numbers & 3) * 32 + ((numbers >> 2) & 31)
+        r = tl.full(numbers.shape, 7, tl.uint32)
+        for i, x in enumerate(ends.tolist()):
+            r = tl.where(numbers % 11 == i, tl.full(numbers.shape, x, tl.uint32), r)
+        return r
+
+    monkeypatch.setattr(streams, "words_of", words_of)
+    rng = ss.reference.rng
+    monkeypatch.setattr(rng, "words", lambda *a, refine=False: words(*a, refine=refine) if refine else forced(a[-1]))
+    monkeypatch.setattr(rng, "group_words", lambda *a, second=False: groups(*a, second=second) if second else forced(a[-1]))
+    least, _places = rng.least_clocks(torch.tensor([9]), torch.tensor([4]), 0, torch.tensor([0]), 33)
+    assert least[0].unique().numel() > 11 and least.min() < 1e-11 and least.max() > 0.6
+    found = groups_of_stream(9, 4, 0, 0)
+    same_clocks((forced(GROUPS)[0][rng.group_of(found[5][:, 0])], *found[1:]), 9, 4, 0, 0)
 
 
 @triton.jit
@@ -145,17 +193,17 @@ def test_bound_of_the_logarithm():
 
 
 def test_a_winner_beside_another_at_its_place():
-    """A race holds one four of each place of its tiles of 4096 tokens. Here all tokens with mass share one place, so that later
-    arrivals, and residuals, are found when the row is read again alone."""
-    logits = torch.full((4, 12288), -9.0)
-    logits[:, [1, 4098, 8195]] = torch.tensor([9.0, 8.5, 9.5])
-    at = {"seed": 5, "position": 7 * torch.arange(4)}
+    """A race holds one group of each place of its pieces of 32 768 tokens. Here all tokens with mass share one place, so that later
+    arrivals, and residuals, are found when the tops are read again."""
+    logits = torch.full((4, 98304), -9.0)
+    at, wide = {"seed": 5, "position": 7 * torch.arange(4)}, (1, 32768 + 2, 65536 + 3)
+    logits[:, wide] = torch.tensor([9.0, 8.5, 9.5])
     want = ss.draft(logits, 3, kind="arrivals", backend="reference", **at)
-    assert (want % 4096 // 4 == 0).all() and (want[0] != want[1]).any()
+    assert (want % 32768 < 8).all() and (want[0] != want[1]).any()
     assert torch.equal(ss.draft(logits, 3, kind="arrivals", backend="triton", **at), want)
     target, draft = logits[:, None].repeat(1, 2, 1), logits[:, None].clone()
-    draft[..., 4098] = 12.0  # drafted mostly, and more than the target has of it
-    tokens = torch.full((4, 1), 4098)
+    draft[..., wide[1]] = 12.0  # drafted mostly, and more than the target has of it
+    tokens = torch.full((4, 1), wide[1])
     verdicts = [ss.verify(target, tokens, draft, scheme="token", backend=b, **at) for b in ("triton", "reference")]
     identical(*verdicts)
     assert (verdicts[1].num_accepted == 0).any()

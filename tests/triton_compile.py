@@ -27,7 +27,7 @@ from specsample.triton import (  # noqa: E402
     block, kseq, law, lists, optimal, optimal_block, race, recursive, recursive_distinct, rows, token, top, tree, walk,
 )  # fmt: skip
 from specsample.triton.launch import (  # noqa: E402
-    ALONE, ALONE_RACE, BLOCK, LAST, LAST_BLOCK, LAWS_REGISTERS, OPTIONS, REGISTERS, SHARE, SHARE_ALONE, WARPS,
+    ALONE, ALONE_BLOCK, BLOCK, LAST, LAWS_REGISTERS, OPTIONS, REGISTERS, TILES, TILES_ANY, WARPS,
 )  # fmt: skip
 
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
@@ -38,7 +38,7 @@ POINTERS = {
     "seeds": "*i64", "lists": "*i64", "positions": "*i64", "depths": "*i64", "nodes": "*i64", "out": "*i64", "spans": "*i64", "stops": "*i64",
     "weights": "*fp64", "kept_weights": "*fp64", "masses": "*fp64", "steps": "*i64", "lengths": "*i64", "winners": "*i64",
     "tokens": "*i64", "parents": "*i64", "rows_of": "*i64", "draft_rows": "*i64", "emitted": "*i64", "path": "*i32",
-    "num_accepted": "*i32", "marks": "*i32", "listed": "*i64", "sums": "*i64", "tables": "*fp64",
+    "num_accepted": "*i32", "marks": "*i32", "listed": "*i64", "sums": "*i64", "tables": "*fp64", "tops": "*fp32",
 }  # fmt: skip
 NAMES_OF = {"logprobs_kernel": {"out": "*fp32", "nodes": "*i32"}, "spilling_kernel": {"out": "*fp32"}}
 DENSE = ("spans", "owner", "seeds", "positions", "depths", "nodes", "kept_max", "kept_logsumexp", "kept_cutoff")
@@ -61,39 +61,38 @@ def spilling_kernel(out, BLOCK: tl.constexpr):
 def variants():
     """(kernel, what is None or a constant, dtype)"""
     few, many = {"P": walk.FEW.value}, {"P": walk.MAX_NODES}
-    any_row, last_any = BLOCK // SHARE, LAST_BLOCK // SHARE
     none = lambda names, **constants: dict.fromkeys(names) | constants  # noqa: E731
     yield law.laws_kernel, none(DENSE, NORMALISED=True, BLOCK=BLOCK), "bf16"
     yield law.laws_kernel, none((), NORMALISED=True, BLOCK=BLOCK), "fp32"
     yield law.laws_kernel, none(("stats", *DENSE), NORMALISED=False, BLOCK=BLOCK), "fp16"
-    yield rows.race_kernel, none(("laws", *DENSE), PURPOSE=0, BLOCK=BLOCK), "bf16"
-    yield rows.race_kernel, none((), PURPOSE=4, BLOCK=any_row), "fp32"
-    yield rows.arrivals_kernel, none((), PURPOSE=0, BLOCK=BLOCK), "bf16"
-    yield rows.arrivals_kernel, none((), PURPOSE=0, BLOCK=any_row), "fp16"
+    yield rows.race_kernel, none(("laws", *DENSE), PURPOSE=0, TILES=TILES), "bf16"
+    yield rows.race_kernel, none((), PURPOSE=4, TILES=TILES_ANY), "fp32"
+    yield rows.arrivals_kernel, none((), PURPOSE=0, TILES=TILES), "bf16"
+    yield rows.arrivals_kernel, none((), PURPOSE=0, TILES=TILES_ANY), "fp16"
     yield rows.topk_kernel, none((), BLOCK=BLOCK), "bf16"
-    yield rows.rest_kernel, none((), BLOCK=BLOCK), "bf16"
-    yield rows.rest_kernel, none((), BLOCK=any_row), "fp32"
+    yield rows.rest_kernel, none((), TILES=TILES), "bf16"
+    yield rows.rest_kernel, none((), TILES=TILES_ANY), "fp32"
     for kernel in (token.token_kernel, block.weights_kernel):
         yield kernel, none(CHAIN, **few), "bf16"
         yield kernel, none((*CHAIN, *ONE_HOT), **few), "fp16"
         yield kernel, none((), **many), "fp32"
-    alone, alone_any = ({"BLOCK": ALONE["BLOCK"], "RACE": ALONE_RACE // n} for n in (1, SHARE_ALONE))
+    alone, alone_any = ({"BLOCK": ALONE_BLOCK, "TILES": n} for n in (TILES, TILES_ANY))
     for scheme in (recursive, recursive_distinct, kseq, optimal, top):
         yield tree.tree_kernel, none(CHAIN, STEP=scheme.step, **alone), "bf16"
         yield tree.tree_kernel, none((), STEP=scheme.step, **alone_any), "fp32"
     yield optimal_block.optimal_block_kernel, none(CHAIN, **alone), "bf16"
     yield optimal_block.optimal_block_kernel, none((), **alone_any), "fp32"
-    yield lists.lists_kernel, none(CHAIN, **few, BLOCK=ALONE_RACE), "bf16"
-    yield lists.lists_kernel, none((), **many, BLOCK=ALONE_RACE // SHARE_ALONE), "fp32"
+    yield lists.lists_kernel, none(CHAIN, **few, TILES=TILES), "bf16"
+    yield lists.lists_kernel, none((), **many, TILES=TILES_ANY), "fp32"
     yield block.masses_kernel, none(DENSE, BLOCK=BLOCK), "bf16"
     yield block.masses_kernel, none(ONE_HOT, BLOCK=BLOCK), "fp32"
     yield block.longest_kernel, none(()), "bf16"
-    yield walk.finish_kernel, none(DENSE, BLOCK=LAST_BLOCK), "bf16"
-    yield walk.finish_kernel, none(ONE_HOT, BLOCK=last_any), "fp32"
-    yield walk.finish_kernel, none((), BLOCK=last_any), "fp16"
+    yield walk.finish_kernel, none(DENSE, TILES=TILES), "bf16"
+    yield walk.finish_kernel, none(ONE_HOT, TILES=TILES_ANY), "fp32"
+    yield walk.finish_kernel, none((), TILES=TILES_ANY), "fp16"
     yield walk.logprobs_kernel, none(()), "bf16"
-    yield race.winners_kernel, none(("laws", *CHAIN), BLOCK=BLOCK), "bf16"
-    yield race.winners_kernel, none((), BLOCK=any_row), "fp16"
+    yield race.winners_kernel, none(("laws", *CHAIN), TILES=TILES), "bf16"
+    yield race.winners_kernel, none((), TILES=TILES_ANY), "fp16"
     yield race.race_walk_kernel, none(CHAIN, **few), "bf16"
     yield race.race_walk_kernel, none((), **many), "fp32"
 

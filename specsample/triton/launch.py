@@ -16,23 +16,29 @@ from . import INTERPRETED, law
 from .kernel import aligned
 
 BLOCK, WARPS = 1024, 4
+PIECE = 1024  # groups of a race that are looked at together
 REGISTERS = 168  # at most, on NVIDIA: three programs side by side. ptxas has its own idea of how many, unless it is told.
-ALONE = {"BLOCK": 512, "warps": 8, "registers": 255}  # of the largest kernels, whose programs work alone on a request
-ALONE_RACE = 2 * ALONE["BLOCK"]  # of their races
+ALONE = {"warps": 8, "registers": 255}  # of the largest kernels, whose programs work alone on a request,
+ALONE_BLOCK = 512  # and their BLOCK
 LAST = {"warps": 8, "registers": 128}  # of the one race that a request ends with
-LAST_BLOCK = 2 * BLOCK
 # No product is fused with a sum: a fused one is not rounded, so that w·norm − d would differ from 0 where laws are the same, and the
 # bin of a token could depend on where it is looked up. The code grows by three in a hundred instructions.
 OPTIONS = {"enable_fp_fusion": False}
-# Where rows are not aligned, a tile takes more registers: races have a share of it, and laws, whose sums depend on it, more of them.
-SHARE, SHARE_ALONE, LAWS_REGISTERS = 4, 16, 255
+# Tiles of 1024 tokens that a race reads together. Where rows are not aligned a tile takes more registers: races read fewer, and laws,
+# whose sums depend on BLOCK, have more of them.
+TILES, TILES_ANY, LAWS_REGISTERS = 8, 2, 255
 
 
-def race_tile(logits, block=BLOCK, share=SHARE, draft=None):
-    """Tile of races over rows of logits, which have no sums: block // share where they (or the draft's) are not aligned, and no more
-    than it takes (`race_pass` reads four at a time, and scores 64 places)."""
-    block = block if all(aligned(x) for x in (logits, draft) if x is not None) else block // share
-    return max(64, min(block, triton.next_power_of_2(logits.shape[-1]) // 4))
+def race_tiles(logits, draft=None):
+    """TILES of races over rows of logits, and of a draft's: no more than a row has"""
+    tiles = TILES if all(aligned(x) for x in (logits, draft) if x is not None) else TILES_ANY
+    return min(tiles, triton.next_power_of_2(triton.cdiv(logits.shape[-1], 1024)))
+
+
+def tops_for(logits, programs):
+    """Scratch of races in so many programs, see groups.py"""
+    room = triton.cdiv(logits.shape[-1], 32 * PIECE) * PIECE
+    return torch.empty(programs * room, dtype=torch.float32, device=logits.device)
 
 
 def launch(kernel, grid, *args, warps=WARPS, registers=REGISTERS, **constants):

@@ -1,12 +1,13 @@
-"""`lists` in Triton; the reference is specsample/schemes/lists.py. One program a request, a race for each live list."""
+"""`lists` in Triton; the reference is specsample/schemes/lists.py. One program a request, a race for each live list
+over the same maxima of the row."""
 
 import triton
 import triton.language as tl
 
+from .groups import race_of, read_tops, room_of, winner_of
 from .kernel import Kernel
-from .launch import ALONE, ALONE_RACE, SHARE_ALONE, launch, race_tile
+from .launch import ALONE, launch, race_tiles, tops_for
 from .law import FIELDS, load_law
-from .passes import race_pass
 from .streams import CLOCK, spread, stream
 from .tree import MAX_SIBLINGS
 from .walk import first_of, load_nodes, row_base, span_of, start_of, target_row
@@ -34,9 +35,9 @@ def lists_of(lists, parents, at, inside, P: tl.constexpr):
 
 @Kernel
 def lists_kernel(
-    target, laws, spans, seeds, positions, emitted, path, num_accepted, tokens, parents, rows_of, lists,
+    target, laws, spans, seeds, positions, emitted, path, num_accepted, tops, tokens, parents, rows_of, lists,
     vocab, rows, count, stride_b, stride_r, seed, position, max_depth, s0, s1, s2, s3, id_limit,
-    P: tl.constexpr, BLOCK: tl.constexpr,
+    P: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """At each node the target's winner over the least clock of the live lists: of the children's paths, at a leaf of those that
     ended there. Move to the children that carry it."""
@@ -49,6 +50,7 @@ def lists_kernel(
     list = lists_of(lists, nodes.parents, start + nodes.ids, nodes.ids < span.nodes, P)
     exists = nodes.exists & (list >= 0) & (list < MAX_LISTS)
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
+    tops += b * room_of(vocab)
     here = exists & (nodes.ids < 0)  # the nodes that carry the accepted prefix
     children = exists & (nodes.parents == -1)
     depth, node = tl.full((), 0, tl.int32), tl.full((), -1, tl.int32)
@@ -66,9 +68,11 @@ def lists_kernel(
         best, winner = tl.full((), float("-inf"), tl.float64), law.only
         number = tl.min(tl.where(ends, list, MAX_LISTS), 0)
         number = tl.where(number == MAX_LISTS, 0, number)  # at a root without children
+        if law.only == -1:
+            read_tops(logits, vocab, tops, TILES)
         while (number < MAX_LISTS) & (law.only == -1):
             s = stream(seed, position + depth, CLOCK, number.to(tl.int64))
-            score, id, _top = race_pass(logits, vocab, law, None, s, float("inf"), 0, None, False, BLOCK)
+            score, id = winner_of(race_of(logits, vocab, law, s), tops)
             better = (score > best) | ((score == best) & (id < winner))
             best, winner = tl.where(better, score, best), tl.where(better, id, winner)
             number = tl.min(tl.where(ends & (list > number), list, MAX_LISTS), 0)
@@ -87,10 +91,10 @@ def lists_kernel(
 
 def verify(round):
     laws = round.laws(normalised=False)
-    how = ALONE | {"BLOCK": race_tile(round.target, ALONE_RACE, SHARE_ALONE)}
     inputs = (round.tokens, round.parents, round.rows, round.lists)
     launch(
         lists_kernel, (round.batch,), round.target, laws, round.spans, round.seeds, round.positions, round.emitted, round.path,
-        round.num_accepted, *inputs, round.vocab, round.row_count, round.node_count, *round.strides(round.target), round.seed,
-        round.position, round.max_depth, *map(round.stride_of, inputs), round.id_limit, P=round.width, **how,
+        round.num_accepted, tops_for(round.target, round.batch), *inputs, round.vocab, round.row_count, round.node_count, *round.strides(round.target), round.seed,
+        round.position, round.max_depth, *map(round.stride_of, inputs), round.id_limit, P=round.width,
+        TILES=race_tiles(round.target), **ALONE,
     )  # fmt: skip

@@ -8,12 +8,13 @@ import triton
 import triton.language as tl
 
 from .coupling import TABLES, power, solve
+from .groups import last_race, room_of
 from .histogram import SPARE, bins_for, histogram, with_tail
 from .kernel import Kernel
 from .launch import launch
 from .law import FIELDS, load_law
 from .optimal import select
-from .passes import Residual, last_race, residual_mass
+from .passes import Residual, residual_mass
 from .streams import spread
 from .tree import (
     MAX_SIBLINGS, arrive, child, draft_prob, marks_of, residual, root_exists, target_prob, tree_args, tree_constants,
@@ -23,11 +24,11 @@ from .walk import accept, draft_rows_of, first_of, last_stream, row_base, span_o
 
 @Kernel
 def optimal_block_kernel(
-    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, listed, sums, tables,
+    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, listed, sums, tables, tops,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
     s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node,
-    BLOCK: tl.constexpr, RACE: tl.constexpr,
+    BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
@@ -102,7 +103,7 @@ def optimal_block_kernel(
         )  # fmt: skip
         here = row_base(target, b, span, spans, stride_b, stride_r) + stop_row * stride_r
         s = last_stream(seed, position, stop, stop_count > 0, b * 0)
-        tl.store(first + stop, tl.maximum(last_race(here, vocab, law, s, rest, stop_count > 0, RACE), -1))
+        tl.store(first + stop, tl.maximum(last_race(here, vocab, law, s, rest, stop_count > 0, tops + b * room_of(vocab), TILES), -1))
 
 
 def verify(round):

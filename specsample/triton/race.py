@@ -4,9 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
+from .groups import room_of, winner_of_law
 from .kernel import Kernel
-from .launch import launch, plain, race_tile, scale_bits
-from .passes import race
+from .launch import launch, plain, race_tiles, scale_bits, tops_for
 from .rows import law_or_plain
 from .streams import CLOCK, spread, stream
 from .walk import FEW, load_nodes, row_base, span_of, start_of, target_row
@@ -14,8 +14,8 @@ from .walk import FEW, load_nodes, row_base, span_of, start_of, target_row
 
 @Kernel
 def winners_kernel(
-    target, laws, spans, owner, parents, rows_of, seeds, positions, winners,
-    vocab, rows, count, stride_b, stride_r, scale, seed, position, max_depth, s1, s2, BLOCK: tl.constexpr,
+    target, laws, spans, owner, parents, rows_of, seeds, positions, winners, tops,
+    vocab, rows, count, stride_b, stride_r, scale, seed, position, max_depth, s1, s2, TILES: tl.constexpr,
 ):  # fmt: skip
     """winners int64, one a node and root (dense [B, N + 1], packed like the target's rows): winner of the node's row on the
     clocks of the token below it; −1 where the row or the node does not exist or the row is broken."""
@@ -46,7 +46,7 @@ def winners_kernel(
                 law = law_or_plain(laws, span.row + row, scale)
                 s = stream(spread(seed, seeds, b, 1), spread(position, positions, b, 0) + depth, CLOCK, b * 0)
                 start_row = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
-                winner = race(start_row, vocab, law, s, laws is not None, BLOCK)
+                winner = winner_of_law(start_row, vocab, law, s, laws is not None, tops + at * room_of(vocab), TILES)
     tl.store(winners + at, winner)
 
 
@@ -109,9 +109,9 @@ def verify(round):
     parents_stride, rows_stride = round.stride_of(round.parents), round.stride_of(round.rows)
     launch(
         winners_kernel, (slots,), round.target, laws, round.spans, owner, round.parents, round.rows, round.seeds,
-        round.positions, winners, round.vocab, round.row_count, round.node_count, *round.strides(round.target),
+        round.positions, winners, tops_for(round.target, slots), round.vocab, round.row_count, round.node_count, *round.strides(round.target),
         scale_bits(round.settings[0]), round.seed, round.position, round.max_depth, parents_stride, rows_stride,
-        BLOCK=race_tile(round.target),
+        TILES=race_tiles(round.target),
     )  # fmt: skip
     launch(
         race_walk_kernel, (round.batch,), round.spans, winners, round.emitted, round.path, round.num_accepted,

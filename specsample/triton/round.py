@@ -4,7 +4,7 @@ import importlib
 
 import torch
 
-from .launch import LAST, LAST_BLOCK, laws_of, launch, per_row, race_tile
+from .launch import LAST, laws_of, launch, per_row, race_tiles, tops_for
 from .walk import FEW, MAX_NODES, finish_kernel, logprobs_kernel
 
 
@@ -92,9 +92,9 @@ class Round:
     def finish(self, laws, draft_laws, stops, weights):
         launch(
             finish_kernel, (self.batch,), self.target, self.draft, laws, draft_laws, self.spans, self.seeds, self.positions,
-            stops, weights, self.emitted, self.vocab, 0 if self.draft is None else self.draft.shape[-1], self.row_count,
+            stops, weights, self.emitted, tops_for(self.target, self.batch), self.vocab, 0 if self.draft is None else self.draft.shape[-1], self.row_count,
             self.draft_count, *self.strides(self.target), *self.strides(self.draft), self.seed, self.position,
-            self.max_depth, BLOCK=race_tile(self.target, LAST_BLOCK, draft=self.draft), **LAST,
+            self.max_depth, TILES=race_tiles(self.target, self.draft), **LAST,
         )  # fmt: skip
 
     def logprobs(self, laws):

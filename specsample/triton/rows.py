@@ -4,10 +4,11 @@ import torch
 import triton
 import triton.language as tl
 
+from .groups import FAR, Race, read_tops, room_of, winner_of, winner_of_law
 from .kernel import Kernel
-from .launch import BLOCK, laws_of, launch, per_row, plain, race_tile, scale_bits
+from .launch import BLOCK, laws_of, launch, per_row, plain, race_tiles, scale_bits, tops_for
 from .law import FIELDS, LARGEST, Law, key, load_law, load_logits, number
-from .passes import FAR, Tokens, is_in, race, race_after
+from .passes import Tokens, is_in
 from .streams import CLOCK, DISTINCT, DRAFT, spread, stream
 from .tree import law_without
 
@@ -25,8 +26,8 @@ def law_or_plain(laws, at, scale):
 
 @Kernel
 def race_kernel(
-    logits, laws, out, seeds, positions, depths, nodes, vocab, stride, scale, seed, position, depth, node, k,
-    PURPOSE: tl.constexpr, BLOCK: tl.constexpr,
+    logits, laws, out, tops, seeds, positions, depths, nodes, vocab, stride, scale, seed, position, depth, node, k,
+    PURPOSE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """out int64 [R, k]: child j of row i is the winner of the row's race on stream (position + depth, slot node + j)."""
     at = tl.program_id(0).to(tl.int64)
@@ -34,26 +35,26 @@ def race_kernel(
     law = law_or_plain(laws, i, scale)
     where = spread(position, positions, i, 0) + spread(depth, depths, i, 0)
     s = stream(spread(seed, seeds, i, 1), where, PURPOSE, spread(node, nodes, i, 0) + j)
-    tl.store(out + at, race(logits + i * stride, vocab, law, s, laws is not None, BLOCK))
+    tl.store(out + at, winner_of_law(logits + i * stride, vocab, law, s, laws is not None, tops + at * room_of(vocab), TILES))
 
 
 @triton.jit
-def race_without(row, vocab, law, listed, s, BLOCK: tl.constexpr):
+def race_without(row, vocab, law, listed, s, tops, TILES: tl.constexpr):
     """Winner of the race among the tokens that are not listed, relative to the largest of these: int64, −1 where none."""
     winner = tl.full((), -1, tl.int64)
-    rest = law_without(row, vocab, law, listed, BLOCK // 4)  # it reads eight at a time, and beside a race
+    rest = law_without(row, vocab, law, listed, 32 * TILES)
     if rest.only == -1:
-        _score, winner = race_after(row, vocab, rest, listed, s, float("inf"), 0, True, BLOCK)
+        _score, winner = winner_of(Race(row, vocab, rest, s, listed, float("inf"), 0, (), False), tops)
     return winner
 
 
 @Kernel
 def arrivals_kernel(
-    logits, laws, out, seeds, positions, depths, nodes, vocab, stride, seed, position, depth, node, k,
-    PURPOSE: tl.constexpr, BLOCK: tl.constexpr,
+    logits, laws, out, tops, seeds, positions, depths, nodes, vocab, stride, seed, position, depth, node, k,
+    PURPOSE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """out int64 [R, k], −1 at the start: the first k arrivals of the race of each row on stream (position + depth, slot node), in
-    order; one pass over the row each. Those far below the first are found relative to the largest logit that is left."""
+    order; all from one reading of it. Those far below the first are found relative to the largest logit that is left."""
     i = tl.program_id(0).to(tl.int64)
     law = load_law(laws + i * FIELDS)
     where = spread(position, positions, i, 0) + spread(depth, depths, i, 0)
@@ -61,15 +62,17 @@ def arrivals_kernel(
     if law.only >= 0:
         tl.store(out + i * k, law.only)
     elif law.only == -1:
+        tops += i * room_of(vocab)
+        read_tops(logits + i * stride, vocab, tops, TILES)
         score, last = tl.full((), float("inf"), tl.float64), tl.full((), 0, tl.int64)
         j = k * 0
         row = logits + i * stride
         while (j < k) & (last >= 0):
             if (tl.abs(score) <= FAR) | (j == 0):
-                score, last = race_after(row, vocab, law, None, s, score, last, True, BLOCK)
+                score, last = winner_of(Race(row, vocab, law, s, (), score, last, (), False), tops)
             if tl.abs(score) > FAR:
                 tl.debug_barrier()
-                last = race_without(row, vocab, law, Tokens(out + i * k, j), s, BLOCK)
+                last = race_without(row, vocab, law, Tokens(out + i * k, j), s, tops, TILES)
             tl.store(out + i * k + j, last)
             j += 1
 
@@ -99,7 +102,7 @@ def topk_kernel(logits, laws, out, vocab, stride, k, width, BLOCK: tl.constexpr)
 
 
 @Kernel
-def rest_kernel(logits, laws, out, seeds, positions, nodes, vocab, stride, seed, position, node, k, BLOCK: tl.constexpr):
+def rest_kernel(logits, laws, out, tops, seeds, positions, nodes, vocab, stride, seed, position, node, k, TILES: tl.constexpr):
     """out int64 [R, k], of which the last is still to come: one drawn from the rest of each row."""
     i = tl.program_id(0).to(tl.int64)
     law = load_law(laws + i * FIELDS)
@@ -107,9 +110,12 @@ def rest_kernel(logits, laws, out, seeds, positions, nodes, vocab, stride, seed,
     winner = tl.where((law.only >= 0) & (is_in(law.only, listed) == 0), law.only, -1)
     if law.only == -1:
         s = stream(spread(seed, seeds, i, 1), spread(position, positions, i, 0), DRAFT, spread(node, nodes, i, 0) + k - 1)
-        score, winner = race_after(logits + i * stride, vocab, law, listed, s, float("inf"), 0, True, BLOCK)
+        row = logits + i * stride
+        tops += i * room_of(vocab)
+        read_tops(row, vocab, tops, TILES)
+        score, winner = winner_of(Race(row, vocab, law, s, listed, float("inf"), 0, (), False), tops)
         if tl.abs(score) > FAR:
-            winner = race_without(logits + i * stride, vocab, law, listed, s, BLOCK)
+            winner = race_without(row, vocab, law, listed, s, tops, TILES)
     tl.store(out + i * k + k - 1, winner)
 
 
@@ -139,19 +145,21 @@ def draft(
         node, nodes = 0, None
     else:
         depth, depths = 0, None
-    common, stride, tile = (logits, laws, out), logits.stride(0), race_tile(logits)
+    common, stride, tiles = (logits, laws, out), logits.stride(0), race_tiles(logits)
     if kind in ("topk", "top"):
         if likeliest:
             launch(topk_kernel, (count,), *common, vocab, stride, likeliest, k, BLOCK=BLOCK)
         if kind == "top":
-            launch(rest_kernel, (count,), *common, seeds, positions, nodes, vocab, stride, seed, position, node, k, BLOCK=tile)
+            numbers = (vocab, stride, seed, position, node, k)
+            launch(rest_kernel, (count,), *common, tops_for(logits, count), seeds, positions, nodes, *numbers, TILES=tiles)
         return out
     streams = (seeds, positions, depths, nodes, vocab, stride)
     numbers = (seed, position, depth, node, k)
     if ordered:
-        launch(arrivals_kernel, (count,), *common, *streams, *numbers, PURPOSE=purpose, BLOCK=tile)
+        launch(arrivals_kernel, (count,), *common, tops_for(logits, count), *streams, *numbers, PURPOSE=purpose, TILES=tiles)
     else:
-        launch(race_kernel, (count * k,), *common, *streams, scale_bits(sampling), *numbers, PURPOSE=purpose, BLOCK=tile)
+        tops, scale = tops_for(logits, count * k), scale_bits(sampling)
+        launch(race_kernel, (count * k,), *common, tops, *streams, scale, *numbers, PURPOSE=purpose, TILES=tiles)
     return out
 
 

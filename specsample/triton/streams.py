@@ -1,7 +1,10 @@
 """Philox4x32-10 and the stream map in Triton: the words, uniforms and clocks of specsample/reference/rng.py, bit for bit.
 
 `tl.philox` is the published generator (tests/test_triton.py holds it against the known answers). Logarithms are taken in
-float64 and only where they decide something: `passes.py` screens with `log2_below` first.
+float64 and only where they decide something: `groups.py` screens with `log2_below` first.
+
+The 32 tokens of a group are eight neighbours in each of the four rows of 256 of a tile of 1024. Here a group goes by the number of its
+word: 4·block + which of the block's four, so that a group's words are found as a token's are. Four tiles have 128 such numbers.
 """
 
 from typing import NamedTuple
@@ -12,6 +15,8 @@ import triton.language as tl
 CLOCK, ACCEPT, RESIDUAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 SELECT, DRAFT, DISTINCT = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
 REFINE_BELOW = tl.constexpr(4096)
+REFINE_BLOCK, GROUP_BLOCK = tl.constexpr(1 << 31), tl.constexpr(1 << 30)  # bits of a block that name a sub-stream
+GROUP, LANES, ROW, TILE = tl.constexpr(32), tl.constexpr(32), tl.constexpr(256), tl.constexpr(1024)  # tokens; groups of a tile
 _TO_UNIT = tl.constexpr(2.0**-32)
 
 
@@ -36,38 +41,60 @@ def philox_of(s, block):
 
 
 @triton.jit
-def least_words(s, first, BLOCK: tl.constexpr):
-    """The least word of every four of the tokens first .. first + 4·BLOCK − 1 (first a multiple of 4): uint32 [BLOCK]"""
-    r0, r1, r2, r3 = philox_of(s, (first // 4 + tl.arange(0, BLOCK)).to(tl.uint32))
-    return tl.minimum(tl.minimum(r0, r1), tl.minimum(r2, r3))
+def words_of(s, numbers, SUB: tl.constexpr):
+    """The words of numbers (of tokens, or with GROUP_BLOCK in SUB of groups) in a sub-stream: uint32 like numbers"""
+    r0, r1, r2, r3 = philox_of(s, (numbers >> 2).to(tl.uint32) | SUB)
+    return of_four(r0, r1, r2, r3, numbers)
 
 
 @triton.jit
-def words_of(s, ids, refine: tl.constexpr):
-    """The word of each token: uint32 like ids"""
-    block = (ids >> 2).to(tl.uint32)
-    if refine:
-        block = block | 0x80000000
-    r0, r1, r2, r3 = philox_of(s, block)
-    return tl.where((ids & 2) == 0, tl.where((ids & 1) == 0, r0, r1), tl.where((ids & 1) == 0, r2, r3))
+def of_four(r0, r1, r2, r3, at):
+    return tl.where((at & 2) == 0, tl.where((at & 1) == 0, r0, r1), tl.where((at & 1) == 0, r2, r3))
 
 
 @triton.jit
-def log_clocks(s, ids, r):
-    """log E of the exponential clocks E = −log1p(−u) of tokens whose words are r: float64"""
+def group_words(s, first, COUNT: tl.constexpr):
+    """A of the groups first .. first + COUNT − 1, first a multiple of 4: uint32 [COUNT / 4, 4]"""
+    r0, r1, r2, r3 = philox_of(s, (first // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)[:, None] | GROUP_BLOCK)
+    return of_four(r0, r1, r2, r3, tl.arange(0, 4)[None, :])
+
+
+@triton.jit
+def token_of(group, place):
+    """Token at a place of a group"""
+    return (group >> 7) * (4 * TILE) + (group & 3) * TILE + ((group >> 2) & 31) * 8 + (place >> 3) * ROW + (place & 7)
+
+
+@triton.jit
+def least_clocks(s, groups):
+    """(the least clock M of each group, float64, and the place of its token)"""
+    second = words_of(s, groups, GROUP_BLOCK | REFINE_BLOCK)
+    u = unit(words_of(s, groups, GROUP_BLOCK), second & 0x7FFFFFF, 2.0**-27)
+    return exponential(u) / GROUP, (second >> 27).to(tl.int32)
+
+
+@triton.jit
+def clocks(s, groups):
+    """The clocks of the groups' tokens, float64, and these: both like groups [n, 1, 1], their places as [n, 8, 4]"""
+    least, first = least_clocks(s, groups)
+    four, at = tl.arange(0, 8)[None, :, None], tl.arange(0, 4)[None, None, :]  # of one block
+    ids = token_of(groups, 4 * four)
+    r0, r1, r2, r3 = philox_of(s, (ids >> 2).to(tl.uint32))
+    r = of_four(r0, r1, r2, r3, at)
     refined = r * 0
-    if tl.max((r < REFINE_BELOW).to(tl.int32), 0) > 0:
-        refined = words_of(s, ids, True)
-    return log_exponential(unit(r, refined))
+    if tl.max((r < REFINE_BELOW).to(tl.int32)) > 0:
+        r0, r1, r2, r3 = philox_of(s, (ids >> 2).to(tl.uint32) | REFINE_BLOCK)
+        refined = of_four(r0, r1, r2, r3, at)
+    own = tl.where(4 * four + at == first, 0.0, exponential(unit(r, refined, _TO_UNIT)))
+    return least + own, ids + at
 
 
 @triton.jit
-def log_exponential(u):
-    """log(−log1p(−u)), accurate in relative terms for small u: log1p(x) = log(w)·x/(w − 1) with w = 1 + x rounded."""
+def exponential(u):
+    """−log1p(−u), accurate in relative terms for small u: log1p(x) = log(w)·x/(w − 1) with w = 1 + x rounded."""
     w = 1.0 - u
     gap = 1.0 - w
-    clock = tl.where(gap > 0.0, -tl.log(w) * (u / tl.where(gap > 0.0, gap, 1.0)), u)
-    return tl.log(clock)
+    return tl.where(gap > 0.0, -tl.log(w) * (u / tl.where(gap > 0.0, gap, 1.0)), u)
 
 
 @triton.jit
@@ -79,9 +106,9 @@ def log2_below(r):
 
 
 @triton.jit
-def unit(r, refined):
-    """Uniforms of words and of the words that refine them: float64"""
-    fraction = tl.where(r < REFINE_BELOW, (refined.to(tl.float64) + 0.5) * _TO_UNIT, 0.5)
+def unit(r, second, SECOND: tl.constexpr):
+    """Uniforms of words and of the numbers that refine them, in units of SECOND: float64"""
+    fraction = tl.where(r < REFINE_BELOW, (second.to(tl.float64) + 0.5) * SECOND, 0.5)
     return (r.to(tl.float64) + fraction) * _TO_UNIT
 
 
@@ -90,8 +117,8 @@ def uniform_pair(s):
     """The uniforms of the words 0 and 1: float64"""
     zero = s.tag * 0
     r0, r1, _r2, _r3 = philox_of(s, zero)
-    refined0, refined1, _s2, _s3 = philox_of(s, zero | 0x80000000)
-    return unit(r0, refined0), unit(r1, refined1)
+    refined0, refined1, _s2, _s3 = philox_of(s, zero | REFINE_BLOCK)
+    return unit(r0, refined0, _TO_UNIT), unit(r1, refined1, _TO_UNIT)
 
 
 @triton.jit

@@ -15,11 +15,12 @@ import triton
 import triton.language as tl
 
 from .coupling import TABLES
+from .groups import last_race, room_of
 from .histogram import SPARE, Pair
 from .kernel import Kernel
-from .launch import ALONE, ALONE_RACE, SHARE_ALONE, launch, race_tile
+from .launch import ALONE, ALONE_BLOCK, launch, race_tiles, tops_for
 from .law import BROKEN, FIELDS, Law, load_law, load_logits, prob, weights
-from .passes import Residual, is_in, last_race
+from .passes import Residual, is_in
 from .streams import spread
 from .walk import (
     FEW, at_node, draft_rows_of, first_of, last_stream, load_nodes, row_base, span_of, start_of, target_row,
@@ -166,17 +167,17 @@ def root_exists(b, span, spans, rows_of, s2):
 
 @Kernel
 def tree_kernel(
-    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, listed, sums, tables,
+    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, listed, sums, tables, tops,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
     s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node,
-    STEP: tl.constexpr, BLOCK: tl.constexpr, RACE: tl.constexpr,
+    STEP: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
     sums, tables = sums + b * 2 * (bins + SPARE), tables + b * TABLES * (bins + SPARE)
-    marks = marks_of(marks, b, span, spans, count)
+    marks, tops = marks_of(marks, b, span, spans, count), tops + b * room_of(vocab)
     depth, races, token = tl.full((), 0, tl.int32), b * 0, b * 0
     going = root_exists(b, span, spans, rows_of, s2)
     while going:
@@ -191,7 +192,7 @@ def tree_kernel(
         going = token >= 0
         if token < 0:
             s = last_stream(seed, position, depth, at.count > 0, races)
-            token = tl.maximum(last_race(pair.row, vocab, pair.target, s, rest, at.count > 0, RACE), -1)
+            token = tl.maximum(last_race(pair.row, vocab, pair.target, s, rest, at.count > 0, tops, TILES), -1)
             lanes = tl.arange(0, MAX_SIBLINGS)
             x, _node = child(at, lanes)
             going = tl.max(((x == token) & (lanes < takes)).to(tl.int32), 0) > 0
@@ -219,11 +220,10 @@ def tree_args(round, bins, tables=1):
     tensors, numbers, _constants = round.nodes_args(draft_laws)
     return (
         round.target, draft, laws, round.spans, round.seeds, round.positions, round.emitted, round.path, round.num_accepted,
-        marks, listed, sums, tables, *tensors, round.vocab, draft.shape[-1], round.row_count, round.node_count,
-        *round.strides(round.target), *round.strides(draft), round.seed, round.position, round.max_depth, bins, *numbers,
+        marks, listed, sums, tables, tops_for(round.target, batch), *tensors, round.vocab, draft.shape[-1], round.row_count,
+        round.node_count, *round.strides(round.target), *round.strides(draft), round.seed, round.position, round.max_depth, bins, *numbers,
     )  # fmt: skip
 
 
 def tree_constants(round):
-    tile = race_tile(round.target, ALONE_RACE, SHARE_ALONE, round.draft)
-    return {"RACE": tile} | ALONE
+    return {"BLOCK": ALONE_BLOCK, "TILES": race_tiles(round.target, round.draft)} | ALONE

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .groups import last_race, room_of
 from .kernel import Kernel
 from .law import BROKEN, FIELDS, Law, load_law, load_logits
-from .passes import draft_left, last_race
+from .passes import draft_left
 from .streams import ACCEPT, CLOCK, RESIDUAL, Stream, spread, stream, uniform
 
 MAX_NODES, FEW = 1024, tl.constexpr(64)  # nodes of a request, and how many are looked at together where it has no more
@@ -166,9 +167,9 @@ def store_stop(stops, b, kind, depth, row, draft):
 
 @Kernel
 def finish_kernel(
-    target, draft, laws, draft_laws, spans, seeds, positions, stops, weights, out,
+    target, draft, laws, draft_laws, spans, seeds, positions, stops, weights, out, tops,
     vocab, draft_vocab, rows, draft_count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
-    BLOCK: tl.constexpr,
+    TILES: tl.constexpr,
 ):  # fmt: skip
     """The token that each request emits where its walk stopped: of the target's law on the token's own clocks (BONUS), or of
     (weight·t − d)⁺ on the round's residual stream (REST; where nothing is left, of the target's law)."""
@@ -188,7 +189,7 @@ def finish_kernel(
             draft_law = load_law(draft_laws + drawn * FIELDS)
         rest = draft_left(draft_row, draft_vocab, draft_law, tl.load(weights + b))
         s = last_stream(key, here, depth, kind == REST, b * 0)
-        winner = last_race(row, vocab, law, s, rest, kind == REST, BLOCK)
+        winner = last_race(row, vocab, law, s, rest, kind == REST, tops + b * room_of(vocab), TILES)
         tl.store(out + b * (max_depth + 1) + depth, winner)
 
 
