@@ -107,15 +107,17 @@ def _groups(words, second, least, first, clocks, ids, seed, position, slot, PURP
     at = tl.program_id(0).to(tl.int64)
     seed, position = streams.spread(seed, None, at, 1), streams.spread(position, None, at, 0)
     s = streams.stream(seed, position, PURPOSE, slot.to(tl.int64))
-    groups, places = tl.arange(0, GROUPS), tl.arange(0, 32)
-    where = groups[:, None] * 32 + places[None, :]
-    tl.store(words + groups, streams.group_words(s, 0, GROUPS).to(tl.int64))
+    groups = tl.arange(0, GROUPS)
+    place = 4 * tl.arange(0, 8)[None, :, None] + tl.arange(0, 4)[None, None, :]
+    where = groups[:, None, None] * 32 + place
+    tl.store(words + groups, tl.reshape(streams.group_words(s, 0, GROUPS), (GROUPS,)).to(tl.int64))
     tl.store(second + groups, streams.words_of(s, groups, streams.GROUP_BLOCK | streams.REFINE_BLOCK).to(tl.int64))
     clock, place = streams.least_clocks(s, groups)
     tl.store(least + groups, clock)
     tl.store(first + groups, place)
-    tl.store(clocks + where, streams.clocks(s, groups, places))
-    tl.store(ids + where, streams.token_of(groups[:, None], places[None, :]))
+    clock, token = streams.clocks(s, groups[:, None, None])
+    tl.store(clocks + where, clock)
+    tl.store(ids + where, token)
 
 
 def groups_of_stream(seed, position, purpose, slot):
@@ -150,21 +152,22 @@ def test_clocks_in_groups(stream):
 def test_clocks_at_the_ends_of_the_range(monkeypatch):
     """Words that are refined and words next to 2³², which random streams meet once in a million, of tokens and of groups."""
     ends = torch.tensor([0, 1, 5, 4095, 4096, 4097, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 2, (1 << 32) - 1])
-    of, words, groups = streams.words_of, ss.reference.rng.words, ss.reference.rng.group_words
+    words, groups, right = ss.reference.rng.words, ss.reference.rng.group_words, streams.philox_of
     forced = lambda n: ends[torch.arange(n) % 11][None]  # noqa: E731
 
-    def words_of(s, numbers, sub):
-        sub = getattr(sub, "value", sub)
-        if sub & streams.REFINE_BLOCK.value:
-            return of(s, numbers, sub)
-        if sub:  # by the number of a group in the reference
-            numbers = (numbers >> 7) * 128 + (numbers & 3) * 32 + ((numbers >> 2) & 31)
-        r = tl.full(numbers.shape, 7, tl.uint32)
-        for i, x in enumerate(ends.tolist()):
-            r = tl.where(numbers % 11 == i, tl.full(numbers.shape, x, tl.uint32), r)
-        return r
+    def philox_of(s, block):
+        sub = int(block.handle.data.flat[0]) >> 30
+        if sub & 2:
+            return right(s, block)
+        four, out = (block & 0x3FFFFFFF).to(tl.int32), []
+        for i in range(4):
+            number = (four >> 5) * 128 + 32 * i + (four & 31) if sub else 4 * four + i  # the reference's
+            out.append(tl.full(number.shape, 7, tl.uint32))
+            for j, x in enumerate(ends.tolist()):
+                out[i] = tl.where(number % 11 == j, tl.full(number.shape, x, tl.uint32), out[i])
+        return out
 
-    monkeypatch.setattr(streams, "words_of", words_of)
+    monkeypatch.setattr(streams, "philox_of", philox_of)
     rng = ss.reference.rng
     monkeypatch.setattr(rng, "words", lambda *a, refine=False: words(*a, refine=refine) if refine else forced(a[-1]))
     monkeypatch.setattr(rng, "group_words", lambda *a, second=False: groups(*a, second=second) if second else forced(a[-1]))

@@ -15,13 +15,23 @@ import triton.language as tl
 
 from . import launch
 from .law import LARGEST, LOG2E, Law, load_logits, raw_logits
-from .passes import is_in, residual_above, residual_weights
-from .streams import GROUP, LANES, ROW, TILE, clocks, group_words, log2_below, token_of
+from .passes import SLACK, TINY, is_in, residual_above, residual_weights
+from .streams import GROUP, LANES, ROW, TILE, clocks, group_words, log2_above, log2_below, token_of
 
 FAR = tl.constexpr(1e6)  # scores beyond it, not relative to the row's maximum, would cost the clocks digits
 PIECE = tl.constexpr(launch.PIECE)
-OPENED = tl.constexpr(16)  # groups that are opened at a time
+OPENED = tl.constexpr(8)  # groups that are opened at a time
 _NO_ID = tl.constexpr(2147483647)
+_LANE_BITS = tl.constexpr(-1 ^ 0x307)  # of a token: those of its group's first
+
+
+class Scale(NamedTuple):
+    """How tops become log2 of weights: (top − base)·factor + offset of those that are `least` or more"""
+
+    base: object  # float32
+    factor: object
+    offset: object
+    least: object
 
 
 class Race(NamedTuple):
@@ -36,12 +46,19 @@ class Race(NamedTuple):
     after_id: object  # or equal with a larger id
     rest: object  # passes.Residual; (): never
     weighted: object  # whether the weights are those of `rest`
+    scale: object  # Scale
 
 
 @triton.jit
-def race_of(row, vocab, law, s):
-    """The whole race of a law"""
-    return Race(row, vocab, law, s, (), float("inf"), 0, (), False)
+def scale_of(law):
+    """Of tops that are logits"""
+    return Scale(law.max, (law.scale * LOG2E).to(tl.float32), 0.0, law.cutoff)
+
+
+@triton.jit
+def race_of(row, vocab, law, s, exclude, after, after_id):
+    """The race of a law"""
+    return Race(row, vocab, law, s, exclude, after, after_id, (), False, scale_of(law))
 
 
 @triton.jit
@@ -86,15 +103,43 @@ def read_tops(row, vocab, tops, TILES: tl.constexpr):
 
 
 @triton.jit
+def log2_ratio(z, y, law, other):
+    """An upper bound of log2 (t/d) + log2 (mass of t/mass of d), float32: −inf without t, +inf without d"""
+    a, b = (law.scale * (LOG2E * (1 - 2.0**-21))).to(tl.float32), (other.scale * (LOG2E * (1 + 2.0**-21))).to(tl.float32)
+    ratio = tl.where(y >= other.cutoff, (z - law.max) * a - (y - other.max) * b, float("inf"))
+    return tl.where(z >= law.cutoff, ratio, float("-inf"))
+
+
+@triton.jit
 def residual_tops(row, vocab, law, rest, tops, TILES: tl.constexpr):
-    """Write a bound of log2 of the weights of each group."""
+    """Write a bound of log2 of the weights of each group: of the largest t, and of what the least d/t leaves of it. With ratios ρ by
+    bin it is that of the largest weight."""
     tl.debug_barrier()
+    most, floor = tl.maximum(rest.scale.to(tl.float32), TINY) * (1 + SLACK), rest.floor.to(tl.float32) * (1 + SLACK)
+    shift = (tl.log(law.mass / rest.law.mass) * LOG2E).to(tl.float32)
+    scale, mass = (law.scale * LOG2E).to(tl.float32), (tl.log(law.mass) * LOG2E).to(tl.float32)
     for first in range(0, vocab, TILE * TILES):
         ids = row_ids(first, TILES)
-        a, b = residual_above(row, vocab, law, rest, ids), residual_above(row, vocab, law, rest, ids + ROW)
-        c, d = residual_above(row, vocab, law, rest, ids + 2 * ROW), residual_above(row, vocab, law, rest, ids + 3 * ROW)
-        top = of_groups(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), TILES)
-        store_tops(tops, first, tl.where(top > 0, tl.log2(tl.where(top > 0, top, 1.0)), float("-inf")), TILES)
+        if len(rest.bins) > 0:
+            a, b = residual_above(row, vocab, law, rest, ids), residual_above(row, vocab, law, rest, ids + ROW)
+            c, d = residual_above(row, vocab, law, rest, ids + 2 * ROW), residual_above(row, vocab, law, rest, ids + 3 * ROW)
+            left = of_groups(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), TILES)
+            top = left * 0.0
+        else:
+            a, b = raw_logits(row, ids, vocab), raw_logits(row, ids + ROW, vocab)
+            c, d = raw_logits(row, ids + 2 * ROW, vocab), raw_logits(row, ids + 3 * ROW, vocab)
+            e, f = raw_logits(rest.row, ids, rest.vocab), raw_logits(rest.row, ids + ROW, rest.vocab)
+            g, h = raw_logits(rest.row, ids + 2 * ROW, rest.vocab), raw_logits(rest.row, ids + 3 * ROW, rest.vocab)
+            ratio = tl.maximum(log2_ratio(a, e, law, rest.law), log2_ratio(b, f, law, rest.law))
+            ratio = tl.maximum(ratio, tl.maximum(log2_ratio(c, g, law, rest.law), log2_ratio(d, h, law, rest.law)))
+            top = of_groups(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), TILES)
+            top = tl.where(top >= law.cutoff, (top - law.max) * scale - mass, float("-inf"))
+            left = tl.maximum(most - tl.exp2(shift - of_groups(ratio, TILES)) * (1 - SLACK), floor)
+            if len(rest.without) > 0:
+                lane = first + TILE * tl.arange(0, TILES)[:, None] + 8 * tl.arange(0, LANES)[None, :]
+                for j in range(0, rest.without.count):
+                    left = tl.where((tl.load(rest.without.first + j) & _LANE_BITS) == lane, most, left)
+        store_tops(tops, first, tl.where(left > 0, top + log2_above(left), float("-inf")), TILES)
     tl.debug_barrier()
 
 
@@ -109,12 +154,8 @@ def ceilings(race, tops, first):
     group = first + places_of_piece()
     lies = (group & -128) + (group & 3) * LANES + ((group >> 2) & 31)
     top = tl.load(tops + lies, mask=token_of(group, 0) < race.vocab, other=float("-inf"))
-    base, scale, least = race.law.max, (race.law.scale * LOG2E).to(tl.float32), race.law.cutoff
-    if len(race.rest) > 0:
-        base, scale = tl.where(race.weighted, 0.0, base), tl.where(race.weighted, 1.0, scale)
-        least = tl.where(race.weighted, -LARGEST, least)
-    log2_least = log2_below(group_words(race.stream, first, PIECE)) - 5  # M >= u/32
-    return tl.where(top >= least, (top - base) * scale - log2_least, float("-inf"))
+    weight = tl.where(top >= race.scale.least, (top - race.scale.base) * race.scale.factor + race.scale.offset, float("-inf"))
+    return weight - (log2_below(group_words(race.stream, first, PIECE)) - 5)  # M >= u/32
 
 
 @triton.jit
@@ -145,18 +186,18 @@ def score_of(race, groups):
 @triton.jit
 def open_held(race, ceiling, group, best, best_id):
     """(best, best_id) or a better token of the groups [PIECE / 4, 4] that may hold one, the highest of each lane first"""
-    ceiling = tl.reshape(ceiling, (OPENED, PIECE // OPENED))
-    group = tl.reshape(group, (OPENED, PIECE // OPENED))
-    highest = tl.max(ceiling, 1)
+    ceiling = tl.reshape(ceiling, (PIECE // 4 // OPENED, OPENED, 4))
+    group = tl.reshape(group, (PIECE // 4 // OPENED, OPENED, 4))
+    highest = tl.max(tl.max(ceiling, 2), 0)
     while may_win(tl.max(highest, 0), best):
-        chosen = tl.min(tl.where(ceiling == highest[:, None], group, _NO_ID), 1)
+        chosen = tl.min(tl.min(tl.where(ceiling == highest[None, :, None], group, _NO_ID), 2), 0)
         score, ids = score_of(race, chosen)
         top = tl.max(score)
         id = tl.min(tl.where(score == top, ids, _NO_ID))
         better = (top > best) | ((top == best) & (id < best_id))
         best, best_id = tl.where(better, top, best), tl.where(better, id, best_id)
-        ceiling = tl.where(group == chosen[:, None], float("-inf"), ceiling)
-        highest = tl.max(ceiling, 1)
+        ceiling = tl.where(group == chosen[None, :, None], float("-inf"), ceiling)
+        highest = tl.max(tl.max(ceiling, 2), 0)
     return best, best_id
 
 
@@ -177,8 +218,9 @@ def winner_of(race, tops):
             next = tl.maximum(next, tl.minimum(held, ceiling))
             at = tl.where(ceiling > held, first, at)
             held = tl.maximum(held, ceiling)
+        beyond = tl.max(next)
         best, best_id = open_held(race, held, at + places_of_piece(), best, best_id)
-        more = may_win(tl.max(next), best)
+        more = may_win(beyond, best)
         last, last_at = held, at
     return best, best_id.to(tl.int64)
 
@@ -199,7 +241,7 @@ def winner_of_law(row, vocab, law, s, known, tops, TILES: tl.constexpr):
         here = law
         if not known:
             here = relative_to(law, peak)
-        _score, winner = winner_of(race_of(row, vocab, here, s), tops)
+        _score, winner = winner_of(race_of(row, vocab, here, s, (), float("inf"), 0), tops)
     return tl.maximum(winner, -1)
 
 
@@ -208,12 +250,19 @@ def last_race(row, vocab, law, s, rest, use_rest, tops, TILES: tl.constexpr):
     """The token that a round ends with, of a law with its mass: the residual's winner where `use_rest`, of the target's law
     where that is not asked for or nothing is left (the draft covers the target up to rounding)."""
     winner, tries = law.only, tl.where(use_rest, 2, 1)
+    finite = (law.max < LARGEST) & (rest.law.max < LARGEST)
     while (winner < 0) & (tries > 0):
-        if use_rest:
+        both = use_rest & (rest.law.only < 0) & finite  # otherwise t alone bounds the weights: d is one token's, or few have any
+        scale = scale_of(law)
+        if both:
             residual_tops(row, vocab, law, rest, tops, TILES)
+            scale = Scale(scale.base * 0.0, scale.factor * 0.0 + 1.0, 0.0, -LARGEST)
         else:
             read_tops(row, vocab, tops, TILES)
-        _score, winner = winner_of(Race(row, vocab, law, s, (), float("inf"), 0, rest, use_rest), tops)
+        offset = tl.where(use_rest & (both == 0), tl.log(rest.scale / law.mass) * LOG2E, 0.0).to(tl.float32)
+        scale = Scale(scale.base, scale.factor, offset, scale.least)
+        race = Race(row, vocab, law, s, (), float("inf"), 0, rest, use_rest, scale)
+        _score, winner = winner_of(race, tops)
         use_rest = use_rest & (winner >= 0)
         tries -= 1
     return winner

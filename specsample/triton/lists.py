@@ -72,7 +72,7 @@ def lists_kernel(
             read_tops(logits, vocab, tops, TILES)
         while (number < MAX_LISTS) & (law.only == -1):
             s = stream(seed, position + depth, CLOCK, number.to(tl.int64))
-            score, id = winner_of(race_of(logits, vocab, law, s), tops)
+            score, id = winner_of(race_of(logits, vocab, law, s, (), float("inf"), 0), tops)
             better = (score > best) | ((score == best) & (id < winner))
             best, winner = tl.where(better, score, best), tl.where(better, id, winner)
             number = tl.min(tl.where(ends & (list > number), list, MAX_LISTS), 0)

@@ -8,8 +8,8 @@ import triton.language as tl
 from .histogram import Pair, binned, ratio_in, ratios_of
 from .law import load_logits, prob, weights
 
-_SLACK = tl.constexpr(2.0**-15)  # float32's relative error of a probability is at most half of this
-_TINY = tl.constexpr(2.0**-100)  # below it float32 loses digits, or all
+SLACK = tl.constexpr(2.0**-15)  # float32's relative error of a probability is at most half of this
+TINY = tl.constexpr(2.0**-100)  # below it float32 loses digits, or all
 
 
 class Tokens(NamedTuple):
@@ -85,8 +85,8 @@ def residual_above(row, vocab, law, rest, ids):
     if len(rest.without) > 0:
         d = tl.where(is_in(ids, rest.without), 0.0, d)
     share = rest.scale.to(tl.float32) * t
-    w = tl.maximum(share * (1 + _SLACK) - d * (1 - _SLACK), rest.floor.to(tl.float32) * t * (1 + _SLACK))
-    w = tl.maximum(w, tl.where(share < _TINY, _TINY, 0.0))  # what float32 may have lost
+    w = tl.maximum(share * (1 + SLACK) - d * (1 - SLACK), rest.floor.to(tl.float32) * t * (1 + SLACK))
+    w = tl.maximum(w, tl.where(share < TINY, TINY, 0.0))  # what float32 may have lost
     if len(rest.gone) > 0:
         w = tl.where(is_in(ids, rest.gone), 0.0, w)
     return tl.where(ids < vocab, w, 0.0)

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .groups import FAR, Race, read_tops, room_of, winner_of, winner_of_law
+from .groups import FAR, race_of, read_tops, room_of, winner_of, winner_of_law
 from .kernel import Kernel
 from .launch import BLOCK, laws_of, launch, per_row, plain, race_tiles, scale_bits, tops_for
 from .law import FIELDS, LARGEST, Law, key, load_law, load_logits, number
@@ -44,7 +44,7 @@ def race_without(row, vocab, law, listed, s, tops, TILES: tl.constexpr):
     winner = tl.full((), -1, tl.int64)
     rest = law_without(row, vocab, law, listed, 32 * TILES)
     if rest.only == -1:
-        _score, winner = winner_of(Race(row, vocab, rest, s, listed, float("inf"), 0, (), False), tops)
+        _score, winner = winner_of(race_of(row, vocab, rest, s, listed, float("inf"), 0), tops)
     return winner
 
 
@@ -69,7 +69,7 @@ def arrivals_kernel(
         row = logits + i * stride
         while (j < k) & (last >= 0):
             if (tl.abs(score) <= FAR) | (j == 0):
-                score, last = winner_of(Race(row, vocab, law, s, (), score, last, (), False), tops)
+                score, last = winner_of(race_of(row, vocab, law, s, (), score, last), tops)
             if tl.abs(score) > FAR:
                 tl.debug_barrier()
                 last = race_without(row, vocab, law, Tokens(out + i * k, j), s, tops, TILES)
@@ -113,7 +113,7 @@ def rest_kernel(logits, laws, out, tops, seeds, positions, nodes, vocab, stride,
         row = logits + i * stride
         tops += i * room_of(vocab)
         read_tops(row, vocab, tops, TILES)
-        score, winner = winner_of(Race(row, vocab, law, s, listed, float("inf"), 0, (), False), tops)
+        score, winner = winner_of(race_of(row, vocab, law, s, listed, float("inf"), 0), tops)
         if tl.abs(score) > FAR:
             winner = race_without(row, vocab, law, listed, s, tops, TILES)
     tl.store(out + i * k + k - 1, winner)

@@ -106,6 +106,12 @@ def log2_below(r):
 
 
 @triton.jit
+def log2_above(x):
+    """An upper bound of log2 x, at most .09 above it: float32 like x"""
+    return x.to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-23 - (127 - 0.0862)
+
+
+@triton.jit
 def unit(r, second, SECOND: tl.constexpr):
     """Uniforms of words and of the numbers that refine them, in units of SECOND: float64"""
     fraction = tl.where(r < REFINE_BELOW, (second.to(tl.float64) + 0.5) * SECOND, 0.5)
