@@ -22,7 +22,9 @@ from trees import drafted_tree, drawn_tree
 from triton_memory import guarded
 
 import specsample as ss
-from specsample.triton import SCHEMES, streams
+from specsample.triton import SCHEMES, coupling, groups, histogram, launch, streams
+from specsample.triton.law import load_law, load_logits, number
+from specsample.triton.passes import Residual, Tokens, residual_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SAMPLINGS = (
@@ -195,18 +197,101 @@ def test_bound_of_the_logarithm():
     assert out[words == 0].tolist() == [-67.0]
 
 
+@triton.jit
+def _residual_tops(
+    target, draft, laws, draft_laws, tops, vocab, draft_vocab, scale, floor, listed, count, WITHOUT: tl.constexpr
+):  # fmt: skip
+    law, other = load_law(laws), load_law(draft_laws)
+    without = ()
+    if WITHOUT:
+        without = Tokens(listed, count)
+    rest = Residual(draft, draft_vocab, other, number(scale), number(floor), (), without, ())
+    groups.residual_tops(target, vocab, law, rest, tops, 2)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 0.1, 2.0, "cold", "filtered", "wide", "narrow", "without", "floor"])
+def test_bounds_of_residuals(noise):
+    """Not below log2 of any weight of a group (but for what `may_win` allows), and no more above than the least d/t makes of it (cold
+    laws: of tokens without any weight too)."""
+    V, of = 2500, noise if isinstance(noise, float) else 0.1
+    width = {"wide": 2700, "narrow": 2300}.get(noise, V)
+    target = numbers(1, V, seed=1, scale=3.0)
+    draft = torch.nn.functional.pad(target, (0, max(0, width - V)), value=-1.0)[:, :width] + of * numbers(1, width, seed=2)
+    target[0, 40:50], draft[0, 60:100], target[0, 61] = torch.nan, -torch.inf, -torch.inf
+    if noise == "cold":  # most of it is beyond float32's exponents
+        target, draft = 300 * target, 299 * draft
+    sampling = ss.Sampling(1.0, 700, 0.99) if noise == "filtered" else ss.Sampling(0.9)
+    settings = [float(x) for x in (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)]
+    laws, draft_laws = (launch.laws_of(x, settings, None) for x in (target, draft))
+    scale, floor = (0.7, 0.05) if noise == "floor" else (0.9, 0.0)
+    listed = draft[0].nan_to_num(-torch.inf, neginf=-torch.inf).topk(3).indices
+    tops = launch.tops_for(target, 1)
+    _residual_tops[(1,)](
+        target, draft, laws, draft_laws, tops, V, width, launch.bits(scale), launch.bits(floor), listed, 3, noise == "without"
+    )
+    t, d = (ss.reference.rows.log_probs(x, settings, None)[0].exp() for x in (target, draft))
+    d = torch.nn.functional.pad(d, (0, max(0, V - width)))[:V]
+    d = d.index_fill(0, listed, 0.0) if noise == "without" else d
+    w, group = torch.maximum(scale * t - d, floor * t), ss.reference.rng.group_of(torch.arange(V))
+    of_group = lambda x, how: torch.zeros(96, dtype=torch.float64).scatter_reduce(0, group, x, how, include_self=False)  # noqa: E731
+    log_w = of_group(w.clamp(min=0), "amax").log2()
+    assert (tops[:96] + 2e-3 + 5e-7 * tops[:96].abs().clamp(max=1e6) >= log_w)[log_w > -torch.inf].all() and (log_w > -torch.inf).sum() > (0 if noise == "cold" else 3)
+    ratio = of_group(torch.where(t > 0, d / t, torch.inf), "amin")
+    want = of_group(t, "amax") * torch.maximum((scale - ratio).clamp(min=0), torch.tensor(floor)) + 1e-4 * of_group(t, "amax")
+    kept = want > 2.0**-100
+    assert (tops[:96].double() <= want.log2() + 0.0865)[kept].all() and kept.sum() > 3 or noise == "cold"
+
+
+@triton.jit
+def _binned_tops(target, draft, laws, draft_laws, tops, weights, sums, tables, vocab, k, bins, scale):
+    law, other = load_law(laws), load_law(draft_laws)
+    full = histogram.histogram(
+        histogram.Pair(target, vocab, law, draft, vocab, other), histogram.bins_for(k, bins, vocab, sums, tables), 256
+    )
+    coupling.solve(full)
+    rest = Residual(draft, vocab, other, number(scale), number(scale) * 0.0, full, (), ())
+    groups.residual_tops(target, vocab, law, rest, tops, 2)
+    ids = tl.arange(0, 4096)
+    relative = (load_logits(target, ids, vocab).to(tl.float64) - law.max) * law.scale
+    tl.store(weights + ids, residual_weights(target, vocab, law, relative, ids, rest), mask=ids < vocab)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.9])
+@pytest.mark.parametrize("k, bins, noise", [(2, 1024, 0.1), (2, 16, 0.5), (4, 1024, 1.0), (8, 64, 0.3), (3, 128, "far")])
+def test_bounds_of_residuals_by_bins(k, bins, noise, scale):
+    """The same where the draft counts ρ times, ρ by bins of t/d."""
+    V = 3000
+    target = numbers(1, V, seed=k, scale=3.0)
+    draft = target + (0.2 if noise == "far" else noise) * numbers(1, V, seed=9)
+    if noise == "far":
+        draft[0, ::7] -= 12.0
+        draft[0, 1::7] += 2.0
+    laws, draft_laws = (launch.laws_of(x, [1.0, 0.0, 1.0, 0.0], None) for x in (target, draft))
+    tops, weights = launch.tops_for(target, 1), torch.zeros(V, dtype=torch.float64)
+    sums = torch.zeros(2, bins + 2, dtype=torch.int64)
+    tables = torch.zeros(coupling.TABLES.value, bins + 2, dtype=torch.float64)
+    _binned_tops[(1,)](target, draft, laws, draft_laws, tops, weights, sums, tables, V, k, bins, launch.bits(scale))
+    group = ss.reference.rng.group_of(torch.arange(V))
+    most = torch.zeros(96, dtype=torch.float64).scatter_reduce(0, group, weights.clamp(min=0), "amax")
+    assert (tops[:96] + 2e-3 >= most.log2())[most > 0].all() and (most > 0).any()
+    t = torch.zeros(96, dtype=torch.float64).scatter_reduce(0, group, target[0].double().softmax(0), "amax")
+    assert (tops[:96].exp2() <= 1.07 * scale * t).all()
+    if noise == 0.1:  # near laws: the bounds must tell
+        assert (tops[:96].exp2() < 0.3 * scale * t).sum() > 80
+
+
 def test_a_winner_beside_another_at_its_place():
     """A race holds one group of each place of its pieces of 32 768 tokens. Here all tokens with mass share one place, so that later
     arrivals, and residuals, are found when the tops are read again."""
-    logits = torch.full((4, 98304), -9.0)
-    at, wide = {"seed": 5, "position": 7 * torch.arange(4)}, (1, 32768 + 2, 65536 + 3)
+    logits = torch.full((3, 98304), -9.0)
+    at, wide = {"seed": 5, "position": 7 * torch.arange(3)}, (1, 32768 + 2, 65536 + 3)
     logits[:, wide] = torch.tensor([9.0, 8.5, 9.5])
     want = ss.draft(logits, 3, kind="arrivals", backend="reference", **at)
     assert (want % 32768 < 8).all() and (want[0] != want[1]).any()
     assert torch.equal(ss.draft(logits, 3, kind="arrivals", backend="triton", **at), want)
     target, draft = logits[:, None].repeat(1, 2, 1), logits[:, None].clone()
     draft[..., wide[1]] = 12.0  # drafted mostly, and more than the target has of it
-    tokens = torch.full((4, 1), wide[1])
+    tokens = torch.full((3, 1), wide[1])
     verdicts = [ss.verify(target, tokens, draft, scheme="token", backend=b, **at) for b in ("triton", "reference")]
     identical(*verdicts)
     assert (verdicts[1].num_accepted == 0).any()

@@ -14,13 +14,15 @@ import triton
 import triton.language as tl
 
 from . import launch
+from .histogram import least_ratio
 from .law import LARGEST, LOG2E, Law, load_logits, raw_logits
-from .passes import SLACK, TINY, is_in, residual_above, residual_weights
+from .passes import is_in, residual_weights
 from .streams import GROUP, LANES, ROW, TILE, clocks, group_words, log2_above, log2_below, token_of
 
 FAR = tl.constexpr(1e6)  # scores beyond it, not relative to the row's maximum, would cost the clocks digits
 PIECE = tl.constexpr(launch.PIECE)
 OPENED = tl.constexpr(8)  # groups that are opened at a time
+SLACK, TINY = tl.constexpr(2.0**-15), tl.constexpr(2.0**-100)  # of shares of t: what float32 may be wrong by, and the least
 _NO_ID = tl.constexpr(2147483647)
 _LANE_BITS = tl.constexpr(-1 ^ 0x307)  # of a token: those of its group's first
 
@@ -69,14 +71,28 @@ def room_of(vocab):
 
 @triton.jit
 def row_ids(first, TILES: tl.constexpr):
-    """Ids of the first row of each tile: int32 [TILES, ROW]"""
+    """Ids of the first row of each tile: int32 [TILES, ROW]. A thread has the same eight neighbours in all four rows, a group."""
     return first + TILE * tl.arange(0, TILES)[:, None] + tl.arange(0, ROW)[None, :]
 
 
 @triton.jit
-def of_groups(x, TILES: tl.constexpr):
-    """The largest of eight neighbours: [TILES, LANES]"""
-    return tl.max(tl.reshape(x, (TILES, LANES, ROW // LANES)), 2)
+def of_eight(x, TILES: tl.constexpr):
+    """The largest of eight neighbours, −inf where none is a number: [TILES, LANES]"""
+    top = tl.max(tl.reshape(x, (TILES, LANES, ROW // LANES)), 2)  # of those that are no NaN
+    return tl.where(top == top, top, float("-inf"))
+
+
+@triton.jit
+def of_groups(a, b, c, d, TILES: tl.constexpr):
+    """The largest of each group, from the four rows of the tiles"""
+    top = tl.maximum(of_eight(a, TILES), of_eight(b, TILES))
+    return tl.maximum(top, tl.maximum(of_eight(c, TILES), of_eight(d, TILES)))
+
+
+@triton.jit
+def four_rows(row, ids, vocab):
+    a, b = raw_logits(row, ids, vocab), raw_logits(row, ids + ROW, vocab)
+    return a, b, raw_logits(row, ids + 2 * ROW, vocab), raw_logits(row, ids + 3 * ROW, vocab)
 
 
 @triton.jit
@@ -91,11 +107,8 @@ def read_tops(row, vocab, tops, TILES: tl.constexpr):
     tl.debug_barrier()  # what was there before has been read
     peak = tl.full((TILES, LANES), float("-inf"), tl.float32)
     for first in range(0, vocab, TILE * TILES):
-        ids = row_ids(first, TILES)
-        a, b = raw_logits(row, ids, vocab), raw_logits(row, ids + ROW, vocab)
-        c, d = raw_logits(row, ids + 2 * ROW, vocab), raw_logits(row, ids + 3 * ROW, vocab)
-        top = of_groups(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), TILES)  # of those that are no NaN
-        top = tl.minimum(tl.where(top == top, top, float("-inf")), LARGEST)
+        a, b, c, d = four_rows(row, row_ids(first, TILES), vocab)
+        top = tl.minimum(of_groups(a, b, c, d, TILES), LARGEST)
         store_tops(tops, first, top, TILES)
         peak = tl.maximum(peak, top)
     tl.debug_barrier()
@@ -103,43 +116,42 @@ def read_tops(row, vocab, tops, TILES: tl.constexpr):
 
 
 @triton.jit
-def log2_ratio(z, y, law, other):
-    """An upper bound of log2 (t/d) + log2 (mass of t/mass of d), float32: −inf without t, +inf without d"""
-    a, b = (law.scale * (LOG2E * (1 - 2.0**-21))).to(tl.float32), (other.scale * (LOG2E * (1 + 2.0**-21))).to(tl.float32)
-    ratio = tl.where(y >= other.cutoff, (z - law.max) * a - (y - other.max) * b, float("inf"))
-    return tl.where(z >= law.cutoff, ratio, float("-inf"))
+def kept_rows(row, ids, vocab, cutoff):
+    """The four rows' logits, −inf where they are not kept"""
+    a, b, c, d = four_rows(row, ids, vocab)
+    a, b = tl.where(a >= cutoff, a, float("-inf")), tl.where(b >= cutoff, b, float("-inf"))
+    return a, b, tl.where(c >= cutoff, c, float("-inf")), tl.where(d >= cutoff, d, float("-inf"))
 
 
 @triton.jit
 def residual_tops(row, vocab, law, rest, tops, TILES: tl.constexpr):
-    """Write a bound of log2 of the weights of each group: of the largest t, and of what the least d/t leaves of it. With ratios ρ by
-    bin it is that of the largest weight."""
+    """Write a bound of log2 of the weights of each group: of the largest t, and of what the least d/t leaves of it."""
     tl.debug_barrier()
-    most, floor = tl.maximum(rest.scale.to(tl.float32), TINY) * (1 + SLACK), rest.floor.to(tl.float32) * (1 + SLACK)
+    share, floor, ratio = tl.maximum(rest.scale, TINY), rest.floor, rest.scale * 0.0 + 1.0
+    if len(rest.bins) > 0:
+        ratio, beyond = least_ratio(rest.bins)
+        floor = tl.minimum(tl.maximum(rest.scale - 1.0 + beyond, 0.0), share)
+    most, floor, ratio = (share * (1 + SLACK)).to(tl.float32), (floor * (1 + SLACK)).to(tl.float32), (ratio * (1 - SLACK)).to(tl.float32)
     shift = (tl.log(law.mass / rest.law.mass) * LOG2E).to(tl.float32)
     scale, mass = (law.scale * LOG2E).to(tl.float32), (tl.log(law.mass) * LOG2E).to(tl.float32)
+    # Both are 0 or less: so scaled, their difference is an upper bound of the ratio.
+    t_scale, d_scale = scale * (1 - 2.0**-21), (rest.law.scale * LOG2E).to(tl.float32) * (1 + 2.0**-21)
     for first in range(0, vocab, TILE * TILES):
         ids = row_ids(first, TILES)
-        if len(rest.bins) > 0:
-            a, b = residual_above(row, vocab, law, rest, ids), residual_above(row, vocab, law, rest, ids + ROW)
-            c, d = residual_above(row, vocab, law, rest, ids + 2 * ROW), residual_above(row, vocab, law, rest, ids + 3 * ROW)
-            left = of_groups(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), TILES)
-            top = left * 0.0
-        else:
-            a, b = raw_logits(row, ids, vocab), raw_logits(row, ids + ROW, vocab)
-            c, d = raw_logits(row, ids + 2 * ROW, vocab), raw_logits(row, ids + 3 * ROW, vocab)
-            e, f = raw_logits(rest.row, ids, rest.vocab), raw_logits(rest.row, ids + ROW, rest.vocab)
-            g, h = raw_logits(rest.row, ids + 2 * ROW, rest.vocab), raw_logits(rest.row, ids + 3 * ROW, rest.vocab)
-            ratio = tl.maximum(log2_ratio(a, e, law, rest.law), log2_ratio(b, f, law, rest.law))
-            ratio = tl.maximum(ratio, tl.maximum(log2_ratio(c, g, law, rest.law), log2_ratio(d, h, law, rest.law)))
-            top = of_groups(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), TILES)
-            top = tl.where(top >= law.cutoff, (top - law.max) * scale - mass, float("-inf"))
-            left = tl.maximum(most - tl.exp2(shift - of_groups(ratio, TILES)) * (1 - SLACK), floor)
-            if len(rest.without) > 0:
-                lane = first + TILE * tl.arange(0, TILES)[:, None] + 8 * tl.arange(0, LANES)[None, :]
-                for j in range(0, rest.without.count):
-                    left = tl.where((tl.load(rest.without.first + j) & _LANE_BITS) == lane, most, left)
-        store_tops(tops, first, tl.where(left > 0, top + log2_above(left), float("-inf")), TILES)
+        a, b, c, d = kept_rows(row, ids, vocab, law.cutoff)
+        e, f, g, h = kept_rows(rest.row, ids, rest.vocab, rest.law.cutoff)
+        top = of_groups(a, b, c, d, TILES)
+        # log2 (t/d), relative to the largest of both: no number without both, and +inf without d.
+        a, b = (a - law.max) * t_scale - (e - rest.law.max) * d_scale, (b - law.max) * t_scale - (f - rest.law.max) * d_scale
+        c, d = (c - law.max) * t_scale - (g - rest.law.max) * d_scale, (d - law.max) * t_scale - (h - rest.law.max) * d_scale
+        least = shift - of_groups(a, b, c, d, TILES)
+        left = tl.maximum(most - ratio * tl.exp2(least), floor)
+        if len(rest.without) > 0:
+            lane = first + TILE * tl.arange(0, TILES)[:, None] + 8 * tl.arange(0, LANES)[None, :]
+            for j in range(0, rest.without.count):
+                left = tl.where((tl.load(rest.without.first + j) & _LANE_BITS) == lane, most, left)
+        top = tl.where((top > float("-inf")) & (left > 0), (top - law.max) * scale - mass + log2_above(left), float("-inf"))
+        store_tops(tops, first, top, TILES)
     tl.debug_barrier()
 
 

@@ -83,6 +83,18 @@ def ratios_of(pair, ids, bins):
 
 
 @triton.jit
+def least_ratio(bins):
+    """(ρ, δ) such that of any token ρ·d or more is taken from t, or all but δ·t or less of t. A bin's ρ is its T/D, within a bin of the
+    token's t/d; clipped from above to the last bin's, and from below to the first's, where t is below ρ·d. The tail's is by itself."""
+    several = bins.k > 1
+    first = tl.load(bins.tables + bins.count - 1, mask=several, other=1.0)
+    last = tl.load(bins.tables, mask=several, other=1.0)
+    tail = tl.load(bins.tables + bins.count - 1 - bins.tail_bin, mask=several, other=1.0)
+    width = tl.where(several, 1.0 / bins.per_unit + 1e-5, 0.0)
+    return tl.minimum(last, tail), tl.where(first > width, width / tl.where(first > width, first, 1.0), 1.0)
+
+
+@triton.jit
 def fixed(x):
     return (x.to(tl.float64) * _UNIT).to(tl.int64)
 

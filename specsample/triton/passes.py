@@ -8,9 +8,6 @@ import triton.language as tl
 from .histogram import Pair, binned, ratio_in, ratios_of
 from .law import load_logits, prob, weights
 
-SLACK = tl.constexpr(2.0**-15)  # float32's relative error of a probability is at most half of this
-TINY = tl.constexpr(2.0**-100)  # below it float32 loses digits, or all
-
 
 class Tokens(NamedTuple):
     """A list of tokens in memory."""
@@ -65,39 +62,16 @@ def residual_weights(row, vocab, law, relative, ids, rest):
 
 
 @triton.jit
-def residual_parts(row, vocab, law, rest, ids):
-    """(t, ρ·d) of tokens, float32: the same where t and d are and there are no bins"""
+def residual_tile(row, vocab, law, rest, first, BLOCK: tl.constexpr):
+    """(scale·t − ρ·d)⁺ of a tile, float32: 0 where t and d are the same, the scale is 1 and there are no bins"""
+    ids, scale = first + tl.arange(0, BLOCK), rest.scale.to(tl.float32)
     if len(rest.bins) > 0:
         t, d, bin, heavy = binned(Pair(row, vocab, law, rest.row, rest.vocab, rest.law), ids, rest.bins)
         d *= ratio_in(rest.bins, bin, heavy, ids < vocab).to(tl.float32)
     else:
         z, y = load_logits(row, ids, vocab), load_logits(rest.row, ids, rest.vocab)  # both on their way before one is used
         t, d = weights(z, law) * (1.0 / law.mass).to(tl.float32), weights(y, rest.law) * (1.0 / rest.law.mass).to(tl.float32)
-    return t, d
-
-
-@triton.jit
-def residual_above(row, vocab, law, rest, ids):
-    """Upper bounds of `residual_weights`, float32: positive wherever a weight is, the slack is float32's rounding"""
-    t, d = residual_parts(row, vocab, law, rest, ids)
-    if len(rest.bins) == 0:
-        d = tl.where(rest.law.only >= 0, (ids == rest.law.only).to(tl.float32), d)
-    if len(rest.without) > 0:
-        d = tl.where(is_in(ids, rest.without), 0.0, d)
-    share = rest.scale.to(tl.float32) * t
-    w = tl.maximum(share * (1 + SLACK) - d * (1 - SLACK), rest.floor.to(tl.float32) * t * (1 + SLACK))
-    w = tl.maximum(w, tl.where(share < TINY, TINY, 0.0))  # what float32 may have lost
-    if len(rest.gone) > 0:
-        w = tl.where(is_in(ids, rest.gone), 0.0, w)
-    return tl.where(ids < vocab, w, 0.0)
-
-
-@triton.jit
-def residual_tile(row, vocab, law, rest, first, BLOCK: tl.constexpr):
-    """(scale·t − ρ·d)⁺ of a tile, float32: 0 where t and d are the same, the scale is 1 and there are no bins"""
-    ids = first + tl.arange(0, BLOCK)
-    t, d = residual_parts(row, vocab, law, rest, ids)
-    w = tl.maximum(rest.scale.to(tl.float32) * t - d, 0.0)
+    w = tl.maximum(scale * t - d, 0.0)
     if len(rest.gone) > 0:
         w = tl.where(is_in(ids, rest.gone), 0.0, w)
     return w
