@@ -271,10 +271,10 @@ class RowRunner {
   }
 
   // Races over a row, by one thread or in stretches by several: best [sinks]. A stretch is raced as a whole, not tile by tile: its best
-  // score so far is what rules most tokens out. It begins at a multiple of four tiles of groups, which have their words together.
+  // score so far is what rules most tokens out.
   template <class F>
   void merged(const F& pass, int64_t vocab, Best* best, int sinks = 1) const {
-    constexpr int64_t kStretch = 4 * kGroupTile;
+    constexpr int64_t kStretch = kAlignedRace;
     std::fill(best, best + sinks, Best());
     if (!split_ || vocab < kSplitAbove) return pass(0, vocab, best);
     std::mutex merging;

@@ -1,7 +1,8 @@
 // The row passes of the CPU executor: what they take, and the table of one instruction set's versions of them.
 //
-// A pass runs over tokens [begin, end) of a row, begin a multiple of kAligned, of 4 096 in races, and returns a partial result that merges. Sums are
-// added lane by lane in an order that does not depend on the instruction set, so they agree to the bit on every machine.
+// A pass runs over tokens [begin, end) of a row, begin a multiple of kAligned (in races of kAlignedRace), and returns a partial result
+// that merges. Sums are added lane by lane in an order that does not depend on the instruction set, so they agree to the bit on every
+// machine.
 #pragma once
 #include <algorithm>
 
@@ -14,6 +15,7 @@ namespace SPS_NAMESPACE {
 
 enum Dtype { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 constexpr int kAligned = 64;   // tokens: tiles begin at its multiples
+constexpr int kAlignedRace = 4 * kGroupTile;  // four tiles of groups, which have their words together
 constexpr int kAhead = 2048;   // tokens of a tile; sums prefetch two tiles ahead
 
 // log2 of a weight is (z - max) (high + low): the scale in two floats, since one would cost the tail 1e-6.
