@@ -1,11 +1,11 @@
 """Races over one row by one program, over clocks in groups of 32 tokens.
 
-The row is read once, for a bound of each group's weights: its *top*, the largest logit, or for a residual log2 of the largest weight.
-Tops lie in the program's scratch, by the groups' numbers (streams.py), an eighth of a byte a token; whatever races follow read these.
-No clock of a group is below its least clock M, so log2 of its scores is at most its ceiling: the top, as log2 of a weight, − log2 M, of
-which float32 can tell a bound from the group's first word alone. Of the groups at one place of all pieces of the tops the one with the
-highest ceiling is held, and how high the next is; those that may hold the winner are opened, some of them at a time: their tokens are
-scored in float64. Where a next one may hold it still, the tops are read again for the next of each place.
+The row is read once, for a bound of each group's weights: its *top*, the largest logit, or of a residual log2 of what the largest t
+and the least d/t leave. Tops lie in the program's scratch, an eighth of a byte a token; all races over the row read these instead.
+No clock of a group is below its least clock M, so log2 of its scores is at most its *ceiling*, the top as log2 of a weight less
+log2 M, and a group's first word bounds M well enough in float32. At each place of the pieces of the tops the group with the highest
+ceiling is held, and how high the next is; those that may hold the winner are opened, a few at a time: their tokens are scored in
+float64. Where a next one may hold it still, in one race of five or fewer, the tops are read again for the next of each place.
 """
 
 from typing import NamedTuple
@@ -131,7 +131,8 @@ def residual_tops(row, vocab, law, rest, tops, TILES: tl.constexpr):
     if len(rest.bins) > 0:
         ratio, beyond = least_ratio(rest.bins)
         floor = tl.minimum(tl.maximum(rest.scale - 1.0 + beyond, 0.0), share)
-    most, floor, ratio = (share * (1 + SLACK)).to(tl.float32), (floor * (1 + SLACK)).to(tl.float32), (ratio * (1 - SLACK)).to(tl.float32)
+    most, floor = (share * (1 + SLACK)).to(tl.float32), (floor * (1 + SLACK)).to(tl.float32)
+    ratio = (ratio * (1 - SLACK)).to(tl.float32)
     shift = (tl.log(law.mass / rest.law.mass) * LOG2E).to(tl.float32)
     scale, mass = (law.scale * LOG2E).to(tl.float32), (tl.log(law.mass) * LOG2E).to(tl.float32)
     # Both are 0 or less: so scaled, their difference is an upper bound of the ratio.

@@ -84,8 +84,8 @@ def ratios_of(pair, ids, bins):
 
 @triton.jit
 def least_ratio(bins):
-    """(ρ, δ) such that of any token ρ·d or more is taken from t, or all but δ·t or less of t. A bin's ρ is its T/D, within a bin of the
-    token's t/d; clipped from above to the last bin's, and from below to the first's, where t is below ρ·d. The tail's is by itself."""
+    """(ρ, δ) such that of any token ρ·d or more is taken from t, or all but δ·t or less of t. A bin's ρ is its T/D, within a bin of
+    the token's t/d; clipped from above to the last bin's, and from below to the first's, where t is below ρ·d. The tail has its own."""
     several = bins.k > 1
     first = tl.load(bins.tables + bins.count - 1, mask=several, other=1.0)
     last = tl.load(bins.tables, mask=several, other=1.0)

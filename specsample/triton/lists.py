@@ -94,7 +94,7 @@ def verify(round):
     inputs = (round.tokens, round.parents, round.rows, round.lists)
     launch(
         lists_kernel, (round.batch,), round.target, laws, round.spans, round.seeds, round.positions, round.emitted, round.path,
-        round.num_accepted, tops_for(round.target, round.batch), *inputs, round.vocab, round.row_count, round.node_count, *round.strides(round.target), round.seed,
-        round.position, round.max_depth, *map(round.stride_of, inputs), round.id_limit, P=round.width,
-        TILES=race_tiles(round.target), **ALONE,
+        round.num_accepted, tops_for(round.target, round.batch), *inputs, round.vocab, round.row_count, round.node_count,
+        *round.strides(round.target), round.seed, round.position, round.max_depth, *map(round.stride_of, inputs), round.id_limit,
+        P=round.width, TILES=race_tiles(round.target), **ALONE,
     )  # fmt: skip

@@ -103,7 +103,8 @@ def optimal_block_kernel(
         )  # fmt: skip
         here = row_base(target, b, span, spans, stride_b, stride_r) + stop_row * stride_r
         s = last_stream(seed, position, stop, stop_count > 0, b * 0)
-        tl.store(first + stop, tl.maximum(last_race(here, vocab, law, s, rest, stop_count > 0, tops + b * room_of(vocab), TILES), -1))
+        winner = last_race(here, vocab, law, s, rest, stop_count > 0, tops + b * room_of(vocab), TILES)
+        tl.store(first + stop, tl.maximum(winner, -1))
 
 
 def verify(round):

@@ -46,7 +46,8 @@ def winners_kernel(
                 law = law_or_plain(laws, span.row + row, scale)
                 s = stream(spread(seed, seeds, b, 1), spread(position, positions, b, 0) + depth, CLOCK, b * 0)
                 start_row = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
-                winner = winner_of_law(start_row, vocab, law, s, laws is not None, tops + at * room_of(vocab), TILES)
+                here = tops + at * room_of(vocab)
+                winner = winner_of_law(start_row, vocab, law, s, laws is not None, here, TILES)
     tl.store(winners + at, winner)
 
 
@@ -109,8 +110,8 @@ def verify(round):
     parents_stride, rows_stride = round.stride_of(round.parents), round.stride_of(round.rows)
     launch(
         winners_kernel, (slots,), round.target, laws, round.spans, owner, round.parents, round.rows, round.seeds,
-        round.positions, winners, tops_for(round.target, slots), round.vocab, round.row_count, round.node_count, *round.strides(round.target),
-        scale_bits(round.settings[0]), round.seed, round.position, round.max_depth, parents_stride, rows_stride,
+        round.positions, winners, tops_for(round.target, slots), round.vocab, round.row_count, round.node_count,
+        *round.strides(round.target), scale_bits(round.settings[0]), round.seed, round.position, round.max_depth, parents_stride, rows_stride,
         TILES=race_tiles(round.target),
     )  # fmt: skip
     launch(

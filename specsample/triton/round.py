@@ -92,9 +92,9 @@ class Round:
     def finish(self, laws, draft_laws, stops, weights):
         launch(
             finish_kernel, (self.batch,), self.target, self.draft, laws, draft_laws, self.spans, self.seeds, self.positions,
-            stops, weights, self.emitted, tops_for(self.target, self.batch), self.vocab, 0 if self.draft is None else self.draft.shape[-1], self.row_count,
-            self.draft_count, *self.strides(self.target), *self.strides(self.draft), self.seed, self.position,
-            self.max_depth, TILES=race_tiles(self.target, self.draft), **LAST,
+            stops, weights, self.emitted, tops_for(self.target, self.batch), self.vocab,
+            0 if self.draft is None else self.draft.shape[-1], self.row_count, self.draft_count, *self.strides(self.target),
+            *self.strides(self.draft), self.seed, self.position, self.max_depth, TILES=race_tiles(self.target, self.draft), **LAST,
         )  # fmt: skip
 
     def logprobs(self, laws):

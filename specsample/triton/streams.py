@@ -3,8 +3,8 @@
 `tl.philox` is the published generator (tests/test_triton.py holds it against the known answers). Logarithms are taken in
 float64 and only where they decide something: `groups.py` screens with `log2_below` first.
 
-The 32 tokens of a group are eight neighbours in each of the four rows of 256 of a tile of 1024. Here a group goes by the number of its
-word: 4·block + which of the block's four, so that a group's words are found as a token's are. Four tiles have 128 such numbers.
+The 32 tokens of a group are eight neighbours in each of the four rows of 256 of a tile of 1024. Here a group goes by the number of
+its word: 4·block + which of the block's four, so that its words are found as a token's are. Four tiles have 128 such numbers.
 """
 
 from typing import NamedTuple

@@ -221,7 +221,8 @@ def tree_args(round, bins, tables=1):
     return (
         round.target, draft, laws, round.spans, round.seeds, round.positions, round.emitted, round.path, round.num_accepted,
         marks, listed, sums, tables, tops_for(round.target, batch), *tensors, round.vocab, draft.shape[-1], round.row_count,
-        round.node_count, *round.strides(round.target), *round.strides(draft), round.seed, round.position, round.max_depth, bins, *numbers,
+        round.node_count, *round.strides(round.target), *round.strides(draft), round.seed, round.position, round.max_depth, bins,
+        *numbers,
     )  # fmt: skip
 
 
