@@ -46,7 +46,8 @@ struct Best {
   }
 };
 
-// The k largest scores in order, the lowest id first on ties; a token may be offered twice.
+// The k largest scores in order, the lowest id first on ties. A token may be offered twice, by copies of one text that round otherwise:
+// the compiler fuses a multiplication with an addition in one of them and not in another.
 struct Arrivals {
   int k;
   double* score;
@@ -58,9 +59,11 @@ struct Arrivals {
   int enough() const { return std::max(16, 8 * k); }
   void offer(double value, int64_t token) {
     if (!(value >= threshold() && value > -kInfinity)) return;
+    for (int i = 0; i < count; ++i)
+      if (id[i] == token) return;
     int i = count;
     while (i > 0 && (score[i - 1] < value || (score[i - 1] == value && id[i - 1] > token))) --i;
-    if (i == k || (i > 0 && id[i - 1] == token && score[i - 1] == value)) return;
+    if (i == k) return;
     if (count < k) ++count;
     for (int j = count - 1; j > i; --j) score[j] = score[j - 1], id[j] = id[j - 1];
     score[i] = value, id[i] = token;
