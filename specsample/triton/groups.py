@@ -5,7 +5,7 @@ and the least d/t leave. Tops lie in the program's scratch, an eighth of a byte 
 No clock of a group is below its least clock M, so log2 of its scores is at most its *ceiling*, the top as log2 of a weight less
 log2 M, and a group's first word bounds M well enough in float32. At each place of the pieces of the tops the group with the highest
 ceiling is held, and how high the next is; those that may hold the winner are opened, a few at a time: their tokens are scored in
-float64. Where a next one may hold it still, in one race of five or fewer, the tops are read again for the next of each place.
+float64. Where a next one may hold it still, in a quarter of races at most, the tops are read again for the next of each place.
 """
 
 from typing import NamedTuple
