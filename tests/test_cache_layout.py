@@ -18,6 +18,7 @@ BUSHY = [-1, 0, 0, -1, 3, 1, 1, 3, -1]
 SHAPES = {
     "chain": {"depth": 4}, "one": {"depth": 1}, "paths": {"paths": 3, "depth": 3}, "bushy": {"tree": BUSHY}, "budget": {"tree": 7},
 }  # fmt: skip
+SEEDS = {"chain": 21}  # under which what the layout has to bear occurs
 
 
 class Sometimes:
@@ -39,13 +40,13 @@ class Sometimes:
         pass
 
 
-def alone_and_together(target, make, vocab=24, new=NEW, **settings):
+def alone_and_together(target, make, vocab=24, new=NEW, seed=20, **settings):
     """Assert that each request has in a batch the tokens that it has alone. -> the batch's"""
     ids, mask = prompts(LENGTHS, vocab)
     settings = {"max_new_tokens": new, "eos_token_id": [7, 11], **settings}
-    together = ss.generate(target, make(), ids, attention_mask=mask, seed=20, **settings)[:, ids.shape[1] :]
+    together = ss.generate(target, make(), ids, attention_mask=mask, seed=seed, **settings)[:, ids.shape[1] :]
     for b, n in enumerate(LENGTHS):
-        alone = ss.generate(target, make(), ids[b : b + 1, -n:], seed=20 + b, **settings)[0, n:]
+        alone = ss.generate(target, make(), ids[b : b + 1, -n:], seed=seed + b, **settings)[0, n:]
         assert together[b, : len(alone)].tolist() == alone.tolist()
     return together
 
@@ -57,10 +58,10 @@ def test_model_drafts(shape):
     for scheme in schemes:
         target, draft = WindowModel(1), WindowModel(1, noise=1.0)
         for eos in ([7, 11], [])[: 1 + (scheme == schemes[0])]:
-            settings = {"scheme": scheme, "eos_token_id": eos, **SHAPES[shape]}
+            settings = {"scheme": scheme, "eos_token_id": eos, "seed": SEEDS.get(shape, 20), **SHAPES[shape]}
             new = alone_and_together(target, lambda: draft, **settings)
             if scheme == "race":
-                assert torch.equal(new, alone_and_together(target, lambda: None, eos_token_id=eos))
+                assert torch.equal(new, alone_and_together(target, lambda: None, eos_token_id=eos, seed=settings["seed"]))
         # What the layout has to bear did occur.
         assert target.seen["left"] and target.seen["right"] and target.seen["several"]
         assert draft.seen["left"] and draft.seen["several"]

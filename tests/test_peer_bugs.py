@@ -126,7 +126,7 @@ def test_bug_4_control(mistake):
 # -- 5 -------------------------------------------------------------------------------------------------------------
 
 WARPED = ss.Sampling(0.7, 6, 0.9)
-FAR_FROM_ZERO = 90.0  # shifts logits to where bfloat16 has steps of ½
+FAR_FROM_ZERO = 180.0  # shifts logits to where bfloat16 has steps of 1
 
 
 def first_token_p(backend, scheme, drafted_from, tested_with, drawn_with, test_as, sampling=ss.Sampling()):
