@@ -46,8 +46,8 @@ def winners_kernel(
                 law = law_or_plain(laws, span.row + row, scale)
                 s = stream(spread(seed, seeds, b, 1), spread(position, positions, b, 0) + depth, CLOCK, b * 0)
                 start_row = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
-                here = tops + at * room_of(vocab)
-                winner = winner_of_law(start_row, vocab, law, s, laws is not None, here, TILES)
+                room = tops + at * room_of(vocab)
+                winner = winner_of_law(start_row, vocab, law, s, laws is not None, room, TILES)
     tl.store(winners + at, winner)
 
 
