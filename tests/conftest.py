@@ -19,7 +19,7 @@ from specsample import backends
 BACKENDS = ("reference", "cpu", *on_gpu.NAMES)
 ALL_SCHEMES = tuple(ss.schemes())
 # Those with a rule of their own on chains. The others become one of these there (test_multi_draft.py shows it, token for token).
-SCHEMES = tuple(name for name, card in ss.schemes().items() if not card.trees or name == "race")
+SCHEMES = tuple(name for name, card in ss.schemes().items() if card.on_chains == name)
 FAILURE_RATE = 1e-6
 CAUGHT = 1e-30
 

@@ -127,7 +127,7 @@ class Call:
                 args["draft_rows"] = self.spoil(self.ints(0, nodes + 1, nodes), -1, 99)
             if self.chance(0.2):
                 args["draft_sampling"] = self.sampling(batch)
-        if scheme == "lists" and self.chance(0.5):
+        if card.reads_lists and self.chance(0.5):
             args["lists"] = self.spoil(self.ints(0, 4, nodes), -1, 10**6)
         if card.options and self.chance(0.3):
             args["options"] = {name: self.pick.choice(OPTIONS[name]) for name in card.options}

@@ -26,11 +26,6 @@ def main(arguments=None):
     common.run(options, {"page": page})
 
 
-def on_one_path(scheme):
-    """The scheme that this one is when every node has one child."""
-    return {"block": "block", "optimal_block": "block", "race": "race", "lists": "race"}.get(scheme, "token")
-
-
 def page(bench, options, rows, tables):
     cells = {}
     for temperature in options.temperatures:
@@ -38,7 +33,7 @@ def page(bench, options, rows, tables):
         for name in options.schemes:
             for n in options.depths:
                 for k in options.k:
-                    if ss.schemes()[name].trees if k > 1 else on_one_path(name) == name:
+                    if ss.schemes()[name].trees if k > 1 else ss.schemes()[name].on_chains == name:
                         cells[name, k, n, temperature] = Setting(name, k, n, temperature)
     timed = bench.decode(cells, bench.prompts[: options.timed], batch=1)
     found = bench.decode(cells)
@@ -73,7 +68,7 @@ def grid(rows, options, temperature):
 
 def of_scheme(row, name):
     """Whether the row shows this scheme: its own, or on one path that of its equal."""
-    return row["scheme"] == (name if row["paths"] > 1 else on_one_path(name))
+    return row["scheme"] == (name if row["paths"] > 1 else ss.schemes()[name].on_chains)
 
 
 def cell(row):

@@ -17,8 +17,6 @@ from .processors import Processors, of_requests
 from .settings import vocabulary, warn_of_settings
 from .trees import Tree
 
-OF_SEVERAL_LAWS = ("weighted", "race")  # schemes whose siblings may come from different laws
-
 
 def check(
     model, draft, input_ids, attention_mask, max_new_tokens, depth, paths, tree, scheme, options, sampling,
@@ -51,7 +49,7 @@ def check(
     drafter = as_drafter(draft)
     tree, depth, laws = _shape(draft, depth, paths, tree, draft_sampling, card)
     if isinstance(draft, NgramDrafter) and tree is not None:
-        found = card.name == "race" and (isinstance(tree, int) or tree.paths is not None)
+        found = card.adaptive_trees and (isinstance(tree, int) or tree.paths is not None)
         expected = "a model, or a drafter that proposes trees (look-up has paths, or a number of nodes, under 'race')"
         expect(found, "draft", expected, "NgramDrafter")
     lawless = isinstance(draft, NgramDrafter) and not card.one_hot
@@ -96,9 +94,9 @@ def _shape(draft, depth, paths, tree, draft_sampling, card):
     for name, values in (("draft", draft), ("draft_sampling", laws)):
         if not isinstance(values, (list, tuple)) or len(values) < 2:
             continue
-        allowed = ", ".join(name for name in OF_SEVERAL_LAWS if name in SCHEMES)
+        allowed = ", ".join(_with("several_laws"))
         got = f"{len(values)} under {card.name!r}"
-        expect(card.name in OF_SEVERAL_LAWS, name, f"one for all paths (one a path under {allowed})", got)
+        expect(card.several_laws, name, f"one for all paths (one a path under {allowed})", got)
         expect(len(values) <= MAX_LAWS or not card.uses_draft_logits, name, f"at most {MAX_LAWS}, one a path", got)
         expect(tree is None, "tree", f"None, since {name} has one a path", repr(tree))
         expect(paths in (1, len(values)), name, f"one for all paths, or {paths}", len(values))
@@ -111,8 +109,8 @@ def _shape(draft, depth, paths, tree, draft_sampling, card):
         return (None if paths == 1 else Tree.of_paths(paths, depth)), depth, laws
     expect(paths == 1, "paths", "1, since a tree is given", paths)
     if isinstance(tree, int) and not isinstance(tree, bool):
-        exact = f"a list of parents (a tree that its tokens shape is exact under 'race' only, not {card.name!r})"
-        expect(card.name == "race", "tree", exact, tree)
+        exact = f"a list of parents (a tree that its tokens shape is exact under {', '.join(_with('adaptive_trees'))} only, not {card.name!r})"
+        expect(card.adaptive_trees, "tree", exact, tree)
         _count(tree, "tree", 1, MAX_NODES)
         return tree, depth, laws
     given, expected = tree, "None, a number of nodes, or a list of parents: ints from −1 to their own index − 1"
@@ -123,6 +121,10 @@ def _shape(draft, depth, paths, tree, draft_sampling, card):
     tree = Tree(tree)
     expect(card.trees or tree.is_chain, "tree", f"a chain (scheme {card.name!r} takes one child a node)", repr(given))
     return (None if tree.is_chain else tree), tree.depth, laws
+
+
+def _with(field):
+    return [repr(name) for name, card in SCHEMES.items() if getattr(card, field)]
 
 
 def _count(value, name, low, high):

@@ -73,4 +73,5 @@ CARD = Scheme(
     options={},
     paper="Sun et al. 2024 (arXiv 2403.10444)",
     reference=reference,
+    on_chains="block",
 )

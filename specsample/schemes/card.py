@@ -11,8 +11,11 @@ class Scheme(NamedTuple):
     family             "single draft", "exponential race", …
     draft_kind         the `kind=` of `ss.draft` that its drafts must come from
     trees              whether a node may have several children
+    on_chains          the scheme it is, token for token, where every node has one child
     uses_draft_logits  whether the drafts' law enters the decision (without one, drafts are deterministic)
     one_hot            whether `draft_logits=None` (deterministic drafts) is a law it can verify
+    adaptive_trees     whether a tree stays exact whose shape was chosen by the drafts' tokens (the heaviest nodes, say)
+    several_laws       whether a node's children may come from different draft laws
     reads_lists        whether it reads the nodes' clock lists
     options            its own settings: name -> (default, (least, most), what it does)
     paper              where the rule comes from
@@ -28,6 +31,9 @@ class Scheme(NamedTuple):
     options: Mapping
     paper: str
     reference: Callable
+    on_chains: str = "token"
     one_hot: bool = True
+    adaptive_trees: bool = False
+    several_laws: bool = False
     reads_lists: bool = False
     backends: tuple = ()

@@ -39,4 +39,5 @@ CARD = Scheme(
     options={},
     paper="Rowan et al. 2025 (arXiv 2506.05632)",
     reference=reference,
+    on_chains="race",
 )

@@ -101,4 +101,5 @@ CARD = Scheme(
     options={"bins": BINS},
     paper="Khisti et al. 2024 (arXiv 2410.18234), Sun et al. 2024 (arXiv 2403.10444)",
     reference=reference,
+    on_chains="block",
 )

@@ -27,4 +27,7 @@ CARD = Scheme(
     options={},
     paper="Kobus and Gündüz 2025 (arXiv 2504.15475)",
     reference=reference,
+    on_chains="race",
+    adaptive_trees=True,
+    several_laws=True,
 )

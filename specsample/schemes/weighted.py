@@ -51,4 +51,5 @@ CARD = Scheme(
     options=OPTIONS,
     paper="this package; Khisti et al. 2024 (arXiv 2410.18234) for the decomposition",
     reference=reference,
+    several_laws=True,
 )

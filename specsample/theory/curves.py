@@ -5,11 +5,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import expect
+from ..schemes import SCHEMES as CARDS
 from .acceptance import SCHEMES
 from .arrivals import up_to
 from .distinct import distinct_acceptance, distinct_estimate
 from .laws import count, pair
-from .optimal import binned_acceptance
+from .optimal import binned_acceptance, optimal_acceptance
 from .race import lists_of
 
 
@@ -47,27 +48,38 @@ def acceptance_curves(target, draft, ks=(1, 2, 4, 8), *, schemes=None, samples=6
 
 def _row(t, d, ks, names, samples, rng):
     """{scheme: (values, standard errors)} of one pair of laws [V]"""
-    exact = np.zeros(len(ks))
-    at = np.array(ks) - 1
-    out = {}
+    out, exact = {}, np.zeros(len(ks))
     for name in names:
-        error = exact
-        if name == "race":
-            value = up_to(t, d, max(ks)).value[at]
-        elif name == "lists":
-            value = lists_of(t, d, ks)
-        elif name == "recursive_distinct":
-            estimate = distinct_estimate(t, d, max(ks), samples, rng)
-            closed = {k: distinct_acceptance(t, d, k) for k in ks if k <= 2 or len(t) ** (k - 1) <= ORDERS}
-            value = np.array([closed.get(k, estimate.value[k - 1]) for k in ks])
-            error = np.array([0.0 if k in closed else estimate.error[k - 1] for k in ks])
+        if name == "recursive_distinct":
+            out[name] = _distinct(t, d, ks, samples, rng)
         elif name == "optimal_block" and "optimal" in out:
-            value = out["optimal"][0]
-        elif name in ("optimal", "optimal_block"):
-            value = np.array([binned_acceptance(t, d, k) for k in ks])
+            out[name] = out["optimal"]
         else:
-            single = name in ("token", "block")
-            formula = SCHEMES["optimal" if name == "optimum" else name]
-            value = np.array([formula(t, d, k) if k == 1 or not single else np.nan for k in ks])
-        out[name] = (value, error)
+            out[name] = (_TOGETHER.get(name, _one_by_one(name))(t, d, ks), exact)
     return out
+
+
+def _distinct(t, d, ks, samples, rng):
+    estimate = distinct_estimate(t, d, max(ks), samples, rng)
+    closed = {k: distinct_acceptance(t, d, k) for k in ks if k <= 2 or len(t) ** (k - 1) <= ORDERS}
+    values = np.array([closed.get(k, estimate.value[k - 1]) for k in ks])
+    return values, np.array([0.0 if k in closed else estimate.error[k - 1] for k in ks])
+
+
+def _one_by_one(name):
+    formula = optimal_acceptance if name == "optimum" else SCHEMES[name]
+    single = name in CARDS and not CARDS[name].trees
+    return lambda t, d, ks: np.array([formula(t, d, k) if k == 1 or not single else np.nan for k in ks])
+
+
+def _binned(t, d, ks):
+    return np.array([binned_acceptance(t, d, k) for k in ks])
+
+
+# Schemes whose acceptance is computed for all numbers of children at once, or otherwise than by its formula.
+_TOGETHER = {
+    "race": lambda t, d, ks: up_to(t, d, max(ks)).value[np.array(ks) - 1],
+    "lists": lists_of,
+    "optimal": _binned,
+    "optimal_block": _binned,
+}
