@@ -4,6 +4,7 @@
 
 namespace SPS_NAMESPACE {
 
+constexpr float kMaxLogsumexp = 32;  // of given statistics: a larger float has too coarse an ulp to determine the law to 1e-6
 constexpr double kSlack = 0x1p-20;  // of top-p and min-p: decides exact ties of mass alike on every backend
 
 struct Sampling {

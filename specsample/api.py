@@ -9,9 +9,10 @@ import torch
 
 from . import backends
 from .arguments import (
-    INTS, MAX_NODES, check_draft_logits, check_logits, check_options, check_parents, check_stats, int_or_tensor, per_node,
+    INTS, check_draft_logits, check_logits, check_options, check_parents, check_stats, int_or_tensor, per_node,
 )  # fmt: skip
 from .errors import expect
+from .limits import MAX_NODES
 from .reference import backend as reference
 from .sampling import Sampling, pack
 from .schemes import SCHEMES

@@ -1,4 +1,4 @@
-"""Checks of arguments, and the limits they hold: what `verify` and its like, decoding and integrations share.
+"""Checks of arguments: what `verify` and its like, decoding and integrations share.
 
 Each raises ValueError naming the argument (errors.py). None of them reads an accelerator's memory.
 """
@@ -11,9 +11,6 @@ import torch
 from .errors import expect
 from .kept import on_device
 
-MAX_NODES = 1024  # of a request
-MAX_SIBLINGS = 64  # live children that a multi-draft scheme looks at in one step, by index
-MAX_LAWS = 8  # distinct laws among a node's children: those of further draft rows are not looked at
 INTS = (torch.int64, torch.int32)
 STATS = ("max", "logsumexp", "cutoff")  # the fields of RowStats
 

@@ -23,6 +23,7 @@ import triton_sass  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from specsample import limits  # noqa: E402
 from specsample.triton import (  # noqa: E402
     block, kseq, law, lists, optimal, optimal_block, race, recursive, recursive_distinct, rows, token, top, tree, walk,
 )  # fmt: skip
@@ -60,7 +61,7 @@ def spilling_kernel(out, BLOCK: tl.constexpr):
 
 def variants():
     """(kernel, what is None or a constant, dtype)"""
-    few, many = {"P": walk.FEW.value}, {"P": walk.MAX_NODES}
+    few, many = {"P": walk.FEW.value}, {"P": limits.MAX_NODES}
     none = lambda names, **constants: dict.fromkeys(names) | constants  # noqa: E731
     yield law.laws_kernel, none(DENSE, NORMALISED=True, BLOCK=BLOCK), "bf16"
     yield law.laws_kernel, none((), NORMALISED=True, BLOCK=BLOCK), "fp32"

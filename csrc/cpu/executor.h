@@ -397,7 +397,7 @@ class CpuExecutor {
     const int64_t row = request.draft_row(node);
     const Sampling& s = draft_sampling[row * draft_sampling_stride];
     // Kept statistics serve where float32 determines the law to 1e-6; other rows are read again.
-    if (kept_max && !s.greedy() && std::fabs(kept_logsumexp[row]) <= 32.f) {
+    if (kept_max && !s.greedy() && std::fabs(kept_logsumexp[row]) <= kMaxLogsumexp) {
       Law law = Law::unread(draft_rows.at(row), draft_rows.vocab, s);
       law.max = kept_max[row];
       law.cutoff = std::max(kept_cutoff[row], -FLT_MAX);

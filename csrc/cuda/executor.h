@@ -232,7 +232,7 @@ class CudaExecutor : public Conductor {
   // Kept statistics serve where float32 determines the law to 1e-6; other rows are read again.
   SPS_DEVICE bool keeps(int64_t row, const Sampling& own) const {
     const Inputs& in = *s.inputs;
-    return in.kept_max && !own.greedy() && fabsf(in.kept_logsumexp[row]) <= 32.f;
+    return in.kept_max && !own.greedy() && fabsf(in.kept_logsumexp[row]) <= kMaxLogsumexp;
   }
   // Of the first node that has this target row; -1 where there is none.
   SPS_DEVICE int depth_of(int64_t row) const {

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import torch
 
-from ..arguments import INTS, MAX_LAWS, MAX_NODES, MAX_SIBLINGS, check_options, int_or_tensor
+from ..arguments import INTS, check_options, int_or_tensor
 from ..backends import BACKENDS, missing
 from ..errors import expect
+from ..limits import MAX_LAWS, MAX_NODES, MAX_SIBLINGS
 from ..sampling import pack
 from ..schemes import SCHEMES
 from .calling import embedded_ids

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-SLACK = 2.0**-20  # of top-p and min-p: decides exact ties of mass the same way on every backend (see `Sampling`)
+from ..limits import MAX_LOGSUMEXP, SLACK
 
 
 class Params(NamedTuple):
@@ -101,7 +101,7 @@ def from_stats(logits, params, stats):
 
 
 def usable(params, stats):
-    """Where float32 statistics determine the law to 1e-6: a larger |logsumexp| has too coarse an ulp, and greedy or
-    broken rows have none. Other rows are recomputed."""
+    """Where float32 statistics determine the law to 1e-6: not beyond MAX_LOGSUMEXP, and greedy or broken rows have
+    none. Other rows are recomputed."""
     absolute = stats[1].to(torch.float64)
-    return (params.values[0] > 0) & (absolute.abs() <= 32.0)
+    return (params.values[0] > 0) & (absolute.abs() <= MAX_LOGSUMEXP)

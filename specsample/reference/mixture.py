@@ -27,7 +27,7 @@ import math
 
 import torch
 
-from ..arguments import MAX_LAWS, MAX_SIBLINGS
+from ..limits import MAX_LAWS, MAX_SIBLINGS
 from .walk import first
 
 COLUMNS = 8  # intervals of the second coordinate

@@ -8,14 +8,12 @@ import math
 
 import torch
 
-from ..arguments import MAX_SIBLINGS
+from ..limits import MAX_LISTS, MAX_SIBLINGS
 from ..sampling import OFF
 from . import rng
 from .coupling import selection_uniforms
 from .law import Params, from_stats, usable, warp
 from .rows import race, spread, winner
-
-MAX_LISTS = 1024
 
 
 class Draws:

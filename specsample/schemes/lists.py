@@ -8,7 +8,7 @@ GLS: "List-level distribution coupling with applications to speculative decoding
 
 import torch
 
-from ..arguments import MAX_SIBLINGS
+from ..limits import MAX_SIBLINGS
 from ..reference.walk import first, walk
 from .card import Scheme
 

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .. import limits
 from .kernel import Kernel
 
 LARGEST = tl.constexpr(3.4028234663852886e38)  # +inf logits are read as the largest float
 LOG2E = tl.constexpr(1.4426950408889634)
 BROKEN = tl.constexpr(-2)  # in `only`: no finite logit
 FIELDS = tl.constexpr(5)  # of a law in memory, float64 each
-_SLACK = tl.constexpr(2.0**-20)  # of top-p and min-p, see `Sampling`
+_SLACK, _MAX_LOGSUMEXP = tl.constexpr(limits.SLACK), tl.constexpr(limits.MAX_LOGSUMEXP)
 
 
 class Law(NamedTuple):
@@ -270,7 +271,7 @@ def laws_kernel(
         kept = tl.full((), 0, tl.int1)
         if kept_max is not None:
             absolute = tl.load(kept_logsumexp + at).to(tl.float64)
-            kept = (heat > 0) & (tl.abs(absolute) <= 32.0)
+            kept = (heat > 0) & (tl.abs(absolute) <= _MAX_LOGSUMEXP)
             if kept:
                 scale = 1.0 / tl.maximum(heat, 1e-30)
                 top = tl.load(kept_max + at)

@@ -4,6 +4,7 @@ over the same maxima of the row."""
 import triton
 import triton.language as tl
 
+from .. import limits
 from .groups import race_of, read_tops, room_of, winner_of
 from .kernel import Kernel
 from .launch import ALONE, launch, race_tiles, tops_for
@@ -12,7 +13,7 @@ from .streams import CLOCK, spread, stream
 from .tree import MAX_SIBLINGS
 from .walk import first_of, load_nodes, row_base, span_of, start_of, target_row
 
-MAX_LISTS = tl.constexpr(1024)
+MAX_LISTS = tl.constexpr(limits.MAX_LISTS)
 
 
 @triton.jit

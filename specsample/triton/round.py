@@ -4,8 +4,9 @@ import importlib
 
 import torch
 
+from ..limits import MAX_NODES
 from .launch import LAST, laws_of, launch, per_row, race_tiles, tops_for
-from .walk import FEW, MAX_NODES, finish_kernel, logprobs_kernel
+from .walk import FEW, finish_kernel, logprobs_kernel
 
 
 class Round:

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import limits
 from .coupling import TABLES
 from .groups import last_race, room_of
 from .histogram import SPARE, Pair
@@ -26,7 +27,7 @@ from .walk import (
     FEW, at_node, draft_rows_of, first_of, last_stream, load_nodes, row_base, span_of, start_of, target_row,
 )  # fmt: skip
 
-MAX_SIBLINGS = tl.constexpr(64)  # live children that are looked at in one step, by index
+MAX_SIBLINGS = tl.constexpr(limits.MAX_SIBLINGS)
 
 
 class Siblings(NamedTuple):

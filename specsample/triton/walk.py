@@ -15,7 +15,7 @@ from .law import BROKEN, FIELDS, Law, load_law, load_logits
 from .passes import draft_left
 from .streams import ACCEPT, CLOCK, RESIDUAL, Stream, spread, stream, uniform
 
-MAX_NODES, FEW = 1024, tl.constexpr(64)  # nodes of a request, and how many are looked at together where it has no more
+FEW = tl.constexpr(64)  # so many nodes are looked at together where a request has no more, else MAX_NODES
 NOTHING, BONUS, REST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # kinds of stops
 STOP = tl.constexpr(4)  # int64 fields: kind, depth, target row, draft (law index, or the token of a one-hot draft)
 _NO_NODE = tl.constexpr(1 << 30)
