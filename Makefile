@@ -3,7 +3,9 @@
 # make check-triton   the Triton kernels, compiled for every target
 # make check-models   every causal-LM class of transformers as a tiny model: served exactly or refused -> docs/models.md
 # make build   the package with its compiled kernels, in place
+# make lint    ruff, clang-format and mypy over the sources; `make format` writes what the formatters would
 # make fuzz    100 000 random calls of every op
+# make bench-before  this tree beside the last one with a random word a token, on the CPU -> benchmarks/results/groups.md
 # make bench   benchmarks on this machine -> benchmarks/results/
 # make bench-trees   several drafts a node: time beside one draft, acceptance beside the optimum
 # make papers  the papers' experiments on the demo's models (or ARGS="--target M --draft M") -> benchmarks/results/papers/
@@ -36,13 +38,27 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
-.PHONY: demo test fuzz check-models check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-trees papers wheel clean
+.PHONY: demo test lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
 
 test: $(VENV)/with-test $(VENV)/triton build
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+PYTHON_SOURCES := specsample tests benchmarks examples setup.py
+CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inc')
+
+lint: $(VENV)/with-lint
+	$(BIN)/ruff check --quiet $(PYTHON_SOURCES)
+	$(BIN)/ruff format --quiet --check $(PYTHON_SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/with-lint
+	$(BIN)/ruff check --quiet --fix $(PYTHON_SOURCES)
+	$(BIN)/ruff format --quiet $(PYTHON_SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 # 100 000 random calls against the reference and for crashes; a slice of them is part of `make test`.
 fuzz: $(VENV)/with-test build
@@ -83,6 +99,9 @@ demo: $(VENV)/with-demo build
 
 bench: $(VENV)/with-bench build
 	$(BIN)/python -m specsample bench $(ARGS)
+
+bench-before: build
+	$(BIN)/python benchmarks/before.py $(ARGS)
 
 bench-trees: $(VENV)/with-bench $(VENV)/with-theory build
 	$(BIN)/python benchmarks/multi_draft.py $(ARGS)

@@ -51,7 +51,7 @@ def cuda(torch):
             raise SystemExit(message)
         print(f"{message}. Building the CPU kernels only.", file=sys.stderr)
         return None
-    run = lambda *args: subprocess.run([nvcc, *args], capture_output=True, text=True, check=True).stdout  # noqa: E731
+    run = lambda *args: subprocess.run([nvcc, *args], capture_output=True, text=True, check=True).stdout
     known = set(re.findall(r"sm_(\d+)", run("--list-gpu-code")))
     chosen = os.environ.get("SPECSAMPLE_CUDA_ARCHS")
     archs = re.split(r"[\s,;]+", (chosen or CUDA_ARCHS).strip())

@@ -232,9 +232,7 @@ def check_all(trials=20000, vocab=8, length=2, temperature=0.7):
             continue
         seeds = torch.arange(trials)
         place = {"sampling": ss.Sampling(temperature), "seed": seeds, "position": 7}
-        drawn = [
-            ss.draft(many[2][:, i], kind=card.draft_kind, depth=i, node=i, **place)[:, 0] for i in range(length)
-        ]
+        drawn = [ss.draft(many[2][:, i], kind=card.draft_kind, depth=i, node=i, **place)[:, 0] for i in range(length)]
         verdict = ss.verify(many[0], torch.stack(drawn, 1), many[2], scheme=scheme, **place)
         check_law(f"specsample {scheme}", verdict.tokens[:, 0], law)
         checked.append(f"specsample {scheme}")

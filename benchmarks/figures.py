@@ -1,7 +1,7 @@
 """The figures of the README: `python benchmarks/figures.py` (needs NumPy and matplotlib; no models).
 
-  acceptance.png   mean acceptance of a node by scheme and number of drafts, from results/papers/khisti-acceptance.json
-  thresholds.png   what schemes for i.i.d. drafts leave to the residual: Z(c) = Σ (t − c·d)⁺, each at its own c
+acceptance.png   mean acceptance of a node by scheme and number of drafts, from results/papers/khisti-acceptance.json
+thresholds.png   what schemes for i.i.d. drafts leave to the residual: Z(c) = Σ (t − c·d)⁺, each at its own c
 """
 
 import json

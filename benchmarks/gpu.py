@@ -75,7 +75,9 @@ def gpu_or_exit(torch=None, which=shutil.which, builds=True, tests=True):
 
 
 # The build in a folder of links without pyproject.toml, whose licence older setuptools refuse to read.
-IN_FOLDER = "import os, runpy, sys; os.chdir(sys.argv.pop(1)); sys.argv[0] = 'setup.py'; runpy.run_path('setup.py', run_name='__main__')"
+IN_FOLDER = (
+    "import os, runpy, sys; os.chdir(sys.argv.pop(1)); sys.argv[0] = 'setup.py'; runpy.run_path('setup.py', run_name='__main__')"
+)
 
 
 def build(capability, folder=None):
@@ -266,7 +268,7 @@ def main(arguments=None, torch=None, execute=execute, bench=bench, which=shutil.
         start = clock()
         left = end - (start - began)
         if left < 5:
-            failed.update({name: "not run, no time is left" for name in commands})
+            failed.update(dict.fromkeys(commands, "not run, no time is left"))
             return say(f"{' and '.join(commands)}: no time is left")
         failed.update(execute(commands, options.logs, left))
         say(f"{' and '.join(commands)}: {clock() - start:.0f} s")

@@ -39,8 +39,8 @@ def aims(rows):
                 found.append((ours[row["case"]]["us_cold"] / ours[plain["case"]]["us_cold"], row["case"]))
         return found
 
-    one = lambda row: (row["B"], row["L"], row["V"]) == (1, 4, 128_256) and row["filters"] == "plain"  # noqa: E731
-    plain = lambda row: row["filters"] == "plain" and row["bytes_needed"] >= 512 << 20  # noqa: E731
+    one = lambda row: (row["B"], row["L"], row["V"]) == (1, 4, 128_256) and row["filters"] == "plain"
+    plain = lambda row: row["filters"] == "plain" and row["bytes_needed"] >= 512 << 20
     triton = [
         (row["ours"]["triton"]["us_cold"] / row["ours"]["cuda"]["us_cold"], row["case"])
         for row in rows if row["B"] >= 64 and {"cuda", "triton"} <= set(row["ours"])

@@ -5,7 +5,8 @@ verification alone, random numbers and bonus token included. Both are timed, tog
 imported is named with the reason; nobody here is needed.
 """
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import competitors as others
 import torch
@@ -82,7 +83,7 @@ OF_ROWS = {
 def sampling_by(name, k=1, example=None):
     """k independent tokens of a row, int64 [B, k]. example: compiled for its shapes"""
     make, draw = OF_ROWS[name]
-    prepare = lambda target, tokens, draft, sampling: make(target[:, 0], sampling)  # noqa: E731
+    prepare = lambda target, tokens, draft, sampling: make(target[:, 0], sampling)
     verify, whole, how = lambda made: draw(made, k), None, ""
     if example is not None:
         whole, how = others.compiled(lambda *inputs: verify(prepare(*inputs)), example)

@@ -130,7 +130,7 @@ def _sglang(function, laws_of, draft_laws):
     """
 
     def prepare(target, tokens, draft, sampling):
-        (B, n, V), device = target.shape, target.device
+        (B, n, _V), device = target.shape, target.device
         laws = laws_of(target, sampling)
         index = torch.arange(B * n, device=device).view(B, n)
         after = torch.arange(1, n + 1, device=device).expand(B, n).contiguous()

@@ -16,11 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import cuda_on_cpu  # noqa: E402
 import torch  # noqa: E402
 from conftest import SCHEMES, case, packed  # noqa: E402
 from trees import drafted_tree  # noqa: E402
 
-import cuda_on_cpu  # noqa: E402
 import specsample as ss  # noqa: E402
 from specsample import backends  # noqa: E402
 

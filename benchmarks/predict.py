@@ -48,14 +48,28 @@ RACE = "race, groups unopened"
 # how many tokens of a lane these come).
 PASSES = {
     "row statistics": (
-        "Law law = o.law; max_and_mass(s, law, o.dtype); out[thread_id()] = law.mass", 1, [LOADS, EXP2, WIDEN], [TILE], 32),
+        "Law law = o.law; max_and_mass(s, law, o.dtype); out[thread_id()] = law.mass",
+        1,
+        [LOADS, EXP2, WIDEN],
+        [TILE],
+        32,
+    ),
     "mass of a filtered row": ("out[thread_id()] = kept_mass(s, o.law, o.dtype)", 1, [LOADS, EXP2, WIDEN], [TILE], 32),
     "residual mass": ("out[thread_id()] = residual_sum(s, o)", 2, [LOADS, EXP2, WIDEN], [TILE], 32),
     "ratio histogram, all in the tail": (
-        "scatter(s, o, s.histogram); out[thread_id()] = s.tile_sum[thread_id() & 255]", 2, [LOADS, EXP2, WIDEN], [TILE], 32),
+        "scatter(s, o, s.histogram); out[thread_id()] = s.tile_sum[thread_id() & 255]",
+        2,
+        [LOADS, EXP2, WIDEN],
+        [TILE],
+        32,
+    ),
     "ratio histogram, none in the tail": (
         "scatter(s, o, s.histogram); out[thread_id()] = s.tile_sum[thread_id() & 255]",
-        2, [LOADS, EXP2, WIDEN, ("MUFU.RCP", 16), ("ATOMS.ADD", 16)], [TILE], 32),
+        2,
+        [LOADS, EXP2, WIDEN, ("MUFU.RCP", 16), ("ATOMS.ADD", 16)],
+        [TILE],
+        32,
+    ),
     RACE: ("out[thread_id()] = run_race(s, o.dtype).score", 1, [LOADS, ("HMNMX2", 4), LOG2], [PHILOX], 128),
 }
 # The loop in which a warp opens a group, in the race's text: the group's words, a logit a lane, its own word, exchanges over the warp.
@@ -88,16 +102,27 @@ OF_RACE = {"round of opened groups": LEAST_ROUNDS, "exact scores of the tokens t
 CALLS = {
     "token-B1-L4-V128256-T1-plain": (  # all accepted
         ["row statistics", RACE],
-        [AHEAD, {"barrier of a team": 1 + 2}, OF_RACE, {
-            "launch that began early": 1, "barrier of a team": 3, "first load of a row": 1, "step of a token's walk": 4}]),
+        [
+            AHEAD,
+            {"barrier of a team": 1 + 2},
+            OF_RACE,
+            {"launch that began early": 1, "barrier of a team": 3, "first load of a row": 1, "step of a token's walk": 4},
+        ],
+    ),
     "the same, the first rejected": (
         ["row statistics", RACE],
-        [AHEAD, {"barrier of a team": 1 + 2}, OF_RACE, {
-            "launch that began early": 1, "barrier of a team": 3, "first load of a row": 1, "step of a token's walk": 1}]),
+        [
+            AHEAD,
+            {"barrier of a team": 1 + 2},
+            OF_RACE,
+            {"launch that began early": 1, "barrier of a team": 3, "first load of a row": 1, "step of a token's walk": 1},
+        ],
+    ),
     "sample-B1-V128256-T1-plain": ([RACE], [AHEAD, {"barrier of a team": 3}, OF_RACE]),
     "race-B1-L4-V128256-T1-plain": (  # all accepted
         [RACE],
-        [AHEAD, {"barrier of a team": 1 + 3}, OF_RACE, {"launch that began early": 1, "step of a race's walk": 5}]),
+        [AHEAD, {"barrier of a team": 1 + 3}, OF_RACE, {"launch that began early": 1, "step of a race's walk": 5}],
+    ),
 }
 # What a request reads when an SM has one or more, in passes: both laws, the law after them and a race.
 MANY = {"`token`, one draft": ["row statistics"] * 3 + [RACE], "`sample`": [RACE]}
@@ -105,9 +130,19 @@ MANY = {"`token`, one draft": ["row statistics"] * 3 + [RACE], "`sample`": [RACE
 for _bins in ("all in the tail", "none in the tail"):
     CALLS[f"optimal-B1-K4-L1-V128256, {_bins}"] = (
         ["row statistics", f"ratio histogram, {_bins}", RACE],
-        [AHEAD, {"barrier of a team": 1 + 2}, OF_RACE, {
-            "launch that began early": 1, "barrier of a team": 4 + 1 + 3, "first load of a row": 2, "sums and law of a selection": 1,
-            "step of a token's walk": 1}])
+        [
+            AHEAD,
+            {"barrier of a team": 1 + 2},
+            OF_RACE,
+            {
+                "launch that began early": 1,
+                "barrier of a team": 4 + 1 + 3,
+                "first load of a row": 2,
+                "sums and law of a selection": 1,
+                "step of a token's walk": 1,
+            },
+        ],
+    )
     MANY[f"`optimal`, four drafts, {_bins}"] = [*MANY["`token`, one draft"], f"ratio histogram, {_bins}"]
 KERNEL = """
 #include "csrc/cuda/kernels.h"

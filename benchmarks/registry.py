@@ -133,8 +133,7 @@ def inputs_of(rows, dtype, requests, L, V):
     tokens = {}
     for kind in ("iid", "arrivals"):
         level = [
-            ss.draft(draft[:, i], kind=kind, sampling=SAMPLING, seed=seeds, position=POSITION, depth=i, node=i)
-            for i in range(L)
+            ss.draft(draft[:, i], kind=kind, sampling=SAMPLING, seed=seeds, position=POSITION, depth=i, node=i) for i in range(L)
         ]
         tokens[kind] = torch.cat(level, 1)
     return Inputs(target, draft, tokens, seeds)
@@ -188,9 +187,7 @@ def ours(case, inputs, backend="cpu"):
     if case.op == "row_stats":
         return lambda: ss.row_stats(inputs.target, sampling=SAMPLING, backend=backend)
     tokens = inputs.tokens[ss.schemes()[case.scheme].draft_kind]
-    return lambda: ss.verify(
-        inputs.target, tokens, inputs.draft, scheme=case.scheme, sampling=SAMPLING, backend=backend, **stream
-    )
+    return lambda: ss.verify(inputs.target, tokens, inputs.draft, scheme=case.scheme, sampling=SAMPLING, backend=backend, **stream)
 
 
 def competitors(case, batches, compile=True, compile_reference=False):

@@ -52,7 +52,8 @@ int place_of(const Entry (&table)[n], const std::string& name, const char* argum
 
 // Logits [rows, V], or [B, R, V] seen from request 0.
 inline Rows rows_of(const Tensor& logits, int64_t dim, const char* name) {
-  STD_TORCH_CHECK(logits.dim() == dim, name, ": expected ", dim == 2 ? "[rows, V]" : "[B, R, V]", ", got ", logits.dim(), " dimensions");
+  STD_TORCH_CHECK(logits.dim() == dim, name, ": expected ", dim == 2 ? "[rows, V]" : "[B, R, V]", ", got ", logits.dim(),
+                  " dimensions");
   STD_TORCH_CHECK(on_device(logits), name, ": expected a tensor on ", kDeviceName);
   const int64_t vocab = logits.size(dim - 1);
   STD_TORCH_CHECK(vocab <= 1 || logits.stride(dim - 1) == 1, name, ": expected a contiguous last dimension");
@@ -62,7 +63,9 @@ inline Rows rows_of(const Tensor& logits, int64_t dim, const char* name) {
                   ": expected float32, bfloat16 or float16");
   return rows_at(static_cast<const char*>(logits.const_data_ptr()), vocab,
                  logits.stride(dim - 2) * static_cast<int64_t>(logits.element_size()),
-                 type == ScalarType::Float ? kFloat32 : type == ScalarType::BFloat16 ? kBfloat16 : kFloat16);
+                 type == ScalarType::Float      ? kFloat32
+                 : type == ScalarType::BFloat16 ? kBfloat16
+                                                : kFloat16);
 }
 
 // Contiguous versions of arguments, alive until the op returns (on a GPU the stream's order protects their memory afterwards).
@@ -76,8 +79,8 @@ class Kept {
   }
   PerRow per_row(int64_t number, const OptionalTensor& values, int64_t count, int64_t step, const char* name) {
     if (!values) return PerRow{number, step, nullptr};
-    STD_TORCH_CHECK(values->scalar_type() == ScalarType::Long && values->numel() == count, name, ": expected int64 with ",
-                    count, " values");
+    STD_TORCH_CHECK(values->scalar_type() == ScalarType::Long && values->numel() == count, name, ": expected int64 with ", count,
+                    " values");
     return PerRow{0, 0, data<int64_t>(*values, name)};
   }
   // Four numbers, or float64 [4, n] for n rows: as many as `count` says, or `other`.
@@ -97,8 +100,8 @@ class Kept {
     const ScalarType type = values->scalar_type();
     const int64_t dim = values->dim();
     STD_TORCH_CHECK(type == ScalarType::Long || type == ScalarType::Int, name, ": expected int64 or int32");
-    STD_TORCH_CHECK((dim == 1 || (dim == 2 && values->size(0) == batch)) && values->size(dim - 1) >= count, name,
-                    ": expected ", count, " values, for all requests or for each");
+    STD_TORCH_CHECK((dim == 1 || (dim == 2 && values->size(0) == batch)) && values->size(dim - 1) >= count, name, ": expected ",
+                    count, " values, for all requests or for each");
     return NodeInts{Ints{data<void>(*values, name), type == ScalarType::Long}, values->numel(), dim == 1 ? 0 : values->size(1)};
   }
 

@@ -41,7 +41,7 @@ struct RowArgs {
   int k;
   Samplings sampling;
   PerRow seed, position, depth, node;
-  int64_t* token;                   // [rows, k]
+  int64_t* token;  // [rows, k]
   float *max, *logsumexp, *cutoff;  // of kStats: [rows] each
 
   // What the j-th token of row i is drawn with, where one is.
@@ -66,18 +66,18 @@ struct RowArgs {
 struct VerifyArgs {
   Rows target, draft;
   int64_t target_stride, draft_stride;  // bytes from one request to the next; unused when packed
-  int64_t target_rows, draft_rows;      // a request; packed: in all
+  int64_t target_rows, draft_rows;  // a request; packed: in all
   NodeInts tokens, parents, rows, draft_row_of, lists;
-  int64_t nodes, batch;                 // nodes a request; packed: in all
-  const int32_t* cu_rows;               // packed when not null
+  int64_t nodes, batch;  // nodes a request; packed: in all
+  const int32_t* cu_rows;  // packed when not null
   bool has_draft, row_a_node, by_lists;
-  int max_depth, scheme;                // by its place in the device's table
+  int max_depth, scheme;  // by its place in the device's table
   double options[kMaxOptions];
-  int most_bins;                        // of a coupling; 0: the scheme has none
+  int most_bins;  // of a coupling; 0: the scheme has none
   Samplings sampling, draft_sampling;
   const float *kept_max, *kept_logsumexp, *kept_cutoff;
   PerRow seed, position;
-  int logprobs;                         // 0 none, 1 filtered, 2 raw
+  int logprobs;  // 0 none, 1 filtered, 2 raw
   int64_t* out_tokens;
   int32_t *out_count, *out_nodes;
   float* out_logprobs;
@@ -92,9 +92,9 @@ struct VerifyArgs {
 
 // A request's part of a call: its values and rows as they were given, none that the tensors do not have.
 struct Part {
-  Request request;                     // without its scratch
-  Rows target, draft;                  // from the request's first row
-  int64_t target_row, draft_row;       // that row among those of all requests
+  Request request;  // without its scratch
+  Rows target, draft;  // from the request's first row
+  int64_t target_row, draft_row;  // that row among those of all requests
   int64_t sampling_first, sampling_step;  // of draft_sampling, for each draft row
 };
 

@@ -28,13 +28,19 @@
 // devices, and of two functions of one name the linker keeps one.
 #if defined(SPS_CUDA_ON_CPU)
 #define SPS_NAMESPACE specsample::emulator
-namespace specsample { inline namespace emulator {} }
+namespace specsample {
+inline namespace emulator {}
+}  // namespace specsample
 #elif defined(__CUDACC__)
 #define SPS_NAMESPACE specsample::cuda
-namespace specsample { inline namespace cuda {} }
+namespace specsample {
+inline namespace cuda {}
+}  // namespace specsample
 #else
 #define SPS_NAMESPACE specsample::cpu
-namespace specsample { inline namespace cpu {} }
+namespace specsample {
+inline namespace cpu {}
+}  // namespace specsample
 #endif
 
 namespace SPS_NAMESPACE {

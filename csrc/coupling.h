@@ -65,9 +65,9 @@ struct Coupling {
   Binning binning;
   int k = 0, unused = 0;   // (padding would be copied by way of a GPU's stack)
   double* sums = nullptr;  // [count + 1][2]: T and D of each bin, then of the tail
-  double *ratio = nullptr, *edge = nullptr;   // [count], [count + 1]: rho, and where a bin's interval ends (the next one's begin)
-  double *plus = nullptr, *minus = nullptr;   // [count + 1]: Phi+ and Phi- at edge[i]
-  double* strip = nullptr;                    // [9][kStrips + 1]: what is known of each strip; the sum of all at the end
+  double *ratio = nullptr, *edge = nullptr;  // [count], [count + 1]: rho, and where a bin's interval ends (the next one's begin)
+  double *plus = nullptr, *minus = nullptr;  // [count + 1]: Phi+ and Phi- at edge[i]
+  double* strip = nullptr;  // [9][kStrips + 1]: what is known of each strip; the sum of all at the end
 
   SPS_HD Coupling() {}
   SPS_HD Coupling(const Binning& binning, int k, double* scratch) : binning(binning), k(k) {

@@ -28,8 +28,8 @@ struct Law {
   double mass = 0;          // sum over the kept tokens of exp((logit - max) scale)
   int64_t only = -1;        // >= 0: all the mass on this token (greedy rows, one-hot drafts)
   const int64_t* without = nullptr;  // tokens taken out: of a draft's law, whose max and mass are then those of the others (what
-  int without_count = 0;             // is left after earlier children), or of a target's, whose mass stays (what they leave of it)
-  int broken = false;       // no finite logit
+  int without_count = 0;  // is left after earlier children), or of a target's, whose mass stays (what they leave of it)
+  int broken = false;  // no finite logit
 
   static SPS_HD Law point(int64_t token) {
     Law law;
@@ -73,9 +73,7 @@ struct Law {
   // Unnormalised: exp((z - max) scale) for a kept logit, else 0.
   SPS_HD double weight(float z) const { return z >= cutoff ? exp((static_cast<double>(z) - max) * scale) : 0; }
   SPS_HD double prob(float z) const { return weight(z) / mass; }
-  SPS_HD double log_prob(float z) const {
-    return z >= cutoff ? (static_cast<double>(z) - max) * scale - log(mass) : -kInfinity;
-  }
+  SPS_HD double log_prob(float z) const { return z >= cutoff ? (static_cast<double>(z) - max) * scale - log(mass) : -kInfinity; }
 };
 
 struct Coupling;

@@ -8,17 +8,17 @@
 
 namespace SPS_NAMESPACE {
 
-constexpr int kMaxLaws = 8;     // distinct laws among a node's children: those of further rows are not looked at
+constexpr int kMaxLaws = 8;  // distinct laws among a node's children: those of further rows are not looked at
 constexpr int kMaxLevels = 32;
 constexpr int kMaxDraws = 64;
-constexpr int kColumns = 8;      // intervals of a token's place between the first and the last law
-constexpr int kLanes = 16;      // cells are handled so many at a time, whatever the machine
+constexpr int kColumns = 8;  // intervals of a token's place between the first and the last law
+constexpr int kLanes = 16;  // cells are handled so many at a time, whatever the machine
 
 // Which cell a token belongs to: by t / (t + m), m the mean of the draws' laws, and by where between the laws m comes from. Both are
 // rounded to the nearest, so that t = m and equal laws are the middle of a cell and rounding does not split them.
 struct Cells {
-  int rows = 1, columns = 0;        // the largest of each; a row of ratio 0 and a column of place 0 come before them
-  float tail = 0;                   // tokens with t and m below it share one cell
+  int rows = 1, columns = 0;  // the largest of each; a row of ratio 0 and a column of place 0 come before them
+  float tail = 0;  // tokens with t and m below it share one cell
   float mean[kMaxLaws] = {}, along[kMaxLaws] = {};  // m = sum mean d, and its place is sum along d / m
 
   SPS_HD int tail_cell() const { return (rows + 1) * (columns + 1); }
@@ -63,10 +63,10 @@ struct LevelLoops {
 
 struct Mixture {
   Cells cells;
-  const Law* law = nullptr;         // [laws]
+  const Law* law = nullptr;  // [laws]
   const uint8_t* law_of = nullptr;  // [draws]: each draw's law
   int laws = 0, draws = 0, levels = 0;
-  double* sums = nullptr;           // [cells][stride]: t and each d of a cell's tokens
+  double* sums = nullptr;  // [cells][stride]: t and each d of a cell's tokens
 
   SPS_HD Mixture() {}
   SPS_HD Mixture(const Cells& cells, const Law* law, int laws, const uint8_t* law_of, int draws, int levels, double* scratch)

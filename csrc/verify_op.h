@@ -58,7 +58,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
   a.has_draft = draft_logits.has_value() && entry.uses_draft_law;
   if (a.has_draft) {
     a.draft = rows_of(*draft_logits, dim, "draft_logits");
-    STD_TORCH_CHECK(draft_logits->scalar_type() == target_logits.scalar_type(), "draft_logits: expected the dtype of target_logits");
+    STD_TORCH_CHECK(draft_logits->scalar_type() == target_logits.scalar_type(),
+                    "draft_logits: expected the dtype of target_logits");
     STD_TORCH_CHECK(packed || draft_logits->size(0) == a.batch, "draft_logits: expected ", a.batch, " requests");
     a.row_a_node = packed && draft_logits->size(0) != target_logits.size(0);
     a.draft_rows = draft_logits->size(dim - 2);
@@ -85,8 +86,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> verify(
   const Tensor tokens = empty(target_logits, {a.batch, max_depth + 1}, ScalarType::Long);
   const Tensor count = empty(target_logits, {a.batch}, ScalarType::Int);
   const Tensor nodes = empty(target_logits, {a.batch, max_depth}, ScalarType::Int);
-  const Tensor of_tokens = logprobs ? empty(target_logits, {a.batch, max_depth + 1}, ScalarType::Float)
-                                    : empty(target_logits, {0}, ScalarType::Float);
+  const Tensor of_tokens =
+      logprobs ? empty(target_logits, {a.batch, max_depth + 1}, ScalarType::Float) : empty(target_logits, {0}, ScalarType::Float);
   a.out_tokens = data_of<int64_t>(tokens), a.out_count = data_of<int32_t>(count), a.out_nodes = data_of<int32_t>(nodes);
   a.out_logprobs = logprobs ? data_of<float>(of_tokens) : nullptr;
   run_round(a, target_logits);

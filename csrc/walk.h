@@ -120,8 +120,8 @@ struct Request {
     // Marks of the level above are needed until all its children are known, and children come after their parents.
     for (int last = nodes - 1; last >= 0; last -= SPS_THREADS) {
       const int i = last - SPS_THREAD;
-      const bool mark = i >= 0 && exists(i) && live[parent(i) + 1] == 1 && !dropped(i) &&
-                        (i == node || (shared && token(i) == token(node)));
+      const bool mark =
+          i >= 0 && exists(i) && live[parent(i) + 1] == 1 && !dropped(i) && (i == node || (shared && token(i) == token(node)));
       SPS_BARRIER();
       if (i >= 0) live[i + 1] = mark;
       SPS_BARRIER();
@@ -196,9 +196,7 @@ struct Drawn {
   Drawn(const Drawn&) = delete;
   template <class Ex>
   SPS_HD explicit Drawn(Ex& ex) : list(ex) {}
-  SPS_HD void add(int child, int64_t x) {
-    list.put(list.value.node[count], child), list.put(list.value.token[count], x), ++count;
-  }
+  SPS_HD void add(int child, int64_t x) { list.put(list.value.node[count], child), list.put(list.value.token[count], x), ++count; }
 };
 
 // All from one law: that of the first one's row.

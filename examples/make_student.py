@@ -71,8 +71,9 @@ def evaluate(args, target):
     a, slow, fast = figures["acceptance_t1"], figures["target_ms_per_token"], figures["student_ms_per_token"]
     for depth in range(1, 5):
         speed = sum(a**n for n in range(depth + 1)) / (slow + depth * fast)
-        print(f"evaluate: expected at T = 1 with {depth} draft tokens: {1000 * speed:.1f} tokens/s "
-              f"({speed * slow:.2f} times plain)")
+        print(
+            f"evaluate: expected at T = 1 with {depth} draft tokens: {1000 * speed:.1f} tokens/s ({speed * slow:.2f} times plain)"
+        )
     # Timings belong to the machine and its load, not to the file.
     save_student(args.out, student, {name: v for name, v in figures.items() if not name.endswith("ms_per_token")})
 
@@ -93,8 +94,9 @@ def main():
     parser.add_argument("--batch", type=int, default=4, help="texts per step")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--workers", type=int, default=2, help="training threads, one core each")
-    parser.add_argument("--variation", type=float, nargs=2, default=[0.0, 0.8],
-                        help="weight of the total variation in the loss, first and last")
+    parser.add_argument(
+        "--variation", type=float, nargs=2, default=[0.0, 0.8], help="weight of the total variation in the loss, first and last"
+    )
     parser.add_argument("--check", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--resume", type=Path, help="go on from this student instead of the target's layers")
     args = parser.parse_args()

@@ -55,9 +55,7 @@ def main(options):
             count, name = min(len(pair[0]), options.positions), str(options.logits)
             rows = zip(*(x[:count].split(64) for x in pair))
             ids = range(count)
-        curves = node_acceptance(
-            rows, len(ids), options.k, sampling, draft_sampling, samples=options.samples, seed=options.seed
-        )
+        curves = node_acceptance(rows, len(ids), options.k, sampling, draft_sampling, samples=options.samples, seed=options.seed)
     except (ValueError, ImportError, OSError) as error:
         print(f"specsample acceptance: {error}", file=sys.stderr)
         return 1
@@ -189,7 +187,7 @@ def as_json(curves, ks, name, sampling, draft_sampling):
     """Means over the positions, as numbers and text only. half_width_95: of the mean, as far as positions are a sample."""
     from .theory.table import summary
 
-    clean = lambda x: [None if v != v else float(f"{v:.6g}") for v in x.tolist()]  # noqa: E731
+    clean = lambda x: [None if v != v else float(f"{v:.6g}") for v in x.tolist()]
     means = summary(curves)
     positions = len(curves["token"].value)
     return {

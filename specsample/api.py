@@ -3,21 +3,32 @@
 Dimensions: B requests, N draft nodes of a request (a chain of L tokens has N = L), R rows of logits a request, V vocabulary.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from . import backends
 from .arguments import (
-    INTS, check_draft_logits, check_logits, check_options, check_parents, check_stats, int_or_tensor, per_node,
+    INTS,
+    check_draft_logits,
+    check_logits,
+    check_options,
+    check_parents,
+    check_stats,
+    int_or_tensor,
+    per_node,
 )  # fmt: skip
 from .errors import expect
 from .limits import MAX_NODES
 from .reference import backend as reference
 from .sampling import Sampling, pack
-from .schemes import SCHEMES
+from .schemes import SCHEMES, Scheme
 
 DRAFT_KINDS = ("iid", "distinct", "arrivals", "lists", "top", "topk")
+Integers = int | Tensor  # one for all, or a tensor with one for each
+Table = Tensor | Sequence  # of integers
 _LOGPROBS = {None: 0, "filtered": 1, "raw": 2}
 _DEFAULT = Sampling()
 
@@ -32,9 +43,9 @@ class RowStats(NamedTuple):
     A token that is kept has log-probability logit / temperature − logsumexp.
     """
 
-    max: torch.Tensor
-    logsumexp: torch.Tensor
-    cutoff: torch.Tensor
+    max: Tensor
+    logsumexp: Tensor
+    cutoff: Tensor
 
 
 class Verdict(NamedTuple):
@@ -46,18 +57,20 @@ class Verdict(NamedTuple):
     logprobs      float32 [B, D + 1]: log-probabilities of the emitted tokens, padded with 0; None when not asked for
     """
 
-    tokens: torch.Tensor
-    num_accepted: torch.Tensor
-    nodes: torch.Tensor
-    logprobs: torch.Tensor | None
+    tokens: Tensor
+    num_accepted: Tensor
+    nodes: Tensor
+    logprobs: Tensor | None
 
 
-def schemes():
+def schemes() -> dict[str, Scheme]:
     """{name: Scheme}: every verification scheme, with the backends that have it on this machine."""
     return {name: card._replace(backends=backends.schemes_of(name)) for name, card in SCHEMES.items()}
 
 
-def sample(logits, *, sampling=_DEFAULT, seed, position, backend=None):
+def sample(
+    logits: Tensor, *, sampling: Sampling = _DEFAULT, seed: Integers, position: Integers, backend: str | None = None
+) -> Tensor:
     """One token of each row's law: the winner of an exponential race on the clocks of (seed, position).
 
     logits    [B, V], float32, bfloat16 or float16 (any float dtype under `reference`)
@@ -76,7 +89,18 @@ def sample(logits, *, sampling=_DEFAULT, seed, position, backend=None):
     return run(logits, numbers, per_row, seed, seeds, position, positions)
 
 
-def draft(logits, k=1, *, kind="iid", sampling=_DEFAULT, seed, position, depth=0, node=0, backend=None):
+def draft(
+    logits: Tensor,
+    k: int = 1,
+    *,
+    kind: str = "iid",
+    sampling: Sampling = _DEFAULT,
+    seed: Integers,
+    position: Integers,
+    depth: Integers = 0,
+    node: Integers = 0,
+    backend: str | None = None,
+) -> Tensor:
     """k children for each row of logits, one row a node to be expanded.
 
     logits    [R, V] as in `sample`
@@ -102,12 +126,10 @@ def draft(logits, k=1, *, kind="iid", sampling=_DEFAULT, seed, position, depth=0
     depth, depths = int_or_tensor(depth, "depth", rows, logits.device)
     node, nodes = int_or_tensor(node, "node", rows, logits.device)
     run = backends.pick(backend, logits, "logits", kind=kind).draft
-    return run(
-        logits, k, kind, numbers, per_row, seed, seeds, position, positions, depth, depths, node, nodes
-    )
+    return run(logits, k, kind, numbers, per_row, seed, seeds, position, positions, depth, depths, node, nodes)
 
 
-def row_stats(logits, *, sampling=_DEFAULT, backend=None):
+def row_stats(logits: Tensor, *, sampling: Sampling = _DEFAULT, backend: str | None = None) -> RowStats:
     """RowStats of each row of logits [R, V]: what rebuilds its law without another pass.
 
     Pass the drafts' to `verify(draft_stats=...)` to spare it a pass over each draft row. Rows whose |logsumexp| is above
@@ -118,7 +140,7 @@ def row_stats(logits, *, sampling=_DEFAULT, backend=None):
     return RowStats(*backends.pick(backend, logits, "logits").row_stats(logits, numbers, per_row))
 
 
-def log_probs(logits, *, sampling=_DEFAULT, backend=None):
+def log_probs(logits: Tensor, *, sampling: Sampling = _DEFAULT, backend: str | None = None) -> Tensor:
     """The law itself: log-probabilities [R, V], −inf where filtered; float32, or float64 from `reference`.
 
     It writes R·V numbers, which nothing else here does: for tests and notebooks. Compiled backends take the row
@@ -146,26 +168,26 @@ def log_probs(logits, *, sampling=_DEFAULT, backend=None):
 
 
 def verify(
-    target_logits,
-    draft_tokens,
-    draft_logits=None,
+    target_logits: Tensor,
+    draft_tokens: Tensor,
+    draft_logits: Tensor | None = None,
     *,
-    parents=None,
-    rows=None,
-    draft_rows=None,
-    lists=None,
-    max_depth=None,
-    scheme="token",
-    options=None,
-    sampling=_DEFAULT,
-    draft_sampling=None,
-    draft_stats=None,
-    seed,
-    position,
-    cu_rows=None,
-    logprobs=None,
-    backend=None,
-):
+    parents: Table | None = None,
+    rows: Table | None = None,
+    draft_rows: Table | None = None,
+    lists: Table | None = None,
+    max_depth: int | None = None,
+    scheme: str = "token",
+    options: Mapping[str, float] | None = None,
+    sampling: Sampling = _DEFAULT,
+    draft_sampling: Sampling | None = None,
+    draft_stats: RowStats | None = None,
+    seed: Integers,
+    position: Integers,
+    cu_rows: Tensor | None = None,
+    logprobs: Literal["filtered", "raw"] | None = None,
+    backend: str | None = None,
+) -> Verdict:
     """Verify drafted tokens against the target: one draft-and-verify round of every request, exactly, from raw logits.
 
     target_logits   [B, R, V]; by default R = N + 1, row 0 after the committed prefix, row i + 1 after draft node i.
@@ -205,11 +227,10 @@ def verify(
     an id outside [−1, V), a parent not before it, a row out of range, or drawn from a row without a finite logit does
     not exist; a target row without a finite logit emits −1 and stops.
     """
-    card = SCHEMES.get(scheme) if isinstance(scheme, str) else None
-    if card is None:
+    if not (isinstance(scheme, str) and scheme in SCHEMES):
         expect(False, "scheme", f"one of {', '.join(SCHEMES)}", repr(scheme))
-    packed = cu_rows is not None
-    if packed:
+    card, packed = SCHEMES[scheme], cu_rows is not None
+    if cu_rows is not None:
         expect(isinstance(cu_rows, torch.Tensor) and cu_rows.dtype == torch.int32, "cu_rows", "an int32 tensor", cu_rows)
         expect(cu_rows.dim() == 1 and cu_rows.shape[0] >= 1, "cu_rows", "shape [B + 1]", tuple(cu_rows.shape))
     check_logits(target_logits, "target_logits", 2 if packed else 3)
@@ -217,7 +238,7 @@ def verify(
     expect(isinstance(draft_tokens, torch.Tensor), "draft_tokens", "a tensor", type(draft_tokens).__name__)
     expect(draft_tokens.dtype in INTS, "draft_tokens", "int64 or int32", draft_tokens.dtype)
     expect(draft_tokens.device == device, "draft_tokens", f"a tensor on {device}", draft_tokens.device)
-    if packed:
+    if cu_rows is not None:
         expect(cu_rows.device == device, "cu_rows", f"a tensor on {device}", cu_rows.device)
         expect(draft_tokens.dim() == 1, "draft_tokens", "shape [total − B] when packed", tuple(draft_tokens.shape))
         expect(max_depth is not None, "max_depth", "an int when packed", None)
@@ -249,7 +270,8 @@ def verify(
         expect(isinstance(max_depth, int) and max_depth >= 0, "max_depth", "an int >= 0", max_depth)
     if options is not None:
         check_options(options, card)
-    expect(logprobs is None or isinstance(logprobs, str) and logprobs in _LOGPROBS, "logprobs", 'None, "filtered" or "raw"', repr(logprobs))
+    known = logprobs is None or (isinstance(logprobs, str) and logprobs in _LOGPROBS)
+    expect(known, "logprobs", 'None, "filtered" or "raw"', repr(logprobs))
 
     numbers, per_request = pack(sampling, (batch,), device)
     draft_max = draft_logsumexp = draft_cutoff = None

@@ -85,11 +85,20 @@ _no_cuda = _cuda_missing()
 BACKENDS = {
     "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, tuple(_built["schemes"].split()), None, _missing),
     "cuda": Backend(
-        None if _no_cuda else _compiled, "cuda", COMPILED_DTYPES, tuple(_built["cuda_schemes"].split()), None, _no_cuda,
+        None if _no_cuda else _compiled,
+        "cuda",
+        COMPILED_DTYPES,
+        tuple(_built["cuda_schemes"].split()),
+        None,
+        _no_cuda,
         None if _no_cuda else _no_gpu,
     ),
     "triton": Backend(
-        None if triton.missing else triton.functions, "accelerator", COMPILED_DTYPES, triton.SCHEMES, triton.KINDS,
+        None if triton.missing else triton.functions,
+        "accelerator",
+        COMPILED_DTYPES,
+        triton.SCHEMES,
+        triton.KINDS,
         triton.missing,
     ),
     "reference": Backend(reference, None, None, None, None, None),

@@ -1,12 +1,14 @@
 """What was built, what runs here, and why the rest does not."""
 
+from typing import Any
+
 import torch
 
 from . import backends
 from .version import STREAM_VERSION, __version__
 
 
-def build_info():
+def build_info() -> dict[str, Any]:
     """dict: version; stream_version: of the random streams (see `specsample`); torch built against and running; cuda version and
     architectures of the compiled part (None, []); cpu: the instruction set its kernels use here and the threads; backends: those
     available; unavailable: {name: why}."""

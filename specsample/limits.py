@@ -1,4 +1,7 @@
-"""Limits and tolerances of the rules: numbers that every backend has alike (csrc/law.h, csrc/mixture.h and csrc/walk.h for compiled ones)."""
+"""Limits and tolerances of the rules: numbers that every backend has alike.
+
+The headers have the same: csrc/law.h, csrc/mixture.h, csrc/walk.h.
+"""
 
 MAX_NODES = 1024  # of a request
 MAX_SIBLINGS = 64  # live children that a multi-draft scheme looks at in one step, by index

@@ -23,6 +23,6 @@ SHAPES = {
 def rows(shape, gap):
     """(target, draft): logits float64 [V]"""
     zero = torch.zeros(len(_WARM), dtype=torch.float64)
-    part = lambda x: torch.tensor(x, dtype=torch.float64) if x else zero  # noqa: E731
+    part = lambda x: torch.tensor(x, dtype=torch.float64) if x else zero
     target_gaps, target, draft_gaps, draft = (part(x) for x in SHAPES[shape])
     return gap * target_gaps + target, gap * draft_gaps + draft

@@ -8,11 +8,11 @@ import faulthandler
 import os
 import threading
 
+import cuda_on_cpu
+import on_gpu
 import pytest
 import torch
 
-import cuda_on_cpu
-import on_gpu
 import specsample as ss
 from specsample import backends
 
@@ -37,7 +37,7 @@ _terminal = os.fdopen(os.dup(2), "w") if TEST_SECONDS else None  # pytest captur
 def pytest_runtest_protocol(item):
     if not TEST_SECONDS:
         return (yield)
-    name = lambda: print(f"\ntimed out: {item.nodeid}", file=_terminal, flush=True)  # noqa: E731
+    name = lambda: print(f"\ntimed out: {item.nodeid}", file=_terminal, flush=True)
     said = threading.Timer(TEST_SECONDS - min(0.2, TEST_SECONDS / 2), name)
     said.daemon = True
     said.start()
@@ -87,9 +87,7 @@ def drawn(draft_logits, scheme="token", *, seed, position, sampling=None, backen
     """Draft tokens of chains, really drawn from draft_logits [B, N, V] in the way the scheme asks for: int64 [B, N]"""
     kind, settings = ss.schemes()[scheme].draft_kind, {"sampling": sampling or ss.Sampling()}
     rows = [
-        ss.draft(
-            draft_logits[:, i], kind=kind, seed=seed, position=position, depth=i, node=i, backend=backend, **settings
-        )
+        ss.draft(draft_logits[:, i], kind=kind, seed=seed, position=position, depth=i, node=i, backend=backend, **settings)
         for i in range(draft_logits.shape[1])
     ]
     return torch.cat(rows, 1) if rows else torch.zeros(len(draft_logits), 0, dtype=torch.int64)

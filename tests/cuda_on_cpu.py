@@ -12,10 +12,10 @@ import os
 import shutil
 from pathlib import Path
 
+import native
 import pytest
 import torch
 
-import native
 from specsample import backends, ops
 
 NAME, BESIDE = "cuda on cpu", "cpu beside cuda"

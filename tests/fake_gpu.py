@@ -178,7 +178,7 @@ def engines(monkeypatch, others, wrong=()):
         temperature, seed, num_speculative_steps, synthetic_conditional_rates=None, use_fp64=False, use_block_verification=False,
     ):  # fmt: skip
         B, L, V = draft_logits.shape
-        assert L == num_speculative_steps and target_logits.shape == (B * (L + 1), V)
+        assert num_speculative_steps == L and target_logits.shape == (B * (L + 1), V)
         assert target_logits.dtype == draft_logits.dtype and target_logits.dtype in (torch.float32, torch.bfloat16)
         expect(draft_sampled, torch.int32, B * (L + 1))
         expect(cu_num_logits, torch.int32, B + 1)

@@ -61,7 +61,7 @@ class Call:
     def sampling(self, count):
         if self.chance(0.3):
             return ss.Sampling()
-        pick = lambda *values: self.pick.choice(values)  # noqa: E731
+        pick = lambda *values: self.pick.choice(values)
         fields = [
             lambda: pick(1.0, 0.7, 0.0, 2.0, 1e-3), lambda: pick(0, 0, 1, 5, 60), lambda: pick(1.0, 1.0, 0.9, 0.3, 0.0),
             lambda: pick(0.0, 0.0, 0.05, 0.5),
@@ -146,7 +146,7 @@ class Call:
         """Tokens of the nodes from the rows that `verify` takes their law from."""
         tokens, draft = args["draft_tokens"], args["draft_logits"]
         batch, nodes = tokens.shape
-        spread = lambda x, n: torch.as_tensor(x).expand(batch, n)  # noqa: E731
+        spread = lambda x, n: torch.as_tensor(x).expand(batch, n)
         parents = spread(args.get("parents", torch.arange(nodes) - 1), nodes)
         rows = spread(args.get("rows", torch.arange(nodes + 1)), nodes + 1)
         law = args.get("draft_sampling", args["sampling"])

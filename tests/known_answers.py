@@ -55,7 +55,7 @@ def calls(case):
            for name, k in draft.items()}  # fmt: skip
     # A draft without a law whose token is hardly ever the target's: one race over the rest of the target.
     token = torch.tensor([[case["vocab"] // 2]])
-    residual = lambda backend: ss.verify(row.expand(2, -1)[None], token, scheme="token", backend=backend, **at).tokens  # noqa: E731
+    residual = lambda backend: ss.verify(row.expand(2, -1)[None], token, scheme="token", backend=backend, **at).tokens
     return {"sample": lambda backend: ss.sample(row, backend=backend, **at)[:, None], **out, "residual": residual}
 
 
@@ -79,7 +79,7 @@ def odd_rows(dtype=torch.float32):
     """(rows, the same without NaN and +inf): [11, ODD] each"""
     i = torch.arange(ODD)
     base = logits(ODD, 1, "float32")[0]
-    only = lambda ids, value: torch.where(torch.isin(i, torch.tensor(ids)), value, -INF)  # noqa: E731
+    only = lambda ids, value: torch.where(torch.isin(i, torch.tensor(ids)), value, -INF)
     heavy = torch.where(torch.isin(i, torch.tensor([8, 256])), 20.0, base)  # groups 1 and 0: not in the order of ids
     rows = {
         "NaN at every place in turn": (torch.where(i % 9 == 0, NAN, base), torch.where(i % 9 == 0, -INF, base)),

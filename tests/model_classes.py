@@ -212,7 +212,11 @@ def try_model(model):
             compare(f"greedy, request {b}", greedy, said[b])
         else:
             compare(f"alone, request {b}", ss.generate(model, None, own, **alone)[0, n:], said[b])
-            compare(f"race alone, request {b}", ss.generate(model, draft, own, scheme="race", **alone, **SHAPES["paths"])[0, n:], said[b])
+            compare(
+                f"race alone, request {b}",
+                ss.generate(model, draft, own, scheme="race", **alone, **SHAPES["paths"])[0, n:],
+                said[b],
+            )
     masks, reading = models.takes_masks(model), tree_cache.takes_masks
     for by_masks in {masks, False}:
         for name, shape in SHAPES.items():
@@ -236,8 +240,9 @@ def try_model(model):
 
 def _refused(model, reason, settings):
     """The same as a draft model, and not a token emitted before."""
-    import specsample as ss
     from models import tiny_llama
+
+    import specsample as ss
 
     wrong = [] if reason.startswith("model: ") else ["the argument is not named"]
     try:
@@ -270,7 +275,10 @@ def main(words):
         failed += bool(found.wrong)
         single = model.dtype == torch.float32
         rows.append((name, found, single))
-        print(f"{name:40s} {found.how:8s}{'float32 ' * single}{time.time() - start:5.1f} s  {found.reason}{found.wrong or ''}", flush=True)
+        print(
+            f"{name:40s} {found.how:8s}{'float32 ' * single}{time.time() - start:5.1f} s  {found.reason}{found.wrong or ''}",
+            flush=True,
+        )
     if not words and not failed:
         write(rows, unbuilt)
     print(f"{len(rows)} models, {failed} of them wrong; {len(unbuilt)} not built")

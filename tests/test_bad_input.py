@@ -4,7 +4,18 @@ import cuda_on_cpu
 import pytest
 import torch
 from conftest import (
-    ALL_SCHEMES, BACKENDS, SCHEMES, case, identical, numbers, packed, require, require_scheme, select, stacked, widened,
+    ALL_SCHEMES,
+    BACKENDS,
+    SCHEMES,
+    case,
+    identical,
+    numbers,
+    packed,
+    require,
+    require_scheme,
+    select,
+    stacked,
+    widened,
 )  # fmt: skip
 
 import specsample as ss
@@ -130,8 +141,8 @@ def test_too_many_nodes():
 
 
 def test_messages_show_both_sides():
-    for call, (function, good, table) in CALLS.items():
-        name, keyword, values = table[0]
+    for function, good, table in CALLS.values():
+        _name, keyword, values = table[0]
         with pytest.raises(ValueError, match="expected .* got "):
             function(**good | {keyword: values[-1]})
 
@@ -194,8 +205,7 @@ def test_special_logits(backend, scheme, dtype, kind):
         pairs = {name: dirty(args[name], kind) for name in ("target_logits", "draft_logits")}
         for which in (("target_logits",), ("draft_logits",), ("target_logits", "draft_logits")):
             results = [
-                ss.verify(**args | {name: pairs[name][i] for name in which}, backend=backend, logprobs="filtered")
-                for i in range(2)
+                ss.verify(**args | {name: pairs[name][i] for name in which}, backend=backend, logprobs="filtered") for i in range(2)
             ]
             torch.testing.assert_close(results[0].logprobs, results[1].logprobs, rtol=1e-5, atol=1e-5)
             identical(*(r._replace(logprobs=None) for r in results))
@@ -251,9 +261,7 @@ def test_broken_target_row(backend, scheme, broken, value):
     args["draft_logits"] = args["target_logits"][:, :3].clone()
     at = {"seed": args["seed"], "position": args["position"], "backend": backend}
     kind = ss.schemes()[scheme].draft_kind
-    args["draft_tokens"] = torch.cat(
-        [ss.draft(args["draft_logits"][:, i], kind=kind, depth=i, node=i, **at) for i in range(3)], 1
-    )
+    args["draft_tokens"] = torch.cat([ss.draft(args["draft_logits"][:, i], kind=kind, depth=i, node=i, **at) for i in range(3)], 1)
     whole = ss.verify(**args, backend=backend)
     assert (whole.num_accepted == 3).all()
     args["target_logits"][2, broken] = value
@@ -392,9 +400,7 @@ def test_temperature_tensor_below_zero_or_nan_is_greedy(backend, scheme):
     args = case(6, 3, 40, scheme=scheme, seed=13)
     bad = torch.tensor([-1.0, NAN, 0.0, -INF, 1.0, 0.5])
     zero = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 0.5])
-    results = [
-        ss.verify(**args, sampling=ss.Sampling(t), draft_sampling=ss.Sampling(), backend=backend) for t in (bad, zero)
-    ]
+    results = [ss.verify(**args, sampling=ss.Sampling(t), draft_sampling=ss.Sampling(), backend=backend) for t in (bad, zero)]
     identical(*results)
     assert torch.equal(results[0].tokens[:4, 0], args["target_logits"][:4, 0].argmax(-1))
     rows = args["target_logits"][:, 0]

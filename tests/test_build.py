@@ -142,7 +142,7 @@ def test_one_extension_for_every_architecture(copy):
     only_stable_symbols(built)
     sources = len(list((ROOT / "csrc/cuda").glob("*.cu")))
     codes = sorted(sources * [arch.replace(".", "") for arch in shipped])
-    listed = lambda what: subprocess.run([tool, what, str(built)], capture_output=True, text=True, check=True).stdout  # noqa: E731
+    listed = lambda what: subprocess.run([tool, what, str(built)], capture_output=True, text=True, check=True).stdout
     assert sorted(re.findall(r"\.sm_(\d+)\.cubin", listed("--list-elf"))) == codes
     texts = sorted(sources * sorted({"90", shipped[-1].replace(".", "")}))
     assert sorted(re.findall(r"\.sm_(\d+)\.ptx", listed("--list-ptx"))) == texts

@@ -41,7 +41,7 @@ def winner(w, i, rate=None, places=None):
         if i == j:
             result += chance * rate / (rate + sum(max(w[k] / w[j] - 1, 0) for k in range(size) if k != j))
         elif w[i] > w[j]:
-            c = lambda x: rate * x + w[i] - x + sum(max(w[k] - x, 0) for k in range(size) if k not in (i, j))  # noqa: E731, B023
+            c = lambda x: rate * x + w[i] - x + sum(max(w[k] - x, 0) for k in range(size) if k not in (i, j))
             edges = sorted({x for x in w if w[j] <= x <= w[i]})
             result += chance * rate * w[i] * sum((b - a) / (c(a) * c(b)) for a, b in itertools.pairwise(edges))
     return result
@@ -115,7 +115,7 @@ def over_words(power, bits):
 
     A sum over a lattice of midpoints is its integral and correction terms (Euler and Maclaurin). The first million single words are
     summed: for large powers their lattice is too coarse for that."""
-    f = lambda u: np.exp(power * np.log1p(-u))  # noqa: E731
+    f = lambda u: np.exp(power * np.log1p(-u))
 
     def lattice(begin, end, step):
         first = [-power * np.exp((power - 1) * np.log1p(-u)) for u in (begin, end)]
@@ -209,7 +209,7 @@ SEEDS, COUNT = 128, 4096  # four tiles, whose words of groups come from one Phil
 
 
 def clocks(seed=1000, position=3, purpose=rng.CLOCK, slot=0):
-    whole = lambda x: torch.full((SEEDS,), x)  # noqa: E731
+    whole = lambda x: torch.full((SEEDS,), x)
     return rng.clocks(seed + torch.arange(SEEDS), whole(position), purpose, whole(slot), COUNT)
 
 
@@ -222,7 +222,7 @@ def by_group(clock):
 
 def independent(x, y):
     """p-value of: x and y are independent Exp(1), by eight bins of equal probability each."""
-    cell = lambda e: (-8 * torch.expm1(-e)).long().clamp(max=7)  # noqa: E731
+    cell = lambda e: (-8 * torch.expm1(-e)).long().clamp(max=7)
     return p_value(cell(x) * 8 + cell(y), torch.full((64,), 1 / 64))
 
 
@@ -262,7 +262,7 @@ def test_least_clocks():
     """M·32 is Exp(1), the place uniform, both independent of each other and of the next purpose's."""
     whole = torch.zeros(3000, dtype=torch.int64)
     (m, place), (other, _) = (rng.least_clocks(torch.arange(3000), whole, purpose, whole, 128) for purpose in (0, 2))
-    bins = lambda x: (-8 * torch.expm1(-32 * x)).long()  # noqa: E731
+    bins = lambda x: (-8 * torch.expm1(-32 * x)).long()
     assert p_value(bins(m) * 32 + place, torch.full((256,), 1 / 256)) > FAILURE_RATE
     assert independent(32 * m, 32 * other) > FAILURE_RATE
 
@@ -271,8 +271,8 @@ def test_uniforms():
     """Of acceptance and of selection, and none of a neighbour's stream."""
     base = {"seed": 5, "position": 2, "purpose": rng.ACCEPT, "slot": 0}
     n = 1 << 18
-    make = lambda **x: rng.uniforms(*(torch.tensor([x[k]]) if k != "purpose" else x[k] for k in base), n)[0]  # noqa: E731
-    exponential = lambda u: -torch.log1p(-u)  # noqa: E731
+    make = lambda **x: rng.uniforms(*(torch.tensor([x[k]]) if k != "purpose" else x[k] for k in base), n)[0]
+    exponential = lambda u: -torch.log1p(-u)
     for other in ({"seed": 6}, {"position": 3}, {"purpose": rng.SELECT}, {"slot": 1}, {"seed": 5 + 2**32}):
         assert independent(exponential(make(**base)), exponential(make(**base | other))) > FAILURE_RATE
 
@@ -304,7 +304,7 @@ def test_control_pairs_of_wrong_clocks(mistake):
 
 def test_control_groups_shared_between_purposes(monkeypatch):
     right = rng.group_words
-    shared = lambda seed, position, purpose, *rest, **second: right(seed, position, 0, *rest, **second)  # noqa: E731
+    shared = lambda seed, position, purpose, *rest, **second: right(seed, position, 0, *rest, **second)
     assert across_purposes() > FAILURE_RATE
     monkeypatch.setattr(rng, "group_words", shared)
     assert across_purposes() < CAUGHT

@@ -8,18 +8,18 @@ the same integers on all backends. Temperatures of draft and target from 1e-3 to
 import itertools
 
 import cold_laws
+import cuda_on_cpu
+import native
 import numpy as np
+import on_gpu
 import pytest
 import torch
 from cold_laws import GAPS, MOST, SHAPES
-from conftest import CAUGHT, FAILURE_RATE, identical, p_value, probabilities, require, require_scheme
+from conftest import FAILURE_RATE, identical, p_value, probabilities, require, require_scheme
 from test_exact_law import Scripted
 from test_multi_draft import SELECTING, options, tolerance
 from trees import STAR, drawn_tree
 
-import cuda_on_cpu
-import native
-import on_gpu
 import specsample as ss
 from specsample.reference.walk import Round
 from specsample.schemes import SCHEMES as CARDS
@@ -134,7 +134,7 @@ def old_rule(t, d, k):
 
 def test_control_the_rest_as_a_difference():
     """It is right on warm laws, and off by more than .01 on cold ones of the table."""
-    worst = {gap: 0.0 for gap in (1, 10, 60)}
+    worst = dict.fromkeys((1, 10, 60), 0.0)
     for shape, gap in itertools.product(("cold draft", "tied below", "near"), worst):
         target, draft = (softmax(x.numpy()) for x in cold_laws.rows(shape, gap))
         worst[gap] = max(worst[gap], np.abs(old_rule(target, draft, 3) - target).max())
@@ -233,9 +233,9 @@ def test_temperatures_of_draft_and_target(scheme):
     generator = torch.Generator().manual_seed(3)
     target, draft = 1.5 * torch.randn(2, len(names), 6, generator=generator)
     draft = target + 0.7 * draft
-    column = lambda i: torch.tensor([n[i] for n in names])  # noqa: E731
+    column = lambda i: torch.tensor([n[i] for n in names])
     laws = list(probabilities(target, ss.Sampling(column(0))))
-    many = lambda x: x.repeat_interleave(TRIALS)  # noqa: E731
+    many = lambda x: x.repeat_interleave(TRIALS)
     settings = {"sampling": ss.Sampling(many(column(0))), "draft_sampling": ss.Sampling(many(column(1)), top_p=many(column(2)))}
     assert not [names[i] for i in unlikely(scheme, min(3, most(scheme)), target, draft, laws, **settings)]
 
@@ -297,7 +297,9 @@ def test_same_integers(compiled, scheme):
     copies = 1 if compiled == cuda_on_cpu.NAME else 4
     target, draft = (x.float().repeat(copies, 1)[:, None] for x in (target, draft))
     for k in (3,) if copies == 1 else range(1, most(scheme) + 1):
-        args = drawn_tree(target.expand(-1, 2, -1), draft, k if CARDS[scheme].trees else 1, scheme, torch.arange(len(target)), "reference")
+        args = drawn_tree(
+            target.expand(-1, 2, -1), draft, k if CARDS[scheme].trees else 1, scheme, torch.arange(len(target)), "reference"
+        )
         identical(ss.verify(**args, backend=compiled), ss.verify(**args, backend="reference"))
     seeds = torch.arange(len(target))
     for variant in VARIANTS if copies > 1 or scheme in ("recursive_distinct", "top") else ():

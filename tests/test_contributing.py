@@ -55,7 +55,9 @@ def test_a_scheme_is_found_by_its_stem(scheme):
 
 def test_a_scheme_is_named_nowhere_else():
     names = "|".join(ss.schemes())
-    files = [p for top in ("specsample", "csrc") for p in (ROOT / top).rglob("*") if p.suffix in (".py", ".h", ".cpp", ".cu", ".inc")]
+    files = [
+        p for top in ("specsample", "csrc") for p in (ROOT / top).rglob("*") if p.suffix in (".py", ".h", ".cpp", ".cu", ".inc")
+    ]
     own = {f"{folder}/{scheme}{suffix}" for scheme in ss.schemes() for folder, suffix in
            (("specsample/schemes", ".py"), ("csrc/schemes", ".h"), ("specsample/triton", ".py"), ("specsample/theory", ".py"))}  # fmt: skip
     found = {str(p.relative_to(ROOT)) for p in files if re.search(rf"[\"']({names})[\"']", p.read_text())}

@@ -8,10 +8,9 @@ import re
 import subprocess
 from pathlib import Path
 
+import native
 import pytest
 from nvidia_tools import ALL, PACKAGES, nvcc, nvidia_tool, nvrtc
-
-import native
 
 # One kernel for sample, draft and row_stats, one for verify under every scheme.
 SOURCES = {"row_kernel": '#include "csrc/cuda/row_kernels.h"\n', "verify_kernel": '#include "csrc/cuda/verify_kernel.h"\n'}

@@ -8,18 +8,17 @@ import ctypes
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import cuda_on_cpu
 import known_answers
+import native
 import pytest
 import torch
 from conftest import SCHEMES, case, identical, numbers
 from known_answers import GROUPS
-from trees import drafted_tree
 from test_sanitizers import FLAGS, library
+from trees import drafted_tree
 
-import native
 import specsample as ss
 from specsample import backends
 
@@ -30,7 +29,13 @@ MULTI = tuple(name for name in backends.BACKENDS["cuda"].schemes if name not in 
 MANY_BINS = 1200  # their histogram does not fit shared memory
 # Threads of a block's crew (0: as on a GPU), the seed of the order of all, blocks of a team, whether all rows are read ahead.
 LAUNCHES = [(96, 1), (0, 3), (64, 2, 2, True), (32, 5, 8, False)]
-SAMPLINGS = (ss.Sampling(), ss.Sampling(0.8, 700, 0.95, 0.001), ss.Sampling(1.2, top_p=0.9), ss.Sampling(0.0), ss.Sampling(min_p=0.01))
+SAMPLINGS = (
+    ss.Sampling(),
+    ss.Sampling(0.8, 700, 0.95, 0.001),
+    ss.Sampling(1.2, top_p=0.9),
+    ss.Sampling(0.0),
+    ss.Sampling(min_p=0.01),
+)
 
 
 def words(values):

@@ -79,9 +79,7 @@ def test_ngram_makes_copying_cheap():
     circle = torch.eye(7).roll(1, 1)
     ids = torch.arange(8)[None] % 7
     for scheme in SCHEMES:
-        output, stats = ss.generate(
-            TableModel(circle), ss.NgramDrafter(), ids, max_new_tokens=20, scheme=scheme, return_stats=True
-        )
+        output, stats = ss.generate(TableModel(circle), ss.NgramDrafter(), ids, max_new_tokens=20, scheme=scheme, return_stats=True)
         assert (output[0] == torch.arange(28) % 7).all()
         assert stats.target_calls == 4
 
@@ -153,9 +151,7 @@ def test_what_a_drafter_is_told(parents):
 )
 def test_bad_proposals(name, tokens, parents, rows):
     with pytest.raises(ValueError, match=f"^{name}: .*got"):
-        ss.generate(
-            TableModel(torch.eye(3)), Recorder(tokens, parents, rows), torch.tensor([[0]]), max_new_tokens=9, depth=2
-        )
+        ss.generate(TableModel(torch.eye(3)), Recorder(tokens, parents, rows), torch.tensor([[0]]), max_new_tokens=9, depth=2)
 
 
 def test_ids_beyond_the_vocabulary_are_rejected():

@@ -8,12 +8,12 @@ csrc/testing/enumerate.h, for the reference its rounds with `Scripted` in the pl
 import itertools
 from collections import defaultdict
 
+import native
 import numpy as np
 import pytest
 import torch
-
-import native
 from conftest import SCHEMES
+
 from specsample.reference.walk import Round
 from specsample.schemes import SCHEMES as CARDS
 
@@ -151,13 +151,11 @@ def by_reference(scheme, target, draft, vocab, depth):
     )  # fmt: skip
     paths = [c[0] for c in combos]
     weight = torch.tensor([np.prod([draft[p[:i]][p[i]] for i in range(depth)]) for p in paths], dtype=torch.float64)
-    log = lambda law: torch.from_numpy(np.stack(law)).log()  # noqa: E731
+    log = lambda law: torch.from_numpy(np.stack(law)).log()
     target_logits = log([[target[p[:i]] for i in range(depth + 1)] for p in paths])
     draft_logits = log([[draft[p[:i]] for i in range(depth + 1)] for p in paths])
     emitted = torch.tensor([c[2] for c in combos])
-    draws = Scripted(
-        torch.tensor([c[1] for c in combos]).reshape(len(combos), -1), emitted.expand(-1, depth + 1), emitted[:, 0]
-    )
+    draws = Scripted(torch.tensor([c[1] for c in combos]).reshape(len(combos), -1), emitted.expand(-1, depth + 1), emitted[:, 0])
     off = [1.0, 0.0, 1.0, 0.0]
     round = Round(
         target_logits, torch.tensor(paths).reshape(len(paths), depth), draft_logits if card.uses_draft_logits else None,

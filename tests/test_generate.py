@@ -70,9 +70,7 @@ def test_greedy_is_transformers_greedy(target, drafts, scheme, draft, left):
         return
     expected = target.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
     ids, mask = prompts(LENGTHS, left=left)
-    output = ss.generate(
-        target, drafts[draft](), ids, attention_mask=mask, max_new_tokens=NEW, scheme=scheme, sampling=GREEDY
-    )
+    output = ss.generate(target, drafts[draft](), ids, attention_mask=mask, max_new_tokens=NEW, scheme=scheme, sampling=GREEDY)
     assert output.dtype == torch.int64 and (output[:, : ids.shape[1]] == ids).all()
     assert (output[:, ids.shape[1] :] == expected[:, ids.shape[1] :]).all()
 
@@ -81,9 +79,7 @@ def test_greedy_is_transformers_greedy(target, drafts, scheme, draft, left):
 def test_greedy_alone_at_every_depth(target, drafts, depth):
     ids, _ = prompts([6])
     expected = target.generate(ids, max_new_tokens=NEW, do_sample=False)
-    output, stats = ss.generate(
-        target, drafts["model"](), ids, max_new_tokens=NEW, depth=depth, sampling=GREEDY, return_stats=True
-    )
+    output, stats = ss.generate(target, drafts["model"](), ids, max_new_tokens=NEW, depth=depth, sampling=GREEDY, return_stats=True)
     assert (output == expected).all()
     assert len(stats.reached) <= depth
 
@@ -160,9 +156,7 @@ def test_eos_in_the_midst_of_accepted_drafts(target):
     free = plain(target, ids, sampling=GREEDY)[0, 4:]
     first = [int((free == t).nonzero()[0]) for t in free]
     end = next(i for i in range(2, NEW) if first[i] == i)
-    output = ss.generate(
-        target, target, ids, max_new_tokens=NEW, depth=5, sampling=GREEDY, eos_token_id=int(free[end])
-    )
+    output = ss.generate(target, target, ids, max_new_tokens=NEW, depth=5, sampling=GREEDY, eos_token_id=int(free[end]))
     assert (output[0, 4:] == free[: end + 1]).all()
 
 
@@ -179,9 +173,7 @@ def test_max_new_tokens_is_exact(target, drafts, scheme, new):
 
 def test_stats(target, drafts):
     ids, mask = prompts(LENGTHS)
-    _, stats = ss.generate(
-        target, drafts["model"](), ids, attention_mask=mask, max_new_tokens=NEW, return_stats=True, seed=5
-    )
+    _, stats = ss.generate(target, drafts["model"](), ids, attention_mask=mask, max_new_tokens=NEW, return_stats=True, seed=5)
     assert stats.emitted == NEW * len(LENGTHS)
     assert stats.emitted == sum(stats.accepted) + stats.rounds  # nothing was cut
     assert all(a <= r for a, r in zip(stats.accepted, stats.reached))
@@ -197,9 +189,7 @@ def test_stats(target, drafts):
 def test_acceptance_of_known_laws():
     """Σ min(t, d) = .6 at every depth; 4000 requests keep the rate within five standard deviations."""
     model, draft = TableModel([[0.5, 0.3, 0.2]] * 3), TableModel([[0.1, 0.3, 0.6]] * 3)
-    _, stats = ss.generate(
-        model, draft, torch.zeros(4000, 1, dtype=torch.int64), max_new_tokens=4, depth=2, return_stats=True
-    )
+    _, stats = ss.generate(model, draft, torch.zeros(4000, 1, dtype=torch.int64), max_new_tokens=4, depth=2, return_stats=True)
     assert stats.emitted == 16_000
     for accepted, reached in zip(stats.accepted, stats.reached):
         assert abs(accepted / reached - 0.6) < 5 * (0.24 / reached) ** 0.5
@@ -237,9 +227,7 @@ def test_streamer(target, drafts):
     assert len(streamer.got) - 1 < NEW
 
     streamer = RoundStreamer()
-    _, stats = ss.generate(
-        target, drafts["model"](), ids, max_new_tokens=NEW, streamer=streamer, return_stats=True
-    )
+    _, stats = ss.generate(target, drafts["model"](), ids, max_new_tokens=NEW, streamer=streamer, return_stats=True)
     assert torch.equal(torch.cat([tokens for tokens, _ in streamer.got[1:]]), output[0, 5:])
     assert sum(accepted for _, accepted in streamer.got[1:]) == sum(stats.accepted)
 
@@ -289,9 +277,7 @@ def test_errors_come_before_the_first_forward(name, change):
 
 def test_a_streamer_serves_one_request():
     with pytest.raises(ValueError, match="^streamer: "):
-        ss.generate(
-            TableModel(torch.eye(3)), None, torch.zeros(2, 2, dtype=torch.int64), max_new_tokens=3, streamer=Streamer()
-        )
+        ss.generate(TableModel(torch.eye(3)), None, torch.zeros(2, 2, dtype=torch.int64), max_new_tokens=3, streamer=Streamer())
 
 
 def test_prompt_ids_beyond_the_vocabulary(target):

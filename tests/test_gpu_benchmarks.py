@@ -10,6 +10,7 @@ import torch
 from test_benchmarks import needs_cpu
 from test_gpu_run import SMOKE, WARM, bench  # noqa: F401
 
+
 @pytest.fixture
 def device(bench, monkeypatch):
     monkeypatch.setattr(bench.gpu_clock, "LARGE", 1 << 20)
@@ -66,7 +67,7 @@ def test_small_reads_are_held_against_a_copy_of_their_size(device):
 
 def test_the_grid_holds_what_was_asked_for(bench):
     grid, named = bench.gpu_cases.grid(), bench.gpu_cases.NAMED
-    assert len(set(case.name for case in grid)) == len(grid) and set(named) <= set(grid)
+    assert len({case.name for case in grid}) == len(grid) and set(named) <= set(grid)
     assert 12 <= len(named) <= 20
     for scheme in ("token", "block", "race"):
         found = {case[1:] for case in grid if case.scheme == scheme}
@@ -260,7 +261,7 @@ def test_failures_are_told(bench, device, tmp_path, monkeypatch):
 
 def test_aims_are_held_against_their_worst_case(bench):
     row = {"scheme": "token", "B": 1, "L": 4, "V": 128_256, "K": 1, "temperature": 1.0, "filters": "plain", "bytes_needed": 1e6}
-    us = lambda cold, launches=2: {"us_cold": cold, "launches": launches, "percent_of_copy": 50.0}  # noqa: E731
+    us = lambda cold, launches=2: {"us_cold": cold, "launches": launches, "percent_of_copy": 50.0}
     rows = [
         {**row, "case": "a-T1-plain", "ours": {"cuda": us(14.0)}, "others": {"torch": {"ratio": 30.0}}},
         {**row, "case": "a-T0.7-plain", "temperature": 0.7, "ours": {"cuda": us(16.8)}, "others": {"torch": {"ratio": 19.0}}},

@@ -17,7 +17,18 @@ from test_benchmarks import BENCHMARKS
 
 from specsample import triton
 
-MODULES = ("gpu_run", "gpu_races", "gpu_clock", "gpu_cases", "gpu_competitors", "gpu_engines", "gpu_aims", "gpu_report", "gpu_bench", "gpu")
+MODULES = (
+    "gpu_run",
+    "gpu_races",
+    "gpu_clock",
+    "gpu_cases",
+    "gpu_competitors",
+    "gpu_engines",
+    "gpu_aims",
+    "gpu_report",
+    "gpu_bench",
+    "gpu",
+)
 SMOKE = [*(f"teams of {n}" for n in (1, 2, 4, 8)), "ahead", "programmatic launch", "a captured graph"]
 WARM = [f"the warm-up of triton, {name}, {dtype}" for name in triton.SCHEMES for dtype in ("float32", "bfloat16")]
 
@@ -32,7 +43,7 @@ def bench(monkeypatch):
 
 def run(bench, arguments, ran):
     """main() of gpu.py with a fake torch and commands that are noted instead of run."""
-    noted = lambda commands, *_: ran.append(commands) or {}  # noqa: E731
+    noted = lambda commands, *_: ran.append(commands) or {}
     return bench.gpu.main(arguments, fake_gpu.fake_torch(), noted, None, lambda tool: tool)
 
 
@@ -61,7 +72,9 @@ def test_commands_of_make_gpu(bench):
     memcheck = ran[4]["compute-sanitizer memcheck"]
     assert memcheck.environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1" and memcheck.arguments[-1] == "--few"
     assert memcheck.arguments[1:5] == ["--tool", "memcheck", "--report-api-errors", "no"]
-    assert "refuses" in memcheck.judge(1, "Error: Device not supported.\n") and memcheck.judge(9, "") and memcheck.judge(0, "") is None
+    assert (
+        "refuses" in memcheck.judge(1, "Error: Device not supported.\n") and memcheck.judge(9, "") and memcheck.judge(0, "") is None
+    )
     others = bench.gpu.sanitizers("compute-sanitizer", False)
     assert all("--report-api-errors" not in others[f"compute-sanitizer {t}"].arguments for t in ("racecheck", "synccheck"))
     whole = bench.gpu.tests(False, "cuda")["the tests on cuda"]
@@ -133,7 +146,10 @@ def test_the_smoke_program_sees_wrong_tokens(bench, monkeypatch, capsys):
         return verdict if backend == "cpu" else verdict._replace(tokens=verdict.tokens + 1)
 
     monkeypatch.setattr(smoke.ss, "verify", shifted)
-    assert smoke.main(arguments) == 1 and "wrong: token, filtered, V = 300, token, packed, V = 300, token, det" in capsys.readouterr().out
+    assert (
+        smoke.main(arguments) == 1
+        and "wrong: token, filtered, V = 300, token, packed, V = 300, token, det" in capsys.readouterr().out
+    )
 
 
 class Clock:
@@ -151,14 +167,16 @@ class Clock:
         self.ran.append(name)
         longest = max(command.limit for command in commands.values())
         self.now += min(left, longest if name in self.hang else self.bench.gpu.EXPECTED.get(name, 5))
-        return {n: "killed" for n in commands} if name in self.hang else {}
+        return dict.fromkeys(commands, "killed") if name in self.hang else {}
 
 
-@pytest.mark.parametrize("hang", [(), ("the tests on cuda", "compute-sanitizer memcheck", "the tests on triton"), ("smoke",)], ids=str)
+@pytest.mark.parametrize(
+    "hang", [(), ("the tests on cuda", "compute-sanitizer memcheck", "the tests on triton"), ("smoke",)], ids=str
+)
 def test_the_quick_run_takes_four_minutes(bench, tmp_path, capsys, hang):
     """A rehearsal: all steps in the time they are expected to take, and where every step hangs."""
     clock = Clock(bench, hang)
-    rehearse = lambda: bench.gpu.main(["--quick"], fake_gpu.fake_torch(), clock.execute, None, lambda tool: tool, clock)  # noqa: E731
+    rehearse = lambda: bench.gpu.main(["--quick"], fake_gpu.fake_torch(), clock.execute, None, lambda tool: tool, clock)
     if hang == ("smoke",):
         with pytest.raises(SystemExit, match="a captured graph: killed; nothing else was run"):
             rehearse()
@@ -178,7 +196,7 @@ def test_failures_of_steps_are_told(bench, tmp_path):
     def failing(*names):
         return lambda commands, *_: {name: "status 1" for name in commands if name in names}
 
-    main = lambda execute, *more: bench.gpu.main(["--quick", *more], fake_gpu.fake_torch(), execute, None, lambda tool: tool)  # noqa: E731
+    main = lambda execute, *more: bench.gpu.main(["--quick", *more], fake_gpu.fake_torch(), execute, None, lambda tool: tool)
     with pytest.raises(SystemExit, match="the build: status 1; nothing else"):
         main(failing("the build"))
     with pytest.raises(SystemExit, match="teams of 8: status 1; nothing else"):
@@ -200,7 +218,9 @@ def test_commands_run_side_by_side(bench, tmp_path, capfd):
     assert bench.gpu.execute(commands, tmp_path) == {"status 3": "status 3"}
     out = capfd.readouterr().out
     assert "status 0 | here\n" in out and "status 3 | here\n" in out and "FAILED: status 3: status 3; " in out
-    judged = {"judged": command(bench, "print('fine'); raise SystemExit(9)", judge=lambda status, text: None if "fine" in text else "?")}
+    judged = {
+        "judged": command(bench, "print('fine'); raise SystemExit(9)", judge=lambda status, text: None if "fine" in text else "?")
+    }
     assert bench.gpu.execute(judged, tmp_path) == {}
 
 
@@ -274,7 +294,7 @@ def test_races_that_are_meant_are_excused_by_name(bench):
     (read,) = (i + 1 for i, line in enumerate(text) if "volatile int*" in line)
     assert ("block.h", read) in meant and len(meant) < 12
     here, there = f"/some/where/csrc/cuda/block.h:{read}", "race.h:150"
-    judge = lambda *parts, status=9: races.judge(status, RACE.format(*parts))  # noqa: E731
+    judge = lambda *parts, status=9: races.judge(status, RACE.format(*parts))
     assert judge("Read", here, "Write", there, "Atomic", there) is None
     assert judge("Write", there, "Read", here, "Read", here) is None
     assert "1 races that are not meant" in judge("Write", there, "Read", here, "Read", there)

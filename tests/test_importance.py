@@ -43,6 +43,7 @@ def by_ratio(target, draft, k, bins=BINS):
 
 def tempered(style, gap):
     """Laws of three tokens at a gap of so many temperatures. -> (target, draft)"""
+
     def softmax(*logits):  # fmt: skip
         weights = np.exp(gap * (np.array(logits) - max(logits)))
         return weights / weights.sum()
@@ -225,7 +226,9 @@ def test_law_at_any_temperature(style, k, s, alphabet):
 
 
 @pytest.mark.parametrize("s, alphabet", [ORDER, *SETTINGS])
-@pytest.mark.parametrize("vocab, k, styles", [(4, 2, "dense dense"), (4, 3, "dense zeros"), (3, 4, "zeros dense"), (3, 3, "same same")])
+@pytest.mark.parametrize(
+    "vocab, k, styles", [(4, 2, "dense dense"), (4, 3, "dense zeros"), (3, 4, "zeros dense"), (3, 3, "same same")]
+)
 def test_both_texts_have_the_target_law_and_the_acceptance_of_the_theory(vocab, k, styles, s, alphabet):
     target, draft = pair(vocab, 1, *styles.split(), seed=alphabet)
     outcomes, accepted = by_templates("importance", target, draft, vocab, 1, STAR(k), s=s, alphabet=alphabet)
@@ -410,7 +413,9 @@ def test_same_integers_in_the_order(bins, draft_vocab):
     """Few and many bins, and draws; drafts with fewer and more ids than the target."""
     require("cpu")
     for k, noise in ((2, 2.0), (5, 0.3), (13, 0.5)):
-        args = drafted_tree(6, k, 1, 1000, "importance", noise=noise, draft_vocab=draft_vocab, seed=bins) | {"options": {"bins": bins}}
+        args = drafted_tree(6, k, 1, 1000, "importance", noise=noise, draft_vocab=draft_vocab, seed=bins) | {
+            "options": {"bins": bins}
+        }
         identical(ss.verify(**args, backend="cpu"), ss.verify(**args, backend="reference"))
 
 

@@ -7,9 +7,7 @@ from conftest import case, identical, numbers, packed, select, stacked, widened
 import specsample as ss
 
 B, N, V = 12, 4, 203
-MIXED = ss.Sampling(
-    torch.tensor([0.7, 0.0, 1.0, 1.4] * 3), torch.tensor([0, 3, 7, 0] * 3), torch.tensor([1.0, 0.9, 0.8, 0.95] * 3)
-)
+MIXED = ss.Sampling(torch.tensor([0.7, 0.0, 1.0, 1.4] * 3), torch.tensor([0, 3, 7, 0] * 3), torch.tensor([1.0, 0.9, 0.8, 0.95] * 3))
 SETTINGS = {
     "plain": {},
     "filters": {"sampling": ss.Sampling(0.9, 40, 0.95, 0.01), "draft_sampling": ss.Sampling(1.2)},
@@ -43,7 +41,7 @@ def test_permuted(args, backend):
 
 
 def test_split(args, backend):
-    parts = [verify(select(args, list(p)), backend) for p in (range(0, 5), range(5, 6), range(6, B))]
+    parts = [verify(select(args, list(p)), backend) for p in (range(5), range(5, 6), range(6, B))]
     identical(verify(args, backend), stacked(parts))
 
 
@@ -144,7 +142,7 @@ def test_threads_large_rows(scheme, require_cpu):
     finally:
         torch.set_num_threads(before)
     identical(single, double)
-    among = {name: x for name, x in select(args, [0] * 9).items()}
+    among = dict(select(args, [0] * 9))
     identical(ss.Verdict(*(x[8:] for x in verify(among, "cpu"))), single)
 
 

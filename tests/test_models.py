@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from model_classes import LONGROPE, NEW, SHAPES, build, noisy, try_model
+from model_classes import NEW, SHAPES, build, noisy, try_model
 from models import nearby, prompts, tiny_llama
 
 import specsample as ss

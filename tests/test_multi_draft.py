@@ -8,16 +8,16 @@ the drafts come out so. Only the selection of `optimal` and `optimal_block` is i
 import itertools
 from collections import defaultdict
 
+import cuda_on_cpu
+import native
 import numpy as np
+import on_gpu
 import pytest
 import torch
 from conftest import CAUGHT, FAILURE_RATE, case, identical, p_value, require, require_scheme
 from test_exact_law import Scripted, completed, pair, target_law
 from trees import STAR, drafted_tree, paths
 
-import cuda_on_cpu
-import native
-import on_gpu
 import specsample as ss
 from specsample.reference.coupling import Coupling
 from specsample.reference.walk import Round
@@ -160,7 +160,7 @@ def by_reference(scheme, target, draft, vocab, k, **settings):
     rows = list(itertools.product(assignments, itertools.product((False, True), repeat=decisions), ids, ids))
     tokens = torch.tensor([r[0][0] for r in rows])
     weight = np.array([r[0][1] for r in rows])
-    log = lambda law: torch.from_numpy(np.stack(law)).log()  # noqa: E731
+    log = lambda law: torch.from_numpy(np.stack(law)).log()
     below = [[target[(x,)] if x >= 0 else target[()] for x in r[0][0]] for r in rows]
     target_logits = torch.stack([log([target[()], *laws]) for laws in below])
     draft_logits = log([draft[()]])[None].expand(len(rows), 1, -1)
@@ -187,7 +187,9 @@ def by_reference(scheme, target, draft, vocab, k, **settings):
     return outcomes, accepted
 
 
-@pytest.mark.parametrize("vocab, k, styles", [(3, 2, "dense dense"), (3, 3, "dense zeros"), (4, 2, "zeros dense"), (3, 2, "same same")])
+@pytest.mark.parametrize(
+    "vocab, k, styles", [(3, 2, "dense dense"), (3, 3, "dense zeros"), (4, 2, "zeros dense"), (3, 2, "same same")]
+)
 @pytest.mark.parametrize("scheme", [s for s in MULTI if s not in (*SELECTING, "weighted")])  # test_weighted.py has its own
 def test_reference_has_the_target_law(scheme, vocab, k, styles):
     target, draft = pair(vocab, 1, *styles.split())
@@ -220,7 +222,7 @@ def test_selection_is_a_martingale_coupling(vocab, k):
     law = np.array(ratio) * draft
     assert law.sum() == pytest.approx(1, abs=1e-12)
     v, at, w, rho = np.array(exchanges).T
-    density = lambda u: k * (1 - u) ** (k - 1)  # noqa: E731
+    density = lambda u: k * (1 - u) ** (k - 1)
     span = np.abs(density(v) - density(w))
     move = np.where(span > 1e-9, np.abs(density(v) - rho) / np.where(span > 1e-9, span, 1), 0)
     assert ((move >= 0) & (move <= 1 + 1e-9)).all()
@@ -271,7 +273,7 @@ def test_acceptance_at_one_node(k):
     target, draft = pair(4, 1, "dense", "dense", seed=3)
     t, d = target[()], draft[()]
     rate = {s: by_templates(s, target, draft, 4, 1, STAR(k))[1] for s in MULTI}
-    clipped = lambda c: np.maximum(t - c * d, 0).sum()  # noqa: E731
+    clipped = lambda c: np.maximum(t - c * d, 0).sum()
     c = 0.0
     for _ in range(k):
         c += clipped(c)
@@ -322,7 +324,9 @@ def test_same_integers(compiled, scheme, dtype):
         pytest.skip(f"{compiled} takes one dtype a scheme")
     compared = accepted = 0
     settings = (ss.Sampling(), ss.Sampling(0.7, 20, 0.95, 0.01), ss.Sampling(torch.tensor([0.0, 0.6, 1.0, -1.0, 1.3] * 3)))
-    for (k, depth, vocab), noise in itertools.product(((2, 2, 7), (3, 2, 50), (4, 3, 300), (9, 1, 500), (5, 2, 1)), (0.0, 1.0, 3.0)):
+    for (k, depth, vocab), noise in itertools.product(
+        ((2, 2, 7), (3, 2, 50), (4, 3, 300), (9, 1, 500), (5, 2, 1)), (0.0, 1.0, 3.0)
+    ):
         sampling = settings[(vocab + int(noise)) % 3]
         args = drafted_tree(15, k, depth, vocab, scheme, noise=noise, dtype=dtype, sampling=sampling)
         expected = ss.verify(**args, logprobs="raw", backend="reference")
@@ -412,7 +416,7 @@ def test_bad_data(compiled, scheme):
     generator = torch.Generator().manual_seed(9)
     for trial in range(fewer(compiled, 40, 10)):
         args = drafted_tree(8, 3, 2, 11, scheme, seed=trial)
-        pick = lambda n: torch.randint(n, (4,), generator=generator)  # noqa: E731
+        pick = lambda n: torch.randint(n, (4,), generator=generator)
         for value, name in ((torch.nan, "target_logits"), (torch.inf, "target_logits"), (-torch.inf, "draft_logits")):
             rows = args[name]
             rows[pick(8), pick(rows.shape[1]), pick(11)] = value
@@ -552,7 +556,7 @@ def test_control_binned_mass_in_kseq():
         return accepted * (1 - none) / accepted.sum() + none * rest / rest.sum()
 
     bins = np.floor(target / draft * 4 + 0.5)
-    clipped = lambda c: np.maximum(target - c * draft, 0).sum()  # noqa: E731
-    binned = lambda c: sum(max((target - c * draft)[bins == b].sum(), 0) for b in set(bins))  # noqa: E731
+    clipped = lambda c: np.maximum(target - c * draft, 0).sum()
+    binned = lambda c: sum(max((target - c * draft)[bins == b].sum(), 0) for b in set(bins))
     assert np.abs(law(clipped) - target).max() < 1e-12
     assert np.abs(law(binned) - target).max() > 1e-4

@@ -21,7 +21,15 @@ VERIFY = {
 }  # fmt: skip
 PACKED = {**VERIFY, "target_logits": TARGET.flatten(0, 1), "draft_tokens": TOKENS.flatten(), "draft_logits": None}
 PACKED["cu_rows"] = torch.tensor([0, 3, 6, 9], dtype=torch.int32)
-SAMPLE = {"logits": TARGET[:, 0], "sampling": OFF, "sampling_rows": None, "seed": 1, "seeds": None, "position": 2, "positions": None}
+SAMPLE = {
+    "logits": TARGET[:, 0],
+    "sampling": OFF,
+    "sampling_rows": None,
+    "seed": 1,
+    "seeds": None,
+    "position": 2,
+    "positions": None,
+}
 KIND = {"depth": 0, "depths": None, "node": 0, "nodes": None}
 DRAFTS = {"logits": TARGET[:, 0], "k": 2, "kind": "iid", **{k: v for k, v in SAMPLE.items() if k != "logits"}, **KIND}
 STATS = {"draft_max": INTS.float(), "draft_logsumexp": INTS.float(), "draft_cutoff": INTS.float()}

@@ -25,7 +25,7 @@ def experiments(monkeypatch):
     pytest.importorskip("tqdm")
     torch.manual_seed(0)
     target = tiny_llama(3, dtype=torch.float32)
-    prompts = lambda text: torch.tensor([[ord(c) % 60 for c in text[:6]]])  # noqa: E731
+    prompts = lambda text: torch.tensor([[ord(c) % 60 for c in text[:6]]])
     both = pair.Pair(target, nearby(target, 0.7, 4), None, "tiny", prompts)
     monkeypatch.setattr(importlib.import_module("common"), "load_pair", lambda *names: both)
     yield importlib.import_module

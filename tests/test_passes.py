@@ -1,10 +1,10 @@
 """The row passes of every instruction set of this machine: against float64, and equal to the bit between instruction sets."""
 
+import native
 import numpy as np
 import pytest
 import torch
 
-import native
 from specsample.reference import rng
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -161,7 +161,7 @@ def test_top_p_cutoff(shape, top_p):
         got = native.load().top_p_cutoff(isa, z, "float32", 1.0, float(z.max()), goal, float(weight.sum()))
         if got != want:  # only where the goal falls within float rounding of a token's edge
             assert abs(weight[z >= got].sum() - kept) <= 2e-6 * weight.sum() + weight[z == got].max(), isa
-            assert min(abs(above[z[order] == v]  - goal).min() for v in (got, want)) < 1e-6 * weight.sum(), isa
+            assert min(abs(above[z[order] == v] - goal).min() for v in (got, want)) < 1e-6 * weight.sum(), isa
 
 
 def test_infinite_logits_are_told():

@@ -5,8 +5,20 @@ Laws are tested by chi-square over many requests at once (failure rate and thres
 
 import pytest
 import torch
-from conftest import CAUGHT, FAILURE_RATE, SCHEMES, case, identical, numbers, p_value, packed, probabilities, select
-from conftest import stacked, widened
+from conftest import (
+    CAUGHT,
+    FAILURE_RATE,
+    SCHEMES,
+    case,
+    identical,
+    numbers,
+    p_value,
+    packed,
+    probabilities,
+    select,
+    stacked,
+    widened,
+)
 
 import specsample as ss
 from specsample.reference import rng

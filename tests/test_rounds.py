@@ -44,9 +44,7 @@ class TokenPositions:
         tokens, rows = [prefixes.tokens.gather(1, prefixes.lengths[:, None] - 1)[:, 0]], []
         for i in range(shape):
             rows.append(self.logits[tokens[-1]])
-            drawn = ss.draft(
-                rows[-1], kind="iid", sampling=round.sampling, seed=round.seed, position=round.position + i
-            )
+            drawn = ss.draft(rows[-1], kind="iid", sampling=round.sampling, seed=round.seed, position=round.position + i)
             tokens.append(drawn[:, 0])
         return ss.Proposal(torch.stack(tokens[1:], 1), None, torch.stack(rows, 1))
 

@@ -152,9 +152,7 @@ def test_rows(compiled, V, dtype):
         calls = [lambda backend: ss.sample(logits, **at, backend=backend)]
         for kind, k in kinds:
             at_node = at | {"depth": ids % 2, "node": 5 * ids}
-            calls.append(
-                lambda backend, kind=kind, k=k, at=at_node: ss.draft(logits, k, kind=kind, **at, backend=backend)
-            )
+            calls.append(lambda backend, kind=kind, k=k, at=at_node: ss.draft(logits, k, kind=kind, **at, backend=backend))
         for call in calls:
             assert torch.equal(call(compiled), call("reference"))
 

@@ -100,6 +100,8 @@ def test_control_a_bin_computed_in_another_way_is_seen():
         for i in (1, 2)
     )
     assert triton_ptx.forms(copies)[0] == 2 and len(triton_ptx.forms(copies)[1]) == 1 and triton_ptx.fused(copies) == 0
-    other = copies.replace("mul.rn.f32 \t%f32, %f2, %f70;\n\tadd.rn.f32 %f42, %f32, 0f3F000000", "fma.rn.f32 %f42, %f2, %f70, 0f3F000000")
+    other = copies.replace(
+        "mul.rn.f32 \t%f32, %f2, %f70;\n\tadd.rn.f32 %f42, %f32, 0f3F000000", "fma.rn.f32 %f42, %f2, %f70, 0f3F000000"
+    )
     assert len(triton_ptx.forms(other)[1]) == 2 and triton_ptx.fused(other) == 1
     assert triton_ptx.fused(copies.replace(".rn", "")) == 4  # left open: the assembler may fuse them

@@ -5,6 +5,7 @@ against the linear program, and what must not be done (negative controls). With 
 import itertools
 from collections import defaultdict
 
+import native
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,6 @@ from test_exact_law import Scripted, laws
 from test_multi_draft import BINARY, code, complete, gap, prefix_of
 from trees import STAR, mixed_tree, paths
 
-import native
 import specsample as ss
 from specsample.reference.mixture import Mixture
 from specsample.reference.walk import Round
@@ -95,12 +95,12 @@ class ScriptedLevels(Scripted):
 def by_reference(target, drafts, of, vocab):
     """One node with a child from each of drafts[of[i]], under the reference: every combination is a row of one batch."""
     k, ids = len(of), range(vocab)
-    weight = lambda x: np.prod([drafts[g][()][i] for g, i in zip(of, x)])  # noqa: E731
+    weight = lambda x: np.prod([drafts[g][()][i] for g, i in zip(of, x)])
     assignments = [x for x in itertools.product(ids, repeat=k) if weight(x) > 0]
     levels_of, bits = itertools.product(range(1, LEVELS + 1), repeat=k), itertools.product((False, True), repeat=k)
     rows = list(itertools.product(assignments, levels_of, bits, ids, ids))
-    column = lambda j: torch.tensor([r[j] for r in rows])  # noqa: E731
-    logits = lambda law: torch.from_numpy(np.stack(law)).log()  # noqa: E731
+    column = lambda j: torch.tensor([r[j] for r in rows])
+    logits = lambda law: torch.from_numpy(np.stack(law)).log()
     target_logits = torch.stack([logits([target[()], *(target[(x,)] for x in a)]) for a in assignments])
     target_logits = target_logits.repeat_interleave(len(rows) // len(assignments), 0)
     draft_logits = logits([d[()] for d in drafts])[None].expand(len(rows), -1, -1)
@@ -167,7 +167,7 @@ def test_large_vocabulary_threads_and_draft_sampling():
     temperature = torch.tensor([0.7, 0.0, 1.0, 1.5]).repeat(2)
     sampling = ss.Sampling(temperature, torch.tensor([50, 0, 0, 7]).repeat(2))
     rows = args["draft_logits"].flatten(0, 1)
-    of_row = lambda i: ss.Sampling(*(torch.as_tensor(f).expand(8)[i::4] for f in sampling))  # noqa: E731
+    of_row = lambda i: ss.Sampling(*(torch.as_tensor(f).expand(8)[i::4] for f in sampling))
     at = {"seed": args["seed"], "position": 50}
     tokens = [ss.draft(rows[i::4], node=i, sampling=of_row(i), **at) for i in range(4)]
     args |= {"draft_tokens": torch.cat(tokens, 1), "draft_sampling": sampling}
@@ -258,7 +258,7 @@ def test_acceptance_climbs_to_the_optimum(k, vocab):
         scheme = torch.minimum(torch.from_numpy(target), node(target, drafts, cells=4096).law).sum().item()
         assert scheme == pytest.approx(default, abs=1e-9)
         assert default >= max(np.minimum(target, d).sum() for d in drafts) - 0.05
-    assert -1e-9 < min(gaps) and np.mean(gaps) < 4e-3
+    assert min(gaps) > -1e-9 and np.mean(gaps) < 4e-3
 
 
 def test_one_law_is_bounded_by_the_closed_form():
@@ -274,7 +274,7 @@ def test_one_law_is_bounded_by_the_closed_form():
 def test_cells_cost_little_acceptance(noises, least):
     """Zipf-like laws of 8000 tokens: what the cells lose of a weight a token, and what the scheme accepts."""
     rng = np.random.default_rng(1)
-    softmax = lambda z: np.exp(z - z.max()) / np.exp(z - z.max()).sum()  # noqa: E731
+    softmax = lambda z: np.exp(z - z.max()) / np.exp(z - z.max()).sum()
     logits = -1.1 * np.log(np.arange(1, 8001)) + rng.normal(0, 1, 8000)
     target, drafts = softmax(logits), np.stack([softmax(logits + rng.normal(0, n, 8000)) for n in noises])
     mixture = node(target, drafts)

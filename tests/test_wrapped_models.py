@@ -104,7 +104,9 @@ def test_ids_that_a_config_of_several_parts_tells():
 def test_a_config_may_say_that_nothing_ends_a_text(eos):
     model, one = tiny_llama(0), torch.ones(1, 3, dtype=torch.int64)
     model.generation_config.eos_token_id = eos
-    assert torch.equal(ss.generate(model, None, one, max_new_tokens=5), ss.generate(model, None, one, max_new_tokens=5, eos_token_id=[]))
+    assert torch.equal(
+        ss.generate(model, None, one, max_new_tokens=5), ss.generate(model, None, one, max_new_tokens=5, eos_token_id=[])
+    )
     model.generation_config.eos_token_id = "none"
     with pytest.raises(ValueError, match="^eos_token_id: expected .* got .*none"):
         ss.generate(model, None, one, max_new_tokens=5)

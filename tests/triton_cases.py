@@ -124,8 +124,8 @@ def _groups(words, second, least, first, clocks, ids, seed, position, slot, PURP
 
 def groups_of_stream(seed, position, purpose, slot):
     """What the kernels find of groups, by their numbers: (A, S, least clocks, their places, clocks of tokens, the tokens)"""
-    whole = lambda *shape: torch.zeros(shape, dtype=torch.int64)  # noqa: E731
-    real = lambda *shape: torch.zeros(shape, dtype=torch.float64)  # noqa: E731
+    whole = lambda *shape: torch.zeros(shape, dtype=torch.int64)
+    real = lambda *shape: torch.zeros(shape, dtype=torch.float64)
     out = whole(GROUPS), whole(GROUPS), real(GROUPS), whole(GROUPS), real(GROUPS, 32), whole(GROUPS, 32)
     _groups[(1,)](*out, seed, position, slot, PURPOSE=purpose, GROUPS=GROUPS)
     return out
@@ -155,7 +155,7 @@ def test_clocks_at_the_ends_of_the_range(monkeypatch):
     """Words that are refined and words next to 2³², which random streams meet once in a million, of tokens and of groups."""
     ends = torch.tensor([0, 1, 5, 4095, 4096, 4097, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 2, (1 << 32) - 1])
     words, groups, right = ss.reference.rng.words, ss.reference.rng.group_words, streams.philox_of
-    forced = lambda n: ends[torch.arange(n) % 11][None]  # noqa: E731
+    forced = lambda n: ends[torch.arange(n) % 11][None]
 
     def philox_of(s, block):
         sub = int(block.handle.data.flat[0]) >> 30
@@ -234,7 +234,7 @@ def test_bounds_of_residuals(noise):
     d = d.index_fill(0, listed, 0.0) if noise == "without" else d
     w, group = torch.maximum(scale * t - d, floor * t), ss.reference.rng.group_of(torch.arange(V))
     zero = torch.zeros(96, dtype=torch.float64)
-    of_group = lambda x, how: zero.scatter_reduce(0, group, x, how, include_self=False)  # noqa: E731
+    of_group = lambda x, how: zero.scatter_reduce(0, group, x, how, include_self=False)
     log_w = of_group(w.clamp(min=0), "amax").log2()
     some = log_w > -torch.inf
     assert some.sum() > (0 if noise == "cold" else 3)
@@ -595,7 +595,9 @@ def test_control_a_broken_tree_kernel_is_caught(monkeypatch, scheme, module, nam
         same(args)
 
 
-@pytest.mark.parametrize("module, name", [("token", "accept"), ("block", "accept"), ("walk", "last_race"), ("race", "winner_of_law")])
+@pytest.mark.parametrize(
+    "module, name", [("token", "accept"), ("block", "accept"), ("walk", "last_race"), ("race", "winner_of_law")]
+)
 def test_control_a_broken_kernel_is_caught(monkeypatch, module, name):
     """A kernel that accepts everything, or races with the next row's clocks, differs from the reference."""
     target = importlib.import_module(f"specsample.triton.{module}")
@@ -603,7 +605,7 @@ def test_control_a_broken_kernel_is_caught(monkeypatch, module, name):
     if name == "accept":
         wrong = triton.jit(_accept_all)
     else:
-        wrong = lambda *a: right(*(x._replace(position=x.position + 1) if hasattr(x, "tag") else x for x in a))  # noqa: E731
+        wrong = lambda *a: right(*(x._replace(position=x.position + 1) if hasattr(x, "tag") else x for x in a))
     monkeypatch.setattr(target, name, wrong)
     scheme = module if module in SCHEMES else "token"
     args = case(10, 2, 5, scheme=scheme, seed=2, noise=0.7)

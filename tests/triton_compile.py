@@ -2,8 +2,8 @@
 
 usage: python tests/triton_compile.py sm_90 gfx942 …   one JSON line a kernel and target; exit status 1 when one of them
 spills or fails. For NVIDIA also: arithmetic that may be fused, how bins are computed (triton_ptx.py), and the loads in flight of
-loops over rows that are read 16 bytes at a time (triton_sass.py). Kernels are compiled as they are launched, for the dtypes, layouts and settings of `variants`: bf16 stands for rows
-that can be read 16 bytes at a time, fp32 and fp16 for any others.
+loops over rows that are read 16 bytes at a time (triton_sass.py). Kernels are compiled as they are launched,
+for the dtypes, layouts and settings of `variants`: bf16 stands for rows that can be read 16 bytes at a time, fp32 and fp16 for others.
 """
 
 import json
@@ -25,10 +25,32 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from specsample import limits  # noqa: E402
 from specsample.triton import (  # noqa: E402
-    block, kseq, law, lists, optimal, optimal_block, race, recursive, recursive_distinct, rows, token, top, tree, walk,
+    block,
+    kseq,
+    law,
+    lists,
+    optimal,
+    optimal_block,
+    race,
+    recursive,
+    recursive_distinct,
+    rows,
+    token,
+    top,
+    tree,
+    walk,
 )  # fmt: skip
 from specsample.triton.launch import (  # noqa: E402
-    ALONE, ALONE_BLOCK, BLOCK, LAST, LAWS_REGISTERS, OPTIONS, REGISTERS, TILES, TILES_ANY, WARPS,
+    ALONE,
+    ALONE_BLOCK,
+    BLOCK,
+    LAST,
+    LAWS_REGISTERS,
+    OPTIONS,
+    REGISTERS,
+    TILES,
+    TILES_ANY,
+    WARPS,
 )  # fmt: skip
 
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
@@ -54,7 +76,7 @@ def spilling_kernel(out, BLOCK: tl.constexpr):
     ids = tl.arange(0, BLOCK)
     a, b, c = tl.load(out + ids), tl.load(out + BLOCK + ids), tl.load(out + 2 * BLOCK + ids)
     d, e = tl.load(out + 3 * BLOCK + ids), tl.load(out + 4 * BLOCK + ids)
-    for _ in range(0, tl.load(out).to(tl.int32)):
+    for _ in range(tl.load(out).to(tl.int32)):
         a, b, c, d, e = b * e + 1, c * a + 2, d * b + 3, e * c + 4, a * d + 5
     tl.store(out + ids, a + b * c + d * e)
 
@@ -62,7 +84,7 @@ def spilling_kernel(out, BLOCK: tl.constexpr):
 def variants():
     """(kernel, what is None or a constant, dtype)"""
     few, many = {"P": walk.FEW.value}, {"P": limits.MAX_NODES}
-    none = lambda names, **constants: dict.fromkeys(names) | constants  # noqa: E731
+    none = lambda names, **constants: dict.fromkeys(names) | constants
     yield law.laws_kernel, none(DENSE, NORMALISED=True, BLOCK=BLOCK), "bf16"
     yield law.laws_kernel, none((), NORMALISED=True, BLOCK=BLOCK), "fp32"
     yield law.laws_kernel, none(("stats", *DENSE), NORMALISED=False, BLOCK=BLOCK), "fp16"
@@ -101,7 +123,7 @@ def variants():
 def usage(binary, backend):
     """Registers of a thread, bytes or instructions of spilling (0 in a good kernel), loads of 16 bytes, and what else is gated."""
     if backend == "hip":
-        read = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", binary.asm["amdgcn"])[1])  # noqa: E731
+        read = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", binary.asm["amdgcn"])[1])
         spills = read("vgpr_spill_count") + read("private_segment_fixed_size")
         # Scalar registers spill into lanes of vector registers, not to memory: told, not refused.
         wide = len(re.findall(r"\b(?:global|buffer)_load_(?:dwordx4|b128)\b", binary.asm["amdgcn"]))
@@ -109,11 +131,11 @@ def usage(binary, backend):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        run = lambda tool, *args: subprocess.run(  # noqa: E731
-            [os.path.join(TOOLS, tool), *args, file.name], capture_output=True, text=True, check=True
-        ).stdout
+        run = lambda tool, *args: (
+            subprocess.run([os.path.join(TOOLS, tool), *args, file.name], capture_output=True, text=True, check=True).stdout
+        )
         report, code = run("cuobjdump", "-res-usage"), run("nvdisasm", "-gi")
-    read = lambda name: int(re.search(rf"\b{name}:(\d+)", report)[1])  # noqa: E731
+    read = lambda name: int(re.search(rf"\b{name}:(\d+)", report)[1])
     local = len(re.findall(r"\b(?:STL|LDL)\b", code))
     wide = len(re.findall(r"\bLDG\.E\.128\b", code))
     threads = 32 * binary.metadata.num_warps
@@ -128,7 +150,7 @@ def usage(binary, backend):
 def compile_one(kernel, fixed, dtype, target):
     form = kernel if kernel is spilling_kernel else kernel.aligned if dtype == "bf16" else kernel.any
     names, pointers = form.arg_names, POINTERS | NAMES_OF.get(kernel.__name__, {})
-    type_of = lambda p: pointers.get(p.name, p.annotation_type or "i32").format(dtype=dtype)  # noqa: E731
+    type_of = lambda p: pointers.get(p.name, p.annotation_type or "i32").format(dtype=dtype)
     signature = {p.name: "constexpr" if p.name in fixed else type_of(p) for p in form.params}
     constants = {(names.index(n),): value for n, value in fixed.items() if n in names}
     aligned = {(p.num,): [["tt.divisibility", 16]] for p in form.params if not p.do_not_specialize and p.name not in fixed}

@@ -81,7 +81,7 @@ def settings(batch):
 
 def ways(scheme, layout):
     """(what varies, the calls)"""
-    call = lambda batch, **how: arguments(scheme, batch, layout, **how)  # noqa: E731
+    call = lambda batch, **how: arguments(scheme, batch, layout, **how)
     yield "batch", (call(b) for b in (*range(1, 18), 31, 32, 33, 48, 64, 100, 128, 171, 199))
     yield "offset", (call(3, offset=n, vocab=v) for v in (512, 500) for n in (0, 1, 2, 8, 16, 250, 512))
     yield "halves", (call(2 * b, vocab=v) | {"half": half} for v in (512, 500) for b in (1, 2, 3, 8) for half in (0, 1))
@@ -182,10 +182,17 @@ def main():
                 for what, calls in ways(scheme, layout):
                     print(json.dumps({"scheme": scheme, "layout": layout, "varies": what, "keys": counted(calls, run)}), flush=True)
                 for vocab in (VOCAB, VOCAB - 12):
-                    line = {"scheme": scheme, "layout": layout, "vocab": vocab, "after a warm-up": new_keys(scheme, layout, vocab=vocab)}
+                    line = {
+                        "scheme": scheme,
+                        "layout": layout,
+                        "vocab": vocab,
+                        "after a warm-up": new_keys(scheme, layout, vocab=vocab),
+                    }
                     print(json.dumps(line), flush=True)
                 everything = (call for _what, calls in ways(scheme, layout) for call in calls)
-                print(json.dumps({"scheme": scheme, "layout": layout, "varies": "all", "keys": counted(everything, run)}), flush=True)
+                print(
+                    json.dumps({"scheme": scheme, "layout": layout, "varies": "all", "keys": counted(everything, run)}), flush=True
+                )
         for kind, k in (("iid", 2), ("arrivals", 2), ("topk", 2), ("distinct", 2), ("lists", 2), ("top", 2)):
             calls = counted(drafts(), lambda c: ss.draft(c[0], k, kind=kind, backend="triton", **c[1]))
             print(json.dumps({"draft": kind, "varies": "all", "keys": calls}), flush=True)

@@ -57,7 +57,7 @@ def _most_in_flight(body):
         if load and where == "raw_logits":
             n = next((_BYTES[part] for part in opcode.split(".") if part in _BYTES), 4)
             first = int(_REGISTER.search(target)[1])
-            pending |= {r: (address, n) for r in range(first, first + max(1, n // 4))}
+            pending |= dict.fromkeys(range(first, first + max(1, n // 4)), (address, n))
     return best
 
 

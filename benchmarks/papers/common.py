@@ -149,7 +149,7 @@ class Bench:
             ss.generate(self.pair.target, self.pair.draft, self.prompts[0], max_new_tokens=4)
         prompts, batch = prompts or self.decoded, batch or self.options.batch
         firsts = range(0, len(prompts), batch)
-        run = lambda key, first: self.one_batch(settings[key], prompts[first : first + batch], first)  # noqa: E731
+        run = lambda key, first: self.one_batch(settings[key], prompts[first : first + batch], first)
         found = self.sweep(settings, firsts, run, names)
         return {key: one if isinstance(one, dict) else figures(one) for key, one in found.items()}
 
@@ -218,7 +218,7 @@ class Bench:
 def left_padded(prompts):
     """(ids, mask) int64 [B, W]"""
     width = max(ids.shape[1] for ids in prompts)
-    pad = lambda x: torch.nn.functional.pad(x, (width - x.shape[1], 0))  # noqa: E731
+    pad = lambda x: torch.nn.functional.pad(x, (width - x.shape[1], 0))
     return torch.cat([pad(ids) for ids in prompts]), torch.cat([pad(torch.ones_like(ids)) for ids in prompts])
 
 
@@ -268,7 +268,7 @@ def teacher_forced(bench, ks, draft_temperatures=(None,), schemes=None):
         for t, found in here.items():
             for name, curve in found.items():
                 curves[t].setdefault(name, []).append(curve.value)
-    numbers = lambda x: [None if v != v else v for v in x.tolist()]  # noqa: E731
+    numbers = lambda x: [None if v != v else v for v in x.tolist()]
     out = {}
     for t, found in curves.items():
         values = {name: np.concatenate(value) for name, value in found.items()}
@@ -281,6 +281,7 @@ def teacher_forced(bench, ks, draft_temperatures=(None,), schemes=None):
 
 def table(title, head, rows):
     """A Markdown table. rows: lists of cells: text, numbers (two decimals), (value, half width), or None"""
+
     def text(cell):  # fmt: skip
         if cell is None or cell != cell:
             return "–"

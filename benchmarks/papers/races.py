@@ -145,7 +145,7 @@ def least_bounds(bench, options):
         entropy["arrivals"] += entropies(up_to(t, d, most, knots=32).value)
         entropy["likeliest"] += entropies(within)
         progress.step("entropy of ranks")
-    least = lambda h, k: min(float(theory.race_bound(h[n - 1], n + 1, k)) for n in range(k, most + 1))  # noqa: E731
+    least = lambda h, k: min(float(theory.race_bound(h[n - 1], n + 1, k)) for n in range(k, most + 1))
     return {order: {k: least(h / len(pairs), k) for k in options.nodes} for order, h in entropy.items()}
 
 

@@ -90,7 +90,7 @@ def recommendation(rows, temperature):
         if row is not best and row["block_efficiency"] + row["half_width_95"] > best["block_efficiency"]
     }
     fast = max(drafted, key=lambda row: row["tokens_per_second"])
-    words = lambda row: f"`{row['scheme']}`, K = {row['paths']}, depth {row['depth']}"  # noqa: E731
+    words = lambda row: f"`{row['scheme']}`, K = {row['paths']}, depth {row['depth']}"
     single = max((row for row in drafted if row["paths"] == 1), key=lambda row: row["block_efficiency"], default=None)
     beside = ""
     if single:

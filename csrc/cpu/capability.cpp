@@ -16,8 +16,7 @@ const Capability* find_capability(const char* name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   static const Capability avx512{"avx512", kAvx512Passes}, avx2{"avx2", kAvx2Passes};
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!std::strcmp(name, "avx512")) return has_avx512 ? &avx512 : nullptr;

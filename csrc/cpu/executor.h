@@ -136,9 +136,10 @@ class RowRunner {
     double sum[kMaxTiles];
     tiles(target.vocab, [&](int64_t i, int64_t begin, int64_t end) {
       sum[i] = 0;
-      around(begin, end, target.without, target.without_count,
-             [&](int64_t from, int64_t to) { sum[i] += passes.residual_mass(target, draft, residual, from, to); },
-             [&](int64_t token) { sum[i] += residual.weight(prob(passes, target, token), prob(passes, draft, token)); });
+      around(
+          begin, end, target.without, target.without_count,
+          [&](int64_t from, int64_t to) { sum[i] += passes.residual_mass(target, draft, residual, from, to); },
+          [&](int64_t token) { sum[i] += residual.weight(prob(passes, target, token), prob(passes, draft, token)); });
     });
     return total(sum, tile_count(target.vocab));
   }
@@ -172,9 +173,8 @@ class RowRunner {
   void mixture(const Passes& passes, const Law& target, Mixture& mixture) const {
     const int size = mixture.cells.count() * mixture.stride();
     std::fill(mixture.sums, mixture.sums + size, 0.0);
-    by_parts(target.vocab, size, mixture.sums, [&](int64_t begin, int64_t end, double* part) {
-      passes.mixture_sums(target, mixture, begin, end, part);
-    });
+    by_parts(target.vocab, size, mixture.sums,
+             [&](int64_t begin, int64_t end, double* part) { passes.mixture_sums(target, mixture, begin, end, part); });
     for (int g = 0; g < mixture.laws; ++g) {  // tokens that the target lacks: the first cell
       const Law& draft = mixture.law[g];
       if (draft.only >= target.vocab) mixture.sums[1 + g] += 1;
@@ -185,7 +185,8 @@ class RowRunner {
   }
   int64_t mixture_race(const Passes& passes, const Law& target, const Mixture& mixture, const Stream& stream) const {
     Best best;
-    merged([&](int64_t begin, int64_t end, Best* b) { passes.mixture_race(target, mixture, stream, begin, end, b); }, target.vocab, &best);
+    merged([&](int64_t begin, int64_t end, Best* b) { passes.mixture_race(target, mixture, stream, begin, end, b); }, target.vocab,
+           &best);
     return best.id >= 0 ? best.id : race(passes, target, stream).id;  // as in residual_race
   }
 
@@ -203,9 +204,10 @@ class RowRunner {
     double sum[kMaxTiles];
     tiles(law.vocab, [&](int64_t i, int64_t begin, int64_t end) {
       sum[i] = 0;
-      around(begin, end, tokens, count,
-             [&](int64_t from, int64_t to) { sum[i] += passes.sum(law.row, from, to, Affine::of(rest), law.cutoff); },
-             [&](int64_t token) { sum[i] += rest.weight(passes.value(law.row, token)); });
+      around(
+          begin, end, tokens, count,
+          [&](int64_t from, int64_t to) { sum[i] += passes.sum(law.row, from, to, Affine::of(rest), law.cutoff); },
+          [&](int64_t token) { sum[i] += rest.weight(passes.value(law.row, token)); });
     });
     rest.mass = total(sum, tile_count(law.vocab));
     return rest;
@@ -243,12 +245,13 @@ class RowRunner {
   static int64_t first_at_least(const Rows& rows, const void* row, float bound) {
     int64_t found = -1;
     for (int64_t i = 0; i < rows.vocab && found < 0; i += kTile)
-      rows.passes->scan(row, i, std::min(rows.vocab, i + kTile), bound, nullptr,
-                        [](void* context, int64_t first, uint32_t mask, const float*, const float*) {
-                          auto& id = *static_cast<int64_t*>(context);
-                          if (id < 0) id = first + __builtin_ctz(mask);
-                        },
-                        &found);
+      rows.passes->scan(
+          row, i, std::min(rows.vocab, i + kTile), bound, nullptr,
+          [](void* context, int64_t first, uint32_t mask, const float*, const float*) {
+            auto& id = *static_cast<int64_t*>(context);
+            if (id < 0) id = first + __builtin_ctz(mask);
+          },
+          &found);
     return found;
   }
 
@@ -305,12 +308,12 @@ class RowRunner {
   // Largest logit of the row but for some tokens.
   static float max_without(const Passes& passes, const Law& law, const int64_t* exclude, int count) {
     float top = -HUGE_VALF;
-    around(0, law.vocab, exclude, count,
-           [&](int64_t from, int64_t to) { top = std::max(top, passes.max(law.row, from, to)); },
-           [&](int64_t token) {
-             const float z = passes.value(law.row, token);
-             top = z > top ? z : top;
-           });
+    around(
+        0, law.vocab, exclude, count, [&](int64_t from, int64_t to) { top = std::max(top, passes.max(law.row, from, to)); },
+        [&](int64_t token) {
+          const float z = passes.value(law.row, token);
+          top = z > top ? z : top;
+        });
     return top;
   }
 
@@ -331,9 +334,8 @@ class RowRunner {
 
   double kept_mass(const Passes& passes, const Law& law) const {
     double sum[kMaxTiles];
-    tiles(law.vocab, [&](int64_t i, int64_t begin, int64_t end) {
-      sum[i] = passes.sum(law.row, begin, end, Affine::of(law), law.cutoff);
-    });
+    tiles(law.vocab,
+          [&](int64_t i, int64_t begin, int64_t end) { sum[i] = passes.sum(law.row, begin, end, Affine::of(law), law.cutoff); });
     return total(sum, tile_count(law.vocab));
   }
   static double total(const double* sum, int64_t count) {
@@ -352,8 +354,7 @@ class RowRunner {
 
   // all: the mass of the whole row, where the first filter is top-p.
   float cutoff(const Passes& passes, Law law, const Sampling& sampling, double all) const {
-    if (sampling.by_k(law.vocab))
-      law.cutoff = kth_largest(passes, law.row, law.vocab, static_cast<int64_t>(sampling.top_k));
+    if (sampling.by_k(law.vocab)) law.cutoff = kth_largest(passes, law.row, law.vocab, static_cast<int64_t>(sampling.top_k));
     if (sampling.by_p()) {
       const double total = sampling.by_k(law.vocab) ? kept_mass(passes, law) : all;
       const double goal = std::max(sampling.top_p, 0.0) * (1 - kSlack) * total;
@@ -377,9 +378,16 @@ class CpuExecutor {
   CpuExecutor(const Request& request, const RowRunner& runner, const Rows& target_rows, const Rows& draft_rows,
               const Sampling& sampling, const Sampling* draft_sampling, int64_t draft_sampling_stride, const float* kept_max,
               const float* kept_logsumexp, const float* kept_cutoff)
-      : request(request), runner(runner), target_rows(target_rows), draft_rows(draft_rows), sampling(sampling),
-        draft_sampling(draft_sampling), draft_sampling_stride(draft_sampling_stride), kept_max(kept_max),
-        kept_logsumexp(kept_logsumexp), kept_cutoff(kept_cutoff) {}
+      : request(request),
+        runner(runner),
+        target_rows(target_rows),
+        draft_rows(draft_rows),
+        sampling(sampling),
+        draft_sampling(draft_sampling),
+        draft_sampling_stride(draft_sampling_stride),
+        kept_max(kept_max),
+        kept_logsumexp(kept_logsumexp),
+        kept_cutoff(kept_cutoff) {}
 
   const Request& request;
   const RowRunner& runner;

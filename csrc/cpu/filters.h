@@ -49,15 +49,16 @@ inline float kth_largest(const Passes& passes, const void* row, int64_t vocab, i
   for (int bits = 32; bits > 0; bits -= 8) {
     digits.shift = bits - 8;
     digits.count.assign(256, 0);
-    passes.scan(row, 0, vocab, -FLT_MAX, nullptr,
-                [](void* context, int64_t, uint32_t mask, const float* logits, const float*) {
-                  auto& d = *static_cast<Digits*>(context);
-                  for (; mask; mask &= mask - 1) {
-                    const uint32_t key = Digits::key(logits[__builtin_ctz(mask)]);
-                    if ((key & d.mask) == d.prefix) ++d.count[key >> d.shift & 255];
-                  }
-                },
-                &digits);
+    passes.scan(
+        row, 0, vocab, -FLT_MAX, nullptr,
+        [](void* context, int64_t, uint32_t mask, const float* logits, const float*) {
+          auto& d = *static_cast<Digits*>(context);
+          for (; mask; mask &= mask - 1) {
+            const uint32_t key = Digits::key(logits[__builtin_ctz(mask)]);
+            if ((key & d.mask) == d.prefix) ++d.count[key >> d.shift & 255];
+          }
+        },
+        &digits);
     int digit = 255;
     while (digit > 0 && rank > digits.count[digit]) rank -= digits.count[digit--];
     if (rank > digits.count[digit]) return -FLT_MAX;

@@ -8,7 +8,8 @@
 
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2")
 #endif
@@ -21,7 +22,7 @@ namespace avx512 {
 }  // namespace avx512
 
 const Passes kAvx512Passes[3] = {avx512::passes_of<float>("avx512"), avx512::passes_of<avx512::Bfloat16>("avx512"),
-                               avx512::passes_of<avx512::Float16>("avx512")};
+                                 avx512::passes_of<avx512::Float16>("avx512")};
 }  // namespace SPS_NAMESPACE
 #if defined(__clang__)
 #pragma clang attribute pop

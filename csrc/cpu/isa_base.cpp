@@ -2,7 +2,6 @@
 #include "passes.h"
 #include "isa.h"
 
-
 namespace SPS_NAMESPACE {
 namespace base {
 #include "elements.inc"

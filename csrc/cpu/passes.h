@@ -14,9 +14,9 @@
 namespace SPS_NAMESPACE {
 
 enum Dtype { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
-constexpr int kAligned = 64;   // tokens: tiles begin at its multiples
+constexpr int kAligned = 64;  // tokens: tiles begin at its multiples
 constexpr int kAlignedRace = 4 * kGroupTile;  // four tiles of groups, which have their words together
-constexpr int kAhead = 2048;   // tokens of a tile; sums prefetch two tiles ahead
+constexpr int kAhead = 2048;  // tokens of a tile; sums prefetch two tiles ahead
 
 // log2 of a weight is (z - max) (high + low): the scale in two floats, since one would cost the tail 1e-6.
 struct Affine {
@@ -76,11 +76,11 @@ struct RaceArgs {
   float cutoff;
   const Stream* streams;
   int stream_count;
-  bool together;           // in one sink; else stream i in sinks[i]
+  bool together;  // in one sink; else stream i in sinks[i]
   const int64_t* exclude;  // tokens that do not take part
   int exclude_count;
-  float level = 0;         // logits are read relative to this one: the row's maximum where float would overflow otherwise
-  double offset = 0;       // of log2 of the weights
+  float level = 0;  // logits are read relative to this one: the row's maximum where float would overflow otherwise
+  double offset = 0;  // of log2 of the weights
 
   bool excludes(int64_t token) const {
     for (int i = 0; i < exclude_count; ++i)
@@ -105,9 +105,10 @@ using Visit = void (*)(void* context, int64_t first, uint32_t mask, const float*
 struct Passes {
   const char* name;
   float (*value)(const void* row, int64_t token);
-  float (*max)(const void* row, int64_t begin, int64_t end);                        // -inf when nothing is finite
+  float (*max)(const void* row, int64_t begin, int64_t end);  // -inf when nothing is finite
   double (*sum)(const void* row, int64_t begin, int64_t end, Affine, float cutoff);  // of the kept weights
-  double (*tile)(const void* row, int64_t begin, int64_t end, Affine, float* max);   // both, without filters; 0 where max is infinite
+  double (*tile)(const void* row, int64_t begin, int64_t end, Affine,
+                 float* max);  // both, without filters; 0 where max is infinite
   double (*residual_mass)(const Law& target, const Law& draft, const Residual&, int64_t begin, int64_t end);
   void (*race)(const RaceArgs&, int64_t begin, int64_t end, Best*);  // +inf logits are told by the first sink
   void (*arrivals)(const RaceArgs&, int64_t begin, int64_t end, Arrivals*);

@@ -19,9 +19,8 @@ void fill_logprobs(const Request& request, const CpuExecutor& ex, const Sampling
   for (int depth = 0; depth <= request.max_depth && out.tokens.data[depth] >= 0; ++depth) {
     const Law law = ex.runner.law(ex.target_rows, request.target_row(node), sampling, true);
     const int64_t token = out.tokens.data[depth];
-    value[depth] = static_cast<float>(
-        law.only >= 0 ? (law.only == token ? 0 : -kInfinity)
-                      : law.log_prob(ex.target_rows.passes->value(law.row, token)));
+    value[depth] = static_cast<float>(law.only >= 0 ? (law.only == token ? 0 : -kInfinity)
+                                                    : law.log_prob(ex.target_rows.passes->value(law.row, token)));
     if (depth < request.max_depth && out.nodes.data[depth] >= 0) node = out.nodes.data[depth];
   }
 }

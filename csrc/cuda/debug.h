@@ -13,9 +13,9 @@
 namespace SPS_NAMESPACE {
 
 struct Overrides {
-  int team;    // SPECSAMPLE_TEAM = 1, 2, 4 or 8: blocks of a team (team.h), in every launch; -1: by the number and length of the rows
-  int ahead;   // SPECSAMPLE_AHEAD = 0 or 1: never, or always, all rows before the round; -1: by the number of rows
-  int early;   // SPECSAMPLE_EARLY = 0 or 1: no launch begins before the one before has ended, or that of a round does; -1: the latter
+  int team;  // SPECSAMPLE_TEAM = 1, 2, 4 or 8: blocks of a team (team.h), in every launch; -1: by the number and length of the rows
+  int ahead;  // SPECSAMPLE_AHEAD = 0 or 1: never, or always, all rows before the round; -1: by the number of rows
+  int early;  // SPECSAMPLE_EARLY = 0 or 1: no launch begins before the one before has ended, or that of a round does; -1: the latter
   bool trace;  // SPECSAMPLE_TRACE = 1: a line on stderr for each launch
 };
 

@@ -62,16 +62,18 @@ SPS_DEVICE float select(Scratch& s, const Law& law, int dtype, float bound, doub
     const int width = shift ? 11 : 10, bins = 1 << width;
     for (int i = thread_id(); i < bins; i += thread_count()) s.histogram[i] = 0;
     SPS_CREW_BARRIER();
-    each_unit(law.row, dtype, law.vocab, [&](float most) { return most >= bound; }, [&](int first) {
-      const Unit unit = read_unit(law.row, dtype, first, law.vocab);
+    each_unit(
+        law.row, dtype, law.vocab, [&](float most) { return most >= bound; },
+        [&](int first) {
+          const Unit unit = read_unit(law.row, dtype, first, law.vocab);
 #pragma unroll
-      for (int j = 0; j < kUnit; ++j) {
-        const float z = clamp_logit(unit.z[j]);
-        if (!(z >= bound)) continue;
-        const uint32_t key = order_key(z);
-        if ((key & mask) == prefix) add_wide(&s.histogram[key >> shift & (bins - 1)], weigh(z));
-      }
-    });
+          for (int j = 0; j < kUnit; ++j) {
+            const float z = clamp_logit(unit.z[j]);
+            if (!(z >= bound)) continue;
+            const uint32_t key = order_key(z);
+            if ((key & mask) == prefix) add_wide(&s.histogram[key >> shift & (bins - 1)], weigh(z));
+          }
+        });
     merge_histograms(s, bins);
     const uint32_t highest = order_key(law.max);
     const int top = (highest & mask) == prefix ? static_cast<int>(highest >> shift & (bins - 1)) : bins - 1;
@@ -128,9 +130,7 @@ SPS_DEVICE float filter_cutoff(Scratch& s, Law law, int dtype, const Sampling& s
     }
   }
   if (sampling.by_min_p()) {
-    const double least = once(s, [&] {
-      return law.max + (log(sampling.min_p < 1 ? sampling.min_p : 1.0) - kSlack) / law.scale;
-    });
+    const double least = once(s, [&] { return law.max + (log(sampling.min_p < 1 ? sampling.min_p : 1.0) - kSlack) / law.scale; });
     float rounded = static_cast<float>(least > -static_cast<double>(FLT_MAX) ? least : -static_cast<double>(FLT_MAX));
     if (rounded < least) rounded = nextafterf(rounded, FLT_MAX);
     law.cutoff = rounded > law.cutoff ? rounded : law.cutoff;

@@ -14,9 +14,7 @@ struct Pair {
     return {Affine::of(target), Affine::of(draft), static_cast<float>(norms.t), static_cast<float>(norms.d)};
   }
   // Whether weights are those of Affine::fast, but for NaN.
-  SPS_DEVICE bool plain() const {
-    return t.cutoff <= -FLT_MAX && d.cutoff <= -FLT_MAX && t.max < kLargest && d.max < kLargest;
-  }
+  SPS_DEVICE bool plain() const { return t.cutoff <= -FLT_MAX && d.cutoff <= -FLT_MAX && t.max < kLargest && d.max < kLargest; }
   // Of logits that went through clamp_logit.
   SPS_DEVICE float target(float z) const { return __fmul_rn(t.kept(z), norm_t); }
   SPS_DEVICE float draft(float z) const { return __fmul_rn(d.kept(z), norm_d); }
@@ -41,17 +39,17 @@ SPS_DEVICE void sum_pairs(Scratch& s, const Order& o, const Skip& skip, const F&
   const bool some = skip.any(), infinite = o.law.max >= kLargest || o.draft.max >= kLargest;
   const bool rare = some || infinite;  // one branch for both
   const int vocab = static_cast<int>(o.law.vocab), common = o.draft.vocab < vocab ? static_cast<int>(o.draft.vocab) : vocab;
-  sum_tiles<kSums, kPairUnits, 2>(s, {o.law.row, o.draft.row}, {vocab, common}, o.dtype,
-                                  [&](Unit (&unit)[2][kPairUnits], int first, float (&part)[kSums]) {
+  sum_tiles<kSums, kPairUnits, 2>(
+      s, {o.law.row, o.draft.row}, {vocab, common}, o.dtype, [&](Unit(&unit)[2][kPairUnits], int first, float (&part)[kSums]) {
 #pragma unroll
-    for (int u = 0; u < kPairUnits; ++u) {
-      if (rare) {
-        if (some) leave_out(skip, first + u * 32 * kUnit, unit[0][u]), leave_out(skip, first + u * 32 * kUnit, unit[1][u]);
-        if (infinite) clamp(unit[0][u]), clamp(unit[1][u]);
-      }
-      f(unit[0][u], unit[1][u], part);
-    }
-  });
+        for (int u = 0; u < kPairUnits; ++u) {
+          if (rare) {
+            if (some) leave_out(skip, first + u * 32 * kUnit, unit[0][u]), leave_out(skip, first + u * 32 * kUnit, unit[1][u]);
+            if (infinite) clamp(unit[0][u]), clamp(unit[1][u]);
+          }
+          f(unit[0][u], unit[1][u], part);
+        }
+      });
 }
 
 // Sum of (scale t - b)+; both laws have rows.
@@ -81,8 +79,7 @@ SPS_DEVICE double residual_sum(Scratch& s, const Order& o) {
       }
     } else {
 #pragma unroll
-      for (int j = 0; j < kUnit; ++j)
-        chain[j & 1] += fmaxf(fmaf(norm, pair.t.kept(target.z[j]), -pair.draft(draft.z[j])), 0.f);
+      for (int j = 0; j < kUnit; ++j) chain[j & 1] += fmaxf(fmaf(norm, pair.t.kept(target.z[j]), -pair.draft(draft.z[j])), 0.f);
     }
     part[0] += chain[0] + chain[1];
   });

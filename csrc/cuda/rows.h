@@ -83,8 +83,8 @@ struct Batch {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
         const uint4 a = word[2 * u], b = word[2 * u + 1];
-        out[u] = Unit{{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w),
-                       __uint_as_float(b.x), __uint_as_float(b.y), __uint_as_float(b.z), __uint_as_float(b.w)}};
+        out[u] = Unit{{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w), __uint_as_float(b.x),
+                       __uint_as_float(b.y), __uint_as_float(b.z), __uint_as_float(b.w)}};
       }
     }
   }
@@ -116,7 +116,9 @@ struct Batch {
 
  private:
   template <bool kBrain>
-  static SPS_DEVICE float low(uint32_t pair) { return kBrain ? from_bfloat16(pair) : from_float16(pair & 0xFFFFu); }
+  static SPS_DEVICE float low(uint32_t pair) {
+    return kBrain ? from_bfloat16(pair) : from_float16(pair & 0xFFFFu);
+  }
   template <bool kBrain>
   static SPS_DEVICE float high(uint32_t pair) {
     return kBrain ? __uint_as_float(pair & 0xFFFF0000u) : from_float16(pair >> 16);

@@ -6,6 +6,6 @@ namespace SPS_NAMESPACE {
 
 constexpr int kConductor = 32, kCrew = 352, kBlock = kCrew + kConductor;  // threads of a block
 constexpr int kMaxTeam = 8;  // blocks
-constexpr int kUnit = 8;     // tokens read by a thread at once: neighbours in a group (philox.h). A vocabulary is below 2^24 (device.h)
+constexpr int kUnit = 8;  // tokens read by a thread at once: neighbours in a group (philox.h). A vocabulary is below 2^24
 
 }  // namespace SPS_NAMESPACE

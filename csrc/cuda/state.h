@@ -100,7 +100,8 @@ struct Race {
   float level = 0;  // logits are read relative to this one
   Skip skip;
 
-  SPS_DEVICE explicit Race(const Law& law, const Stream& clocks, const Skip& without) : target(law), stream(clocks), skip(without) {}
+  SPS_DEVICE explicit Race(const Law& law, const Stream& clocks, const Skip& without)
+      : target(law), stream(clocks), skip(without) {}
 };
 
 // A value of shared memory, which may not have a constructor: one thread sets it.
@@ -176,9 +177,9 @@ struct Scratch {
   Stored<Order> order;
   Stored<Race> race;
   Stored<Law> law;  // what the crew found: of kLaw and kRest,
-  Best found;       // of kLikeliest and kRace,
-  float level;      // the logit that this race's scores are relative to,
-  double value;     // of the others
+  Best found;  // of kLikeliest and kRace,
+  float level;  // the logit that this race's scores are relative to,
+  double value;  // of the others
   Stored<Request> request;
   Stored<Inputs> inputs;
   double options[kMaxOptions];

@@ -155,7 +155,7 @@ SPS_DEVICE double kept_mass(Scratch& s, const Law& law, int dtype, const Skip& s
   const Affine a = Affine::of(law);
   const int vocab = static_cast<int>(law.vocab);
   const bool without = skip.any(), infinite = law.max >= kLargest;
-  sum_tiles<1, kUnits, 1>(s, {law.row}, {vocab}, dtype, [&](Unit (&unit)[1][kUnits], int first, float (&part)[1]) {
+  sum_tiles<1, kUnits, 1>(s, {law.row}, {vocab}, dtype, [&](Unit(&unit)[1][kUnits], int first, float (&part)[1]) {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       if (without) leave_out(skip, first + u * 32 * kUnit, unit[0][u]);
@@ -214,8 +214,7 @@ SPS_DEVICE void max_and_mass(Scratch& s, Law& law, int dtype) {
   for (int i = lane_id(); i < count; i += 32) top = s.tile_max[i] > top ? s.tile_max[i] : top;
   law.max = warp_max(top);
   for (int i = thread_id(); i < count; i += thread_count())
-    if (s.tile_sum[i] > 0)
-      s.tile_sum[i] *= exp((static_cast<double>(s.tile_max[i]) - law.max) * law.scale);
+    if (s.tile_sum[i] > 0) s.tile_sum[i] *= exp((static_cast<double>(s.tile_max[i]) - law.max) * law.scale);
   SPS_CREW_BARRIER();
   law.mass = fmax(total(s.tile_sum, count), 1.0);  // the largest weight is 1, but for rounding: no probability exceeds 1
   SPS_TEAM_BARRIER(s);
@@ -227,12 +226,14 @@ SPS_DEVICE float row_max(Scratch& s, const Law& law, int dtype, const Skip& skip
   if (!skip.any()) {
     top = thread_top(law.row, dtype, law.vocab);
   } else {
-    each_unit(law.row, dtype, law.vocab, [&](float most) { return most > top; }, [&](int first) {
-      Unit unit = read_unit(law.row, dtype, first, law.vocab);
-      leave_out(skip, first, unit);
+    each_unit(
+        law.row, dtype, law.vocab, [&](float most) { return most > top; },
+        [&](int first) {
+          Unit unit = read_unit(law.row, dtype, first, law.vocab);
+          leave_out(skip, first, unit);
 #pragma unroll
-      for (int j = 0; j < kUnit; ++j) top = fmaxf(top, unit.z[j]);
-    });
+          for (int j = 0; j < kUnit; ++j) top = fmaxf(top, unit.z[j]);
+        });
   }
   return clamp_logit(team_max(s, top));
 }

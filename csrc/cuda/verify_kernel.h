@@ -92,8 +92,7 @@ SPS_DEVICE void conduct_logprob(Scratch& s, const Launch& a, int64_t b, int dept
   const Inputs& in = *s.inputs;
   const Conductor conductor(s);
   const Law law = conductor.law(in.target, (*s.request).target_row(node), a.logprobs == 2 ? Sampling() : in.sampling, true);
-  const double value = law.only >= 0 ? (law.only == token ? 0 : -kInfinity)
-                                     : law.log_prob(logit(law.row, in.target.dtype, token));
+  const double value = law.only >= 0 ? (law.only == token ? 0 : -kInfinity) : law.log_prob(logit(law.row, in.target.dtype, token));
   if (lane_id() == 0 && team_rank() == 0) a.out_logprobs[b * (a.max_depth + 1) + depth] = static_cast<float>(value);
   conductor.dismiss();
 }

@@ -26,7 +26,6 @@ T update(T* at, const F& f) {
 
 }  // namespace cuda_on_cpu
 
-
 #define SPS_TEXT_(x) #x
 #define SPS_TEXT(x) SPS_TEXT_(x)
 #define SPS_HERE __FILE__ ":" SPS_TEXT(__LINE__)

@@ -214,8 +214,7 @@ class Machine {
     fibres_.reserve(kMaxThreads * kMaxBlocks);
     while (static_cast<int>(fibres_.size()) < total_) {
       Fibre& f = fibres_.emplace_back();
-      char* memory = static_cast<char*>(
-          mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      char* memory = static_cast<char*>(mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
       if (memory == MAP_FAILED) throw std::bad_alloc();
       mprotect(memory, kGuard, PROT_NONE);
       f.stack = memory + kGuard;

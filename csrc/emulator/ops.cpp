@@ -29,7 +29,8 @@ struct WordsArgs {
   int count, of_groups;
 };
 __global__ void words_kernel(WordsArgs a) {
-  for (int i = thread_id(); i < a.count; i += 32) a.out[i] = a.of_groups ? a.stream.word_of_group(i, a.refine) : a.stream.word(i, a.refine);
+  for (int i = thread_id(); i < a.count; i += 32)
+    a.out[i] = a.of_groups ? a.stream.word_of_group(i, a.refine) : a.stream.word(i, a.refine);
 }
 struct MassArgs {
   const void* row;

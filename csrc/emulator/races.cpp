@@ -80,7 +80,8 @@ int run(const Case& c) {
   for (RowOp op : ops) {
     r.op = op;
     // What rows do depends on the team and the filter alone.
-    if (op == RowOp::kIid || !(c.packed || c.ahead || c.kept || c.tree || c.many_bins)) launch(row_kernel, kAllRows, r, c.team, crew);
+    if (op == RowOp::kIid || !(c.packed || c.ahead || c.kept || c.tree || c.many_bins))
+      launch(row_kernel, kAllRows, r, c.team, crew);
   }
 
   std::vector<int64_t> drafts(kRequests * kNodes), tokens(kRequests * (kDepth + 1));

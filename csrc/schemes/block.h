@@ -60,8 +60,8 @@ SPS_HD void verify_block(const Request& request, Ex& ex, const Output& out) {
   for (int i = length; i < here.length; ++i) out.tokens[i] = -1, out.nodes[i] = -1;
   *out.num_accepted = length;
   if (stop->target.broken) return;
-  out.tokens[length] = stop->child < 0 ? ex.clock_race(stop->target, length)
-                                       : ex.residual_race(stop->target, stop->draft, Residual{stop->weight});
+  out.tokens[length] =
+      stop->child < 0 ? ex.clock_race(stop->target, length) : ex.residual_race(stop->target, stop->draft, Residual{stop->weight});
 }
 
 }  // namespace SPS_NAMESPACE

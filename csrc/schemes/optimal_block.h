@@ -46,8 +46,8 @@ SPS_HD void verify_optimal_block(const Request& request, Ex& ex, const Output& o
       Selected here;
       here.target = target, here.draft = live.draft, here.count = live.count;
       if (live.count > 1 && point) {
-        here.only = live.draft.only >= 0 ? ex.prob(live.draft, target.only)
-                                         : 1 - power(1 - ex.prob(live.draft, target.only), live.count);
+        here.only =
+            live.draft.only >= 0 ? ex.prob(live.draft, target.only) : 1 - power(1 - ex.prob(live.draft, target.only), live.count);
         while (y + 1 < live.count && live.token[y] != target.only) ++y;
         if (live.token[y] != target.only) y = 0;
       } else if (live.count > 1 && !single) {

@@ -69,11 +69,12 @@ PYBIND11_MODULE(specsample_testing, m) {
     return out;
   });
   // A of groups first .. first + 127, first a multiple of 128.
-  m.def("group_words_by_lanes", [](const std::string& isa, int64_t seed, int64_t position, int purpose, int64_t slot, int64_t first) {
-    std::vector<uint32_t> out(128);
-    passes_for(isa, 4, "").group_words(Stream(seed, position, static_cast<Purpose>(purpose), slot), first, out.data());
-    return out;
-  });
+  m.def("group_words_by_lanes",
+        [](const std::string& isa, int64_t seed, int64_t position, int purpose, int64_t slot, int64_t first) {
+          std::vector<uint32_t> out(128);
+          passes_for(isa, 4, "").group_words(Stream(seed, position, static_cast<Purpose>(purpose), slot), first, out.data());
+          return out;
+        });
   m.def("uniform", [](int64_t seed, int64_t position, int purpose, int64_t slot, int64_t token, uint32_t word) {
     return Stream(seed, position, static_cast<Purpose>(purpose), slot).uniform(token, word);
   });
@@ -86,9 +87,10 @@ PYBIND11_MODULE(specsample_testing, m) {
     return stream.clock(token, stream.least(group_of(token)));
   });
   // With the words A and S of its group and its own.
-  m.def("clock_of_words", [](int64_t seed, int64_t position, int purpose, int64_t slot, int64_t token, uint32_t a, uint32_t s, uint32_t word) {
-    return Stream(seed, position, static_cast<Purpose>(purpose), slot).clock(token, Stream::least(a, s), word);
-  });
+  m.def("clock_of_words",
+        [](int64_t seed, int64_t position, int purpose, int64_t slot, int64_t token, uint32_t a, uint32_t s, uint32_t word) {
+          return Stream(seed, position, static_cast<Purpose>(purpose), slot).clock(token, Stream::least(a, s), word);
+        });
   m.def("log_clock", [](int64_t seed, int64_t position, int purpose, int64_t slot, int64_t token) {
     return Stream(seed, position, static_cast<Purpose>(purpose), slot).log_clock(token);
   });
@@ -102,17 +104,18 @@ PYBIND11_MODULE(specsample_testing, m) {
     const Row row(isa, array, dtype);
     return row.passes.sum(row.info.ptr, begin, end, Affine::of(law_of(row, scale, max, cutoff, 1)), cutoff);
   });
-  m.def("row_tile", [](const std::string& isa, const py::array& array, const std::string& dtype, double scale, int64_t begin,
-                       int64_t end) {
-    const Row row(isa, array, dtype);
-    float max;
-    const double sum = row.passes.tile(row.info.ptr, begin, end, Affine::of(law_of(row, scale, 0, 0, 1)), &max);
-    return std::make_pair(max, sum);
-  });
+  m.def("row_tile",
+        [](const std::string& isa, const py::array& array, const std::string& dtype, double scale, int64_t begin, int64_t end) {
+          const Row row(isa, array, dtype);
+          float max;
+          const double sum = row.passes.tile(row.info.ptr, begin, end, Affine::of(law_of(row, scale, 0, 0, 1)), &max);
+          return std::make_pair(max, sum);
+        });
   m.def("residual_mass", [](const std::string& isa, const py::array& target, const py::array& draft, const std::string& dtype,
                             double scale, std::array<double, 4> t, std::array<double, 4> d) {
     const Row a(isa, target, dtype), b(isa, draft, dtype);
-    return a.passes.residual_mass(law_of(a, t[0], t[1], t[2], t[3]), law_of(b, d[0], d[1], d[2], d[3]), Residual{scale}, 0, a.size());
+    return a.passes.residual_mass(law_of(a, t[0], t[1], t[2], t[3]), law_of(b, d[0], d[1], d[2], d[3]), Residual{scale}, 0,
+                                  a.size());
   });
   m.def("race", [](const std::string& isa, const py::array& array, const std::string& dtype, double scale, float cutoff,
                    int64_t seed, int64_t position, int64_t exclude) {
@@ -160,18 +163,16 @@ PYBIND11_MODULE(specsample_testing, m) {
   // Every outcome of a round with its exact probability: {(num_accepted, tokens...): probability}.
   const auto enumerate_round = [](const std::string& scheme, const std::vector<int64_t>& tokens,
                                   const std::vector<int64_t>& parents, const std::vector<std::vector<double>>& target,
-                                  const std::vector<std::vector<double>>& draft, int max_depth,
-                                  const std::vector<double>& options, const std::vector<int64_t>& draft_rows, bool logs) {
-#define SPS_TRY(name, uses_draft_law, ...) \
-  if (scheme == #name)                \
-    return by_tuple(                  \
-        enumerate(verify_##name<EnumeratingExecutor>, tokens, parents, target, draft, max_depth, uses_draft_law, options, \
-                  draft_rows, logs));
+                                  const std::vector<std::vector<double>>& draft, int max_depth, const std::vector<double>& options,
+                                  const std::vector<int64_t>& draft_rows, bool logs) {
+#define SPS_TRY(name, uses_draft_law, ...)                                                                                   \
+  if (scheme == #name)                                                                                                       \
+    return by_tuple(enumerate(verify_##name<EnumeratingExecutor>, tokens, parents, target, draft, max_depth, uses_draft_law, \
+                              options, draft_rows, logs));
     SPS_SCHEMES(SPS_TRY)
 #undef SPS_TRY
     throw std::invalid_argument("no scheme " + scheme);
   };
-  m.def("enumerate", enumerate_round, py::arg("scheme"), py::arg("tokens"), py::arg("parents"), py::arg("target"),
-        py::arg("draft"), py::arg("max_depth"), py::arg("options"), py::arg("draft_rows") = std::vector<int64_t>(),
-        py::arg("logs") = false);
+  m.def("enumerate", enumerate_round, py::arg("scheme"), py::arg("tokens"), py::arg("parents"), py::arg("target"), py::arg("draft"),
+        py::arg("max_depth"), py::arg("options"), py::arg("draft_rows") = std::vector<int64_t>(), py::arg("logs") = false);
 }

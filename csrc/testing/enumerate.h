@@ -112,7 +112,8 @@ class EnumeratingExecutor {
   }
   int level(const Mixture& mixture, int cell, int) {
     std::vector<double> weights;
-    for (int n = 1; n <= mixture.levels; ++n) weights.push_back(mixture.within(cell, n) - (n > 1 ? mixture.within(cell, n - 1) : 0));
+    for (int n = 1; n <= mixture.levels; ++n)
+      weights.push_back(mixture.within(cell, n) - (n > 1 ? mixture.within(cell, n - 1) : 0));
     return static_cast<int>(decide(weights)) + 1;
   }
   int64_t mixture_race(const Law& target, const Mixture& mixture) {
@@ -257,7 +258,8 @@ class EnumeratingExecutor {
 };
 
 // In the place of the selection by uniforms (schemes/optimal.h).
-inline int select(EnumeratingExecutor& ex, const Law& target, const Siblings& live, const Coupling& coupling, int* bin_of_selected) {
+inline int select(EnumeratingExecutor& ex, const Law& target, const Siblings& live, const Coupling& coupling,
+                  int* bin_of_selected) {
   std::vector<int> bins;
   for (int i = 0; i < live.count; ++i) bins.push_back(ex.bin(target, live.draft, coupling, live.token[i]));
   const int selected = ex.select_among(bins, coupling);
@@ -270,11 +272,10 @@ inline int select(EnumeratingExecutor& ex, const Law& target, const Siblings& li
 // one that each node was drawn from.
 template <class Round>
 std::map<std::vector<int64_t>, double> enumerate(Round round, const std::vector<int64_t>& tokens,
-                                                 const std::vector<int64_t>& parents,
-                                                 const EnumeratingExecutor::Table& target,
+                                                 const std::vector<int64_t>& parents, const EnumeratingExecutor::Table& target,
                                                  const EnumeratingExecutor::Table& draft, int max_depth, bool uses_draft_law,
-                                                 const std::vector<double>& options,
-                                                 const std::vector<int64_t>& draft_rows, bool logs = false) {
+                                                 const std::vector<double>& options, const std::vector<int64_t>& draft_rows,
+                                                 bool logs = false) {
   Request request;
   request.options = options.data();
   request.nodes = static_cast<int>(tokens.size()), request.max_depth = max_depth;

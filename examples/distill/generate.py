@@ -28,8 +28,7 @@ class BatchTarget:
         self.layers = [
             (
                 layer.input_layernorm.weight,
-                torch.cat([part.weight for part in (layer.self_attn.q_proj, layer.self_attn.k_proj,
-                                                    layer.self_attn.v_proj)]),
+                torch.cat([part.weight for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)]),
                 layer.self_attn.o_proj.weight,
                 layer.post_attention_layernorm.weight,
                 torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]),
@@ -37,9 +36,7 @@ class BatchTarget:
             )
             for layer in model.layers
         ]
-        self.keys, self.values = (
-            [torch.zeros(rows, self.kv_heads, slots, self.head_dim) for _ in self.layers] for _ in range(2)
-        )
+        self.keys, self.values = ([torch.zeros(rows, self.kv_heads, slots, self.head_dim) for _ in self.layers] for _ in range(2))
         angles = torch.outer(torch.arange(slots).float(), model.rotary_emb.inv_freq.float())
         self.cos, self.sin = (f(torch.cat([angles, angles], -1)) for f in (torch.cos, torch.sin))
 
@@ -56,7 +53,7 @@ class BatchTarget:
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
 
         def rotate(x):
-            return x * cos + torch.cat([-x[..., dim // 2:], x[..., : dim // 2]], -1) * sin
+            return x * cos + torch.cat([-x[..., dim // 2 :], x[..., : dim // 2]], -1) * sin
 
         mask = mask.repeat(1, self.groups, 1)[:, None]  # [rows, 1, groups * S, T]
         x = F.embedding(ids, self.embedding)
@@ -64,12 +61,13 @@ class BatchTarget:
             qkv = F.linear(F.rms_norm(x, x.shape[-1:], norm_in, self.eps), w_qkv)
             qkv = qkv.view(rows, size, heads + 2 * self.kv_heads, dim).transpose(1, 2)
             queries, keys, values = qkv.split([heads, self.kv_heads, self.kv_heads], 1)
-            self.keys[n][:, :, slot:slot + size] = rotate(keys)
-            self.values[n][:, :, slot:slot + size] = values
+            self.keys[n][:, :, slot : slot + size] = rotate(keys)
+            self.values[n][:, :, slot : slot + size] = values
             # The query heads that share a KV head become more queries of that one, so no cache is repeated.
             queries = rotate(queries).reshape(rows, self.kv_heads, self.groups * size, dim)
             mixed = F.scaled_dot_product_attention(
-                queries, self.keys[n][:, :, : slot + size], self.values[n][:, :, : slot + size], attn_mask=mask)
+                queries, self.keys[n][:, :, : slot + size], self.values[n][:, :, : slot + size], attn_mask=mask
+            )
             mixed = mixed.view(rows, heads, size, dim).transpose(1, 2).reshape(rows, size, heads * dim)
             x = x + F.linear(mixed, w_out)
             gate, up = F.linear(F.rms_norm(x, x.shape[-1:], norm_mlp, self.eps), w_gate_up).chunk(2, -1)
@@ -89,7 +87,7 @@ def generate_shard(target, tokenizer, rng, rows, new_tokens, held_out, temperatu
     ids = torch.full((rows, longest), tokenizer.eos_token_id)
     pads = torch.tensor([longest - len(prompt) for prompt in prompts])
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt):] = torch.tensor(prompt)
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
     slots = longest + new_tokens
     real = torch.arange(slots) >= pads[:, None]
     engine = BatchTarget(target, rows, slots)
@@ -126,7 +124,10 @@ def generate_shard(target, tokenizer, rng, rows, new_tokens, held_out, temperatu
     return {
         "prompts": torch.cat([torch.tensor(prompt, dtype=torch.int32) for prompt in prompts]),
         "prompt_lengths": torch.tensor([len(prompt) for prompt in prompts]),
-        "tokens": tokens[kept], "lengths": lengths, "hiddens": hiddens[kept], "totals": totals[kept],
+        "tokens": tokens[kept],
+        "lengths": lengths,
+        "hiddens": hiddens[kept],
+        "totals": totals[kept],
         "temperatures": temperature,
     }
 

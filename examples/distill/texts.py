@@ -32,7 +32,7 @@ class Texts:
         for n, row in enumerate(rows):
             size = len(self.ids[row])
             ids[n, :size] = self.ids[row]
-            predicts[n, self.starts[row]:size] = True
+            predicts[n, self.starts[row] : size] = True
         hiddens = torch.cat([self.hiddens[row] for row in rows]).float()
         return ids, predicts, hiddens, torch.cat([self.totals[row] for row in rows])
 
@@ -43,8 +43,8 @@ class Texts:
         chunk = 16 * rows
         batches = []
         for n in range(0, len(order), chunk):
-            part = sorted(order[n:n + chunk], key=lambda row: len(self.ids[row]))
-            batches += [part[m:m + rows] for m in range(0, len(part), rows)]
+            part = sorted(order[n : n + chunk], key=lambda row: len(self.ids[row]))
+            batches += [part[m : m + rows] for m in range(0, len(part), rows)]
         rng.shuffle(batches)
         return batches
 
@@ -58,8 +58,8 @@ def measure(student, texts, limit=None):
         ids, predicts, target_hidden, _ = texts.batch(range(n, min(n + 8, len(texts.ids[:limit]))))
         hidden = student.model(input_ids=ids, use_cache=False).last_hidden_state[predicts]
         for m in range(0, len(hidden), 256):
-            target = F.linear(target_hidden[m:m + 256], table)
-            draft = F.linear(hidden[m:m + 256], head)
+            target = F.linear(target_hidden[m : m + 256], table)
+            draft = F.linear(hidden[m : m + 256], head)
             for k, heat in enumerate((1.0, 0.7)):
                 law = (target / heat).softmax(-1)[:, :width]
                 sums[k] += torch.minimum(law, (draft / heat).softmax(-1)).sum()

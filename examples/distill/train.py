@@ -105,8 +105,7 @@ def train(args, target):
             hidden = copy.model(input_ids=ids, use_cache=False).last_hidden_state[predicts]
             variation = args.variation[0] + (args.variation[1] - args.variation[0]) * done
             with torch.no_grad():
-                gradient, accepted = loss_gradient(
-                    hidden.detach(), target_hidden, totals, copy.lm_head.weight, variation)
+                gradient, accepted = loss_gradient(hidden.detach(), target_hidden, totals, copy.lm_head.weight, variation)
             hidden.backward(gradient / len(hidden))
             torch.nn.utils.clip_grad_norm_(mine, 1.0)
             with lock:
@@ -122,8 +121,11 @@ def train(args, target):
                 run["smooth"] += weight * (accepted / len(hidden) - run["smooth"])
                 spent = time.time() - run["start"]
                 if run["step"] % 20 == 0:
-                    print(f"train: step {run['step']}/{steps} ({done:.0%}), acceptance {run['smooth']:.4f}, "
-                          f"rate {rate:.1e}, {run['seen'] / spent:.0f} tokens/s, {spent / 60:.1f} min", flush=True)
+                    print(
+                        f"train: step {run['step']}/{steps} ({done:.0%}), acceptance {run['smooth']:.4f}, "
+                        f"rate {rate:.1e}, {run['seen'] / spent:.0f} tokens/s, {spent / 60:.1f} min",
+                        flush=True,
+                    )
                 if run["step"] % args.check == 0:
                     checkpoint(args, student, held_out, run)
 

@@ -110,7 +110,8 @@ def _shape(draft, depth, paths, tree, draft_sampling, card):
         return (None if paths == 1 else Tree.of_paths(paths, depth)), depth, laws
     expect(paths == 1, "paths", "1, since a tree is given", paths)
     if isinstance(tree, int) and not isinstance(tree, bool):
-        exact = f"a list of parents (a tree that its tokens shape is exact under {', '.join(_with('adaptive_trees'))} only, not {card.name!r})"
+        under = ", ".join(_with("adaptive_trees"))
+        exact = f"a list of parents (a tree that its tokens shape is exact under {under} only, not {card.name!r})"
         expect(card.adaptive_trees, "tree", exact, tree)
         _count(tree, "tree", 1, MAX_NODES)
         return tree, depth, laws

@@ -1,6 +1,10 @@
 """The decoding loop: draft, run the target once, verify, keep what was accepted, until every request is finished."""
 
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from ..api import sample, verify
 from ..sampling import Sampling
@@ -15,27 +19,27 @@ from .tree_cache import cached_model
 
 @torch.no_grad()
 def generate(
-    model,
-    draft,
-    input_ids,
+    model: Callable[..., Any],
+    draft: Any,
+    input_ids: Tensor,
     *,
-    attention_mask=None,
-    max_new_tokens,
-    depth=4,
-    paths=1,
-    tree=None,
-    scheme="token",
-    options=None,
-    sampling=Sampling(),
-    draft_sampling=None,
-    seed=0,
-    eos_token_id=None,
-    logits_processor=None,
-    stopping_criteria=None,
-    streamer=None,
-    return_stats=False,
-    backend=None,
-):
+    attention_mask: Tensor | None = None,
+    max_new_tokens: int,
+    depth: int = 4,
+    paths: int = 1,
+    tree: int | Sequence[int] | Tensor | None = None,
+    scheme: str = "token",
+    options: Mapping[str, float] | None = None,
+    sampling: Sampling = Sampling(),
+    draft_sampling: Sampling | Sequence[Sampling] | None = None,
+    seed: int | Tensor = 0,
+    eos_token_id: int | Collection[int] | None = None,
+    logits_processor: Sequence | None = None,
+    stopping_criteria: Sequence | None = None,
+    streamer: Any = None,
+    return_stats: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Stats]:
     """Continue each prompt with tokens that have exactly the target's law, in fewer target calls than tokens.
 
     model           the target, any causal LM of transformers, or anything that is called and answers like one

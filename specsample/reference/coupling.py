@@ -110,7 +110,7 @@ class Coupling:
 
     def partner(self, v, segment):
         """w of each v in `segment`, both [B, 1]."""
-        at = lambda table, i: table.gather(1, i)  # noqa: E731
+        at = lambda table, i: table.gather(1, i)
         ratio, cross = at(self.ratio, segment), at(self.cross, segment)
         gains = v < cross
         goal = torch.where(

@@ -115,7 +115,7 @@ class Mixture:
         self.law = (drafts * of_token).sum(1)
 
     def _climb(self, rounds):
-        log = lambda x: x.clamp(min=TINY).log()  # noqa: E731
+        log = lambda x: x.clamp(min=TINY).log()
         mean = torch.einsum("bg,bgc->bc", self.share, self.drafts)
         alpha = torch.where(mean > 0, (log(self.target) - log(mean)).clamp(-START, START), 0.0)
         self._solve(alpha)

@@ -59,9 +59,7 @@ def philox(counter, key):
 def _blocks(seed, position, purpose, slot, block):
     """The words of counter blocks int64 [n], for streams given by int64 [B] each -> int64 [B, n, 4]"""
     seed, position, slot = seed[:, None], position[:, None], slot[:, None]
-    counter = torch.broadcast_tensors(
-        block[None], position & _MASK, (position >> 32) & _MASK, (purpose << 24) | (slot & 0xFFFFFF)
-    )
+    counter = torch.broadcast_tensors(block[None], position & _MASK, (position >> 32) & _MASK, (purpose << 24) | (slot & 0xFFFFFF))
     return torch.stack(philox(counter, (seed & _MASK, (seed >> 32) & _MASK)), -1)
 
 

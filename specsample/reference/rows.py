@@ -49,9 +49,7 @@ def sample(logits, sampling, sampling_rows, seed, seeds, position, positions):
     return race(law, seed, position, rng.CLOCK, torch.zeros_like(seed))
 
 
-def draft(
-    logits, k, kind, sampling, sampling_rows, seed, seeds, position, positions, depth, depths, node, nodes
-):
+def draft(logits, k, kind, sampling, sampling_rows, seed, seeds, position, positions, depth, depths, node, nodes):
     count, device = logits.shape[0], logits.device
     seed = spread(seed, seeds, count, device, step=1)
     position = spread(position, positions, count, device)

@@ -1,7 +1,18 @@
 """The table of schemes. A scheme is a card and a reference here, a header of its name in csrc/schemes, one line below."""
 
 from . import (
-    block, importance, kseq, lists, optimal, optimal_block, race, recursive, recursive_distinct, token, top, weighted,
+    block,
+    importance,
+    kseq,
+    lists,
+    optimal,
+    optimal_block,
+    race,
+    recursive,
+    recursive_distinct,
+    token,
+    top,
+    weighted,
 )  # fmt: skip
 from .card import Scheme
 

@@ -285,7 +285,11 @@ CARD = Scheme(
     options={
         "bins": BINS,
         "s": (5, (1, 64), "with an alphabet: letters whose pairs are shared freely, the others' go to the earlier letter"),
-        "alphabet": (0, (0, 256), "0: the bins are the letters; else the paper's form (40): so many tokens, the draft's likeliest, are"),
+        "alphabet": (
+            0,
+            (0, 256),
+            "0: the bins are the letters; else the paper's form (40): so many tokens, the draft's likeliest, are",
+        ),
     },
     paper="Khisti et al. 2024 (arXiv 2410.18234)",
     reference=reference,

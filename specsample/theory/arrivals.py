@@ -104,11 +104,11 @@ def _by_power_sums(t, d, r, s, k):
     c = np.polynomial.Polynomial([-1.0, 1.0])
     factorial = 1.0
     for j in range(1, ORDER + 1):
-        # Σ (r·d_i − t_i)^j over those tokens, by prefix sums of d^(j−l) t^l
+        # Σ (r·d_i − t_i)^j over those tokens, by prefix sums of d^(j−i) t^i
         sums = 0.0
-        for l in range(j + 1):
-            prefix = np.concatenate([[0.0], np.cumsum(d ** (j - l) * t**l)])[end]
-            sums = sums + comb(j, l) * (-1.0) ** l * r ** (j - l) * prefix
+        for i in range(j + 1):
+            prefix = np.concatenate([[0.0], np.cumsum(d ** (j - i) * t**i)])[end]
+            sums = sums + comb(j, i) * (-1.0) ** i * r ** (j - i) * prefix
         factorial *= j
         powers = np.maximum(sums, 0.0)[:, None] * s**j / factorial
         for n, coefficient in enumerate(c.coef[:k]):

@@ -13,7 +13,6 @@ from .laws import count, pair
 from .optimal import binned_acceptance, optimal_acceptance
 from .race import lists_of
 
-
 ORDERS = 10_000  # of children, that `recursive_distinct` is enumerated for
 
 
@@ -40,10 +39,7 @@ def acceptance_curves(target, draft, ks=(1, 2, 4, 8), *, schemes=None, samples=6
     samples, rng = count(samples, "samples"), np.random.default_rng(seed)
     shape, width = target.shape[:-1], target.shape[-1]
     rows = [_row(t, d, ks, names, samples, rng) for t, d in zip(target.reshape(-1, width), draft.reshape(-1, width))]
-    return {
-        name: Curve(*(np.array([row[name][i] for row in rows]).reshape(*shape, len(ks)) for i in (0, 1)))
-        for name in rows[0]
-    }
+    return {name: Curve(*(np.array([row[name][i] for row in rows]).reshape(*shape, len(ks)) for i in (0, 1))) for name in rows[0]}
 
 
 def _row(t, d, ks, names, samples, rng):

@@ -128,7 +128,9 @@ class _Row:
         residual = rows.lower_target[tested] - rows.lower_target[step.low]
         residual = residual - c * (rows.lower_draft[tested] - rows.lower_draft[step.low])
         own = np.where(paths.rejected < place[:, None], self.d[paths.rejected], 0.0).sum(-1)
-        return (rows.lower_draft[place] - own) / np.where(paths.left > 0, paths.left, 1.0) - residual / np.maximum(step.mass, NOTHING)
+        return (rows.lower_draft[place] - own) / np.where(paths.left > 0, paths.left, 1.0) - residual / np.maximum(
+            step.mass, NOTHING
+        )
 
     def draw(self, paths, step, u):
         """Place of a refused child of each path, by inversion of the sum above at u [n]"""
@@ -178,5 +180,5 @@ def _rejected(row, paths, k):
     groups = _regrouped(row, below, places)
     if k == 2:
         return float(sum(refused[at] @ row.step(paths).total for row, paths, at in groups))
-    one = lambda paths, n: _Paths(*(x[[n]] for x in paths))  # noqa: E731
+    one = lambda paths, n: _Paths(*(x[[n]] for x in paths))
     return float(sum(refused[i] * _rejected(row, one(paths, n), k - 1) for row, paths, at in groups for n, i in enumerate(at)))

@@ -20,7 +20,7 @@ def weighted_acceptance(target, drafts, *, levels=16, rounds=8):
     target, drafts = laws_of(target, drafts)
     levels, rounds = count(levels, "levels", least=2), count(rounds, "rounds", least=0)
     tau = 2.0 ** (np.arange(1, levels) - levels // 2)
-    log = lambda x: np.log(np.maximum(x, TINY))  # noqa: E731
+    log = lambda x: np.log(np.maximum(x, TINY))
     alpha = np.clip(log(target) - log(drafts.mean(-2)), -START, START)
     won = _winner(drafts, alpha, tau)
     for _ in range(rounds):

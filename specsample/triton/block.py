@@ -14,8 +14,21 @@ from .law import BROKEN, FIELDS, Law, load_law, prob
 from .passes import draft_left, residual_mass
 from .streams import spread
 from .walk import (
-    BONUS, FEW, NOTHING, REST, STOP, accept, at_node, draft_rows_of, first_child, load_nodes, row_base, span_of, start_of,
-    store_stop, target_row,
+    BONUS,
+    FEW,
+    NOTHING,
+    REST,
+    STOP,
+    accept,
+    at_node,
+    draft_rows_of,
+    first_child,
+    load_nodes,
+    row_base,
+    span_of,
+    start_of,
+    store_stop,
+    target_row,
 )  # fmt: skip
 
 STEP = tl.constexpr(4)  # int64 fields of a position: node, its token, its target row, draft of the node below (−1: leaf)
@@ -133,7 +146,7 @@ def longest_kernel(
         node = tl.load(steps + (first + i) * STEP)
         stop = tl.where(accept(seed, position, node, numerator, denominator), i, stop)
         i += 1
-    for j in range(0, stop):
+    for j in range(stop):
         tl.store(path + b * max_depth + j, tl.load(steps + (first + j + 1) * STEP).to(tl.int32))
         tl.store(emitted + first + j, tl.load(steps + (first + j + 1) * STEP + 1))
     tl.store(num_accepted + b, stop.to(tl.int32))

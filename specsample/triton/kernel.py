@@ -25,7 +25,7 @@ class Kernel:
 
     def __init__(self, function):
         self.__name__ = function.__name__
-        function.__annotations__.update({name: tl.int64 for name in _WIDE & set(inspect.signature(function).parameters)})
+        function.__annotations__.update(dict.fromkeys(_WIDE & set(inspect.signature(function).parameters), tl.int64))
         names = list(inspect.signature(function).parameters)
         varying = [n for n in names if function.__annotations__.get(n) is not tl.constexpr]
         self.rows = [names.index(name) for name in _ROWS if name in names]

@@ -44,9 +44,7 @@ def lists_kernel(
     ended there. Move to the children that carry it."""
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
-    nodes, _drawn = load_nodes(
-        0, b, span, spans, tokens, parents, rows_of, None, None, s0, s1, s2, 0, 1, 0, id_limit, False, P
-    )
+    nodes, _drawn = load_nodes(0, b, span, spans, tokens, parents, rows_of, None, None, s0, s1, s2, 0, 1, 0, id_limit, False, P)
     start = start_of(b, span, spans, s3, False)
     list = lists_of(lists, nodes.parents, start + nodes.ids, nodes.ids < span.nodes, P)
     exists = nodes.exists & (list >= 0) & (list < MAX_LISTS)

@@ -4,7 +4,6 @@ One walk: at each node select a draw, test the block that ends there, go on to t
 with is kept, its table of ratios too: the next node's goes to the other of two.
 """
 
-import triton
 import triton.language as tl
 
 from .coupling import TABLES, power, solve
@@ -17,7 +16,16 @@ from .optimal import select
 from .passes import Residual, residual_mass
 from .streams import spread
 from .tree import (
-    MAX_SIBLINGS, arrive, child, draft_prob, marks_of, residual, root_exists, target_prob, tree_args, tree_constants,
+    MAX_SIBLINGS,
+    arrive,
+    child,
+    draft_prob,
+    marks_of,
+    residual,
+    root_exists,
+    target_prob,
+    tree_args,
+    tree_constants,
 )  # fmt: skip
 from .walk import accept, draft_rows_of, first_of, last_stream, row_base, span_of
 

@@ -56,9 +56,7 @@ def walk(
     b, span, spans, winners, emitted, path, num_accepted, tokens, parents, rows_of, count, max_depth, s0, s1, s2, id_limit,
     P: tl.constexpr,
 ):  # fmt: skip
-    nodes, _drawn = load_nodes(
-        0, b, span, spans, tokens, parents, rows_of, None, None, s0, s1, s2, 0, 1, 0, id_limit, False, P
-    )
+    nodes, _drawn = load_nodes(0, b, span, spans, tokens, parents, rows_of, None, None, s0, s1, s2, 0, 1, 0, id_limit, False, P)
     first = span.row
     if spans is None:
         first = b * (count + 1)
@@ -111,8 +109,8 @@ def verify(round):
     launch(
         winners_kernel, (slots,), round.target, laws, round.spans, owner, round.parents, round.rows, round.seeds,
         round.positions, winners, tops_for(round.target, slots), round.vocab, round.row_count, round.node_count,
-        *round.strides(round.target), scale_bits(round.settings[0]), round.seed, round.position, round.max_depth, parents_stride, rows_stride,
-        TILES=race_tiles(round.target),
+        *round.strides(round.target), scale_bits(round.settings[0]), round.seed, round.position, round.max_depth,
+        parents_stride, rows_stride, TILES=race_tiles(round.target),
     )  # fmt: skip
     launch(
         race_walk_kernel, (round.batch,), round.spans, winners, round.emitted, round.path, round.num_accepted,

@@ -5,7 +5,7 @@ import importlib
 import torch
 
 from ..limits import MAX_NODES
-from .launch import LAST, laws_of, launch, per_row, race_tiles, tops_for
+from .launch import LAST, launch, laws_of, per_row, race_tiles, tops_for
 from .walk import FEW, finish_kernel, logprobs_kernel
 
 

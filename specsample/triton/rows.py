@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .groups import FAR, race_of, read_tops, room_of, winner_of, winner_of_law
 from .kernel import Kernel
-from .launch import BLOCK, laws_of, launch, per_row, plain, race_tiles, scale_bits, tops_for
+from .launch import BLOCK, launch, laws_of, per_row, plain, race_tiles, scale_bits, tops_for
 from .law import FIELDS, LARGEST, Law, key, load_law, load_logits, number
 from .passes import Tokens, is_in
 from .streams import CLOCK, DISTINCT, DRAFT, spread, stream
@@ -20,8 +20,7 @@ def law_or_plain(laws, at, scale):
         one, none = tl.full((), 1.0, tl.float64), tl.full((), -1, tl.int64)
         zero = tl.full((), 0.0, tl.float32)
         return Law(zero, zero - LARGEST, number(scale), one, none)
-    else:
-        return load_law(laws + at * FIELDS)
+    return load_law(laws + at * FIELDS)
 
 
 @Kernel
@@ -87,7 +86,7 @@ def topk_kernel(logits, laws, out, vocab, stride, k, width, BLOCK: tl.constexpr)
     elif law.only == -1:
         row = logits + i * stride
         last = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
-        for j in range(0, k):
+        for j in range(k):
             best = tl.full((), -1 << 63, tl.int64)
             for first in range(0, vocab, 4 * BLOCK):
                 ids = first + tl.arange(0, 4 * BLOCK)
@@ -125,9 +124,7 @@ def sample(logits, sampling, sampling_rows, seed, seeds, position, positions):
     )[:, 0].contiguous()  # fmt: skip
 
 
-def draft(
-    logits, k, kind, sampling, sampling_rows, seed, seeds, position, positions, depth, depths, node, nodes
-):
+def draft(logits, k, kind, sampling, sampling_rows, seed, seeds, position, positions, depth, depths, node, nodes):
     count, vocab = logits.shape
     out = torch.full((count, k), -1, dtype=torch.int64, device=logits.device)
     if count == 0 or vocab == 0:

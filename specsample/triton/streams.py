@@ -139,5 +139,4 @@ def spread(number, values, at, STEP: tl.constexpr):
     """Entry `at` of an int argument or of its tensor (None: the int), as int64."""
     if values is None:
         return number.to(tl.int64) + STEP * at
-    else:
-        return tl.load(values + at).to(tl.int64)
+    return tl.load(values + at).to(tl.int64)

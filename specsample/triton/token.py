@@ -9,8 +9,21 @@ from .launch import launch
 from .law import BROKEN, FIELDS, load_law, prob
 from .streams import spread
 from .walk import (
-    BONUS, FEW, NOTHING, REST, STOP, accept, at_node, draft_rows_of, first_child, load_nodes, row_base, span_of, start_of,
-    store_stop, target_row,
+    BONUS,
+    FEW,
+    NOTHING,
+    REST,
+    STOP,
+    accept,
+    at_node,
+    draft_rows_of,
+    first_child,
+    load_nodes,
+    row_base,
+    span_of,
+    start_of,
+    store_stop,
+    target_row,
 )  # fmt: skip
 
 

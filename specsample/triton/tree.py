@@ -24,7 +24,16 @@ from .law import BROKEN, FIELDS, Law, load_law, load_logits, prob, weights
 from .passes import Residual, is_in
 from .streams import spread
 from .walk import (
-    FEW, at_node, draft_rows_of, first_of, last_stream, load_nodes, row_base, span_of, start_of, target_row,
+    FEW,
+    at_node,
+    draft_rows_of,
+    first_of,
+    last_stream,
+    load_nodes,
+    row_base,
+    span_of,
+    start_of,
+    target_row,
 )  # fmt: skip
 
 MAX_SIBLINGS = tl.constexpr(limits.MAX_SIBLINGS)
@@ -154,8 +163,7 @@ def marks_of(marks, b, span, spans, count):
     """A request's part of the marks"""
     if spans is None:
         return marks + b * count
-    else:
-        return marks + span.node
+    return marks + span.node
 
 
 @triton.jit
