@@ -1,5 +1,7 @@
 # make demo    a real language model, decoded speculatively, with the acceptance table
-# make test    the whole test suite
+# make test    exact laws, equality of backends, bad input, examples: minutes
+# make test-all   lint and the whole test suite, with compilers, emulated GPUs, sanitizers and statistics: what CI runs
+# make quick   a minute of tests, while editing
 # make check-triton   the Triton kernels, compiled for every target
 # make check-models   every causal-LM class of transformers as a tiny model: served exactly or refused -> docs/models.md
 # make build   the package with its compiled kernels, in place
@@ -36,15 +38,24 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu')
 
+QUICK := $(addprefix tests/test_,rng.py exact_law.py op_arguments.py contributing.py limits.py documents.py torch_integration.py)
+
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
-.PHONY: demo test lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers wheel clean
+.PHONY: demo test test-all quick lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
 
-test: $(VENV)/with-test $(VENV)/triton build
+# tests/tiers.py says what these leave out.
+test: $(VENV)/with-test build
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not build and not emulated and not statistical and not slow"
+
+test-all: lint $(VENV)/with-test $(VENV)/triton build
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+quick: $(VENV)/with-test build
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not build and not emulated and not statistical and not slow" $(QUICK)
 
 PYTHON_SOURCES := specsample tests benchmarks examples setup.py
 CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inc')

@@ -11,6 +11,7 @@ import threading
 import cuda_on_cpu
 import on_gpu
 import pytest
+import tiers
 import torch
 
 import specsample as ss
@@ -31,6 +32,10 @@ torch.set_num_threads(1)
 # driver, which no signal reaches (make gpu sets it; 0: none).
 TEST_SECONDS = float(os.environ.get("SPECSAMPLE_TEST_SECONDS", "0"))
 _terminal = os.fdopen(os.dup(2), "w") if TEST_SECONDS else None  # pytest captures the other one
+
+
+def pytest_collection_modifyitems(items):
+    tiers.mark(items)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import tiers
 
 import specsample as ss
 from specsample import triton
@@ -63,3 +64,11 @@ def test_a_scheme_is_named_nowhere_else():
     found = {str(p.relative_to(ROOT)) for p in files if re.search(rf"[\"']({names})[\"']", p.read_text())}
     assert len(found) > 30  # the search finds the tables
     assert found - own == TABLES
+
+
+def test_tiers_name_what_is_there():
+    stems = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    assert {stem for named in tiers.FILES.values() for stem in named} <= stems
+    for test in (test for named in tiers.TESTS.values() for test in named):
+        stem, name = test.split("::")
+        assert f"def {name}(" in (ROOT / f"tests/{stem}.py").read_text(), test
