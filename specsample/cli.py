@@ -27,9 +27,13 @@ def main(arguments=None):
         from .theory.table import main as theory
 
         return theory(options)
-    from .demo import demo
+    from .demo import INTERRUPTED, demo
 
-    return demo(options)
+    try:
+        return demo(options)
+    except KeyboardInterrupt:
+        print("\nspecsample demo: stopped before anything was measured", file=sys.stderr)
+        return INTERRUPTED
 
 
 def parser():

