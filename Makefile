@@ -14,6 +14,7 @@
 # make check-cuda   the CUDA kernels through nvcc for every architecture: spills, local memory, 16-byte loads; one extension of them
 # make check-races  the CUDA kernels under ThreadSanitizer, every case of layout, team, filter, tree, …: most of an hour
 # make check-torch  every host file against the headers of the oldest torch, the newest and those between; the oldest runs it (4 GB)
+# make test-transformers-4   the adapter's tests under transformers 4.57, beside the packages of make test
 # make check-cuda12 the same gate for the kernels by the compiler of CUDA 12.9 as the package index has it
 # make gpu-quick    on a machine with an NVIDIA GPU: build for it with the system's python3, smoke, tests on it, memcheck: 4 minutes
 # make gpu          the same with more tests, racecheck and synccheck, and timings of a dozen shapes -> benchmarks/results/<gpu>.{json,md}
@@ -42,7 +43,7 @@ QUICK := $(addprefix tests/test_,rng.py exact_law.py op_arguments.py contributin
 
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
-.PHONY: demo test test-all quick lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers wheel clean
+.PHONY: demo test test-transformers-4 test-all quick lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
@@ -56,6 +57,15 @@ test-all: lint $(VENV)/with-test $(VENV)/triton build
 
 quick: $(VENV)/with-test build
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not build and not emulated and not statistical and not slow" $(QUICK)
+
+# The packages that differ are in an environment of their own, whose path goes on to those of the tests: the same torch, the same
+# build. (Two transformers need different versions of huggingface_hub and tokenizers.)
+test-transformers-4: $(VENV)/with-test build
+	$(BIN)/python -m venv $(VENV)/transformers-4
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(VENV)/transformers-4/shared.pth
+	mv $(VENV)/transformers-4/shared.pth $(VENV)/transformers-4/lib/python*/site-packages/
+	$(VENV)/transformers-4/bin/python -m pip install --quiet --disable-pip-version-check transformers==4.57.6
+	PYTHONPATH=. $(VENV)/transformers-4/bin/python -m pytest tests/test_transformers.py
 
 PYTHON_SOURCES := specsample tests benchmarks examples setup.py
 CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inc')

@@ -201,6 +201,15 @@ def test_a_row_number_is_that_of_the_request(target, draft):
         assert torch.equal(output, expected)
 
 
+def test_the_only_request_is_number_0(target, draft):
+    """Also where several nodes of it are asked about at once."""
+    asked = []
+    constraint = transformers.PrefixConstrainedLogitsProcessor(lambda request, ids: asked.append(request) or grammar(0, ids), 1)
+    ids = prompts([4])[0]
+    ss.generate(target, draft, ids, max_new_tokens=6, scheme="race", paths=3, logits_processor=[constraint])
+    assert set(asked) == {0}
+
+
 def test_nothing_allowed_ends_the_text():
     def none_after_2(input_ids, scores):
         return torch.where((input_ids[:, -1:] == 2), -torch.inf, scores)

@@ -15,7 +15,7 @@ from .drafters import NgramDrafter, as_drafter, draft_models
 from .limits import check_length, position_limit
 from .models import check_models
 from .processors import Processors, of_requests
-from .settings import vocabulary, warn_of_settings
+from .settings import vocabulary
 from .trees import Tree
 
 
@@ -75,7 +75,6 @@ def check(
     criteria = of_requests(stopping_criteria, "stopping_criteria", batch)
     check_models(model, draft_models(drafter), int(mask.sum(1).max()) + max_new_tokens)
     check_length(position_limit(model), int(mask.sum(1).max()), max_new_tokens)
-    warn_of_settings(model, logits_processor is not None, stopping_criteria is not None, bool(eos))
     return SimpleNamespace(
         drafter=drafter, tree=tree, depth=depth, mask=mask, seed=seeds,
         draft_sampling=sampling if not laws else laws[0] if len(laws) == 1 else tuple(laws),

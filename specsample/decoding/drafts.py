@@ -79,6 +79,13 @@ class Drafts:
             rows = torch.arange(self.tokens.shape[1], device=device)
         return logits, out | {"draft_logits": draft_logits, "draft_rows": rows, "draft_sampling": draft_sampling}
 
+    def rows(self, verdict):
+        """-> of each request a list: the target's row that decided each emitted token"""
+        if self.parents is None:
+            return [list(range(self.tokens.shape[1] + 1))] * len(self.tokens)
+        paths = zip(self.places, verdict.nodes.tolist())
+        return [[0] + [places[node] + 1 for node in nodes if node >= 0] for places, nodes in paths]
+
     def decided(self, verdict, target):
         """Read the verdict and have the target keep what was accepted.
         -> of each request: emitted tokens, padded with −1; how many of them are drafts; how many drafts, one below the other,

@@ -13,6 +13,7 @@ from .drafters import ModelDrafter, PathsDrafter
 from .drafts import Drafts
 from .processors import first_stop
 from .proposal import Prefixes, RoundInfo
+from .settings import warn_of_settings
 from .stats import Laps, Stats
 from .tree_cache import cached_model
 
@@ -101,6 +102,18 @@ def generate(
         model, draft, input_ids, attention_mask, max_new_tokens, depth, paths, tree, scheme, options, sampling,
         draft_sampling, seed, eos_token_id, streamer, backend, logits_processor, stopping_criteria,
     )  # fmt: skip
+    warn_of_settings(model, logits_processor is not None, stopping_criteria is not None, bool(given.eos))
+    output, stats = run(model, draft, input_ids, given, max_new_tokens, scheme, options, sampling, streamer, backend)
+    return (output, stats) if return_stats else output
+
+
+def run(model, draft, input_ids, given, max_new_tokens, scheme, options, sampling, streamer, backend, record=None):
+    """`generate` after its checks. given: what `check` returned.
+
+    record  None, or called each round as record(raw, logits, rows): the target's logits [B, R, V] as they came and processed, and
+            of each request a list: the row that decided each token it keeps
+    -> (as `generate`, Stats)
+    """
     stats = Stats()
     lap = Laps(stats.seconds)
     device, batch = input_ids.device, input_ids.shape[0]
@@ -139,11 +152,12 @@ def generate(
         lap("draft")
 
         text = Prefixes(tokens, torch.tensor(read))
-        logits = target(text, tokens[:, :0]) if drafts is None else drafts.read(target, text)
+        raw = logits = target(text, tokens[:, :0]) if drafts is None else drafts.read(target, text)
         lap("target" if stats.target_calls else "prefill")
         if given.process is not None:
             nodes = [[] for _ in active] if drafts is None else drafts.nodes(target)
             logits = given.process.target(logits, prefixes, nodes, active)
+        processed = logits
 
         if drafts is None:
             drawn = sample(logits[:, 0], sampling=sampling, seed=given.seed, position=position, backend=backend)
@@ -170,6 +184,9 @@ def generate(
             going = [more and end is None for more, end in zip(going, ends)]
             kept = [row[:end] for row, end in zip(kept, ends)]
             new = _rows(kept, width, device)
+        if record is not None:
+            rows = [[0]] * batch if drafts is None else drafts.rows(verdict)
+            record(raw, processed, [own[: len(row)] for own, row in zip(rows, kept)])
         stats.count([facts for *facts, on in zip(map(len, kept), accepted, drafted, active) if on])
         if given.drafter is not None:
             given.drafter.commit(new)
@@ -189,7 +206,7 @@ def generate(
     written = torch.where((column < new[:, None]).to(device), written, given.pad)
     output = torch.cat([input_ids.long(), written], 1)
     lap("other")
-    return (output, stats) if return_stats else output
+    return output, stats
 
 
 def _unpad(input_ids, mask):

@@ -49,7 +49,7 @@ class Processors:
         """width: ids of the target, None where it is not known before its first call"""
         self.lists, self.width = lists, width
         # This one of transformers is told the number of a row, which is to be that of the request.
-        if len(lists) > 1 and any(hasattr(f, "_prefix_allowed_tokens_fn") for each in lists for f in each):
+        if any(hasattr(f, "_prefix_allowed_tokens_fn") for each in lists for f in each):
             self.lists = [[_of_request(f, b) for f in each] for b, each in enumerate(lists)]
 
     def target(self, logits, prefixes, nodes, active):

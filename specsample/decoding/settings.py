@@ -36,24 +36,25 @@ METHOD = {
 }  # fmt: skip
 
 
+def is_set(value, neutral):
+    """Whether a setting says anything: not None, nor empty, nor its neutral value."""
+    if isinstance(value, (list, tuple, dict)):
+        return len(value) > 0
+    return value is not None and value != neutral
+
+
 def unhonoured(config, processors, criteria, eos):
     """-> list of sentences on the settings of a GenerationConfig that change law or end and are not honoured.
 
     processors, criteria: whether the caller gave them, and so has decided about what they can say; eos: whether texts can end
     """
 
-    def is_set(name, neutral):
-        value = getattr(config, name, None)
-        if isinstance(value, (list, tuple, dict)):
-            return len(value) > 0
-        return value is not None and value != neutral
-
     out = []
     for table, given, argument in ((LAW, processors, "logits_processor"), (END, criteria, "stopping_criteria")):
         for name, (neutral, how) in table.items():
-            if not given and is_set(name, neutral) and (eos or name not in NEED_EOS):
+            if not given and is_set(getattr(config, name, None), neutral) and (eos or name not in NEED_EOS):
                 out.append(f"{name}={getattr(config, name)!r} (pass {argument}=[transformers.{how}(…)])")
-    others = [name for name, neutral in METHOD.items() if is_set(name, neutral)]
+    others = [name for name, neutral in METHOD.items() if is_set(getattr(config, name, None), neutral)]
     return out + [f"{name}={getattr(config, name)!r} (not supported)" for name in others]
 
 
@@ -64,7 +65,7 @@ def warn_of_settings(model, processors, criteria, eos):
     if found:
         note = "generate does not apply these settings of model.generation_config: "
         end = "; logits_processor=[] and stopping_criteria=[] say that they are not wanted"
-        warnings.warn(note + ", ".join(found) + end, UserWarning, stacklevel=5)  # check, generate, torch.no_grad, the caller
+        warnings.warn(note + ", ".join(found) + end, UserWarning, stacklevel=4)  # generate, torch.no_grad, the caller
 
 
 def vocabulary(model):

@@ -1,0 +1,1 @@
+"""specsample inside other engines: a module for each, which imports it."""
