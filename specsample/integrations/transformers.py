@@ -104,7 +104,7 @@ def generate(
     expect(longest is not None, "max_length", "a length at which texts end", None)
     new = max(1, longest - width)
     processors, criteria = by_request(processors, criteria, input_ids, mask)
-    seed = int(torch.randint(1 << 62, ())) if seed is None else seed
+    seed = _torch_seed() if seed is None else seed
 
     given = check(
         model, draft, input_ids, mask, new, depth, paths, tree, scheme, options, sampling, draft_sampling, seed, eos, stream_to,
@@ -194,13 +194,19 @@ def speculative_sampling(candidate_input_ids, candidate_logits, candidate_length
     if candidate_logits is not None and candidate_logits.dtype != new_logits.dtype:  # the wider one holds both exactly
         wider = torch.promote_types(candidate_logits.dtype, new_logits.dtype)
         candidate_logits, new_logits = candidate_logits.to(wider), new_logits.to(wider)
-    seed = int(torch.randint(1 << 62, ()))
-    verdict = verify(new_logits, candidate_input_ids[:, start:], candidate_logits, seed=seed, position=start)
-    accepted, *emitted = torch.cat([verdict.num_accepted, verdict.tokens[0]]).tolist()
-    if older and bool(weight) and accepted == candidate_length:
-        accepted -= 1
-    expect(emitted[accepted] >= 0, "new_logits", "a finite logit in each row that decides", "none")
-    return verdict.tokens[:, : accepted + 1], torch.tensor(accepted, device=new_logits.device)
+    drafts = candidate_input_ids[:, start:]
+    verdict = verify(new_logits, drafts, candidate_logits, seed=_torch_seed(), position=start)
+    matches = verdict.num_accepted.sum()  # int64 []
+    accepted = matches.item()
+    if older and accepted == candidate_length and bool(weight):
+        accepted, matches = accepted - 1, matches - 1
+    expect(verdict.tokens.tolist()[0][accepted] >= 0, "new_logits", "a finite logit in each row that decides", "none")
+    return verdict.tokens[:, : accepted + 1], matches
+
+
+def _torch_seed():
+    """From torch's generator of the CPU"""
+    return int(torch.randint(1 << 62, ()))
 
 
 def patch():
