@@ -240,13 +240,15 @@ def test_stats(target):
     assert stats.emitted == 2 * NEW and stats.target_calls == 2 * 3 and stats.acceptance == [1.0] * 3
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("drafter", [*DRAFTERS, "itself"])
 def test_scores(target, draft, drafter):
     """Those of transformers for the same texts, before and after processors and filters; certain padding after the end."""
+    # Paths of the target's own, whose equal beginnings share rows.
+    how = {"draft": target, "scheme": "recursive", "paths": 4, "depth": 3} if drafter == "itself" else drafting(drafter, draft)
     law = {"do_sample": True, "temperature": 0.8, "top_k": 12, "repetition_penalty": 1.4}
     wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     given = {**inputs(), **law, **wanted, "max_new_tokens": NEW, "eos_token_id": list(range(0, 60, 6))}
-    output = target.generate(**OURS, **given, seed=2, **drafting(drafter, draft))
+    output = target.generate(**OURS, **given, seed=2, **how)
     texts = output.sequences[:, 6:]
     assert len(output.scores) == len(output.logits) == texts.shape[1]
     ended = torch.zeros(3, dtype=torch.bool)
@@ -263,7 +265,7 @@ def test_scores(target, draft, drafter):
     assert ended.any()
     sums = target.compute_transition_scores(output.sequences, output.scores, normalize_logits=True).sum(1)
     assert (sums < 0).all() and sums.isfinite().all()
-    alone = target.generate(**OURS, **given | {"output_logits": False}, seed=2, **drafting(drafter, draft))
+    alone = target.generate(**OURS, **given | {"output_logits": False}, seed=2, **how)
     assert alone.logits is None and torch.equal(torch.stack(alone.scores), torch.stack(output.scores))
     assert torch.equal(alone.sequences, output.sequences)
     assert alone.attentions is None and getattr(alone, "cache" if FIVE else "past_key_values") is None
