@@ -181,6 +181,7 @@ def test_stopping_criteria(target, draft):
 
 def test_processors_of_the_caller(target, draft):
     """They act before the filters of the configuration; those that end the list are filters themselves, or are not."""
+
     def low(ids, scores):
         return scores.masked_fill(torch.arange(60) > 30, -torch.inf)
 
