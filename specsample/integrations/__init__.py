@@ -1,1 +1,1 @@
-"""specsample inside other engines: a module for each, which imports it."""
+"""Adapters to other engines, one a name. Each translates and nothing more, and imports its engine when it is asked for."""

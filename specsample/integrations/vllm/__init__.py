@@ -1,0 +1,28 @@
+"""specsample inside vLLM: `SPECSAMPLE_VLLM=token|block|race vllm serve …` (docs/vllm.md).
+
+vLLM loads `register` from the entry point `vllm.general_plugins` in each of its processes. Without the variable nothing is touched.
+"""
+
+import os
+
+VARIABLE = "SPECSAMPLE_VLLM"
+SCHEMES = ("token", "block", "race")
+_done = False
+
+
+def register():
+    """Check this vLLM, then replace what SPECSAMPLE_VLLM asks for; again in the same process: nothing.
+
+    Errors: ValueError for another value of the variable; RuntimeError, before anything is replaced, for a vLLM whose functions are
+    not those that were read.
+    """
+    global _done
+    scheme = os.environ.get(VARIABLE, "")
+    if _done or scheme in ("", "0", "off"):
+        return
+    if scheme not in SCHEMES:
+        raise ValueError(f"{VARIABLE}: expected one of {', '.join(SCHEMES)} or off, got {scheme!r}")
+    from . import hooks
+
+    hooks.install(scheme)
+    _done = True

@@ -1,0 +1,191 @@
+"""vLLM's V2 model runner (the default on GPUs): its sampler, its rejection sampler and its draft sampler, in terms of specsample.
+
+A request has a slot; its settings and the logits of its drafts lie there, on the device. Rows of logits are request-major, the
+bonus row last, which is the packed layout of `ss.verify`; the row of a token at index p carries position p, so the token it decides
+has index p + 1. Drafting is recorded in a CUDA graph. Nothing here waits for the device: what hangs on a slot is indexed there.
+"""
+
+import numpy as np
+import torch
+
+from ... import api
+from ...sampling import Sampling
+from ...schemes import SCHEMES
+from .requests import seed_of, with_min_p_first
+
+
+def field(column, slots, host_slots):
+    """A setting of the requests in `slots`: a number where all agree (the host knows), else a tensor."""
+    values = column.np[host_slots]
+    return float(values[0]) if (values == values[0]).all() else column.gpu[slots]
+
+
+def settings(states, slots, host_slots):
+    top_k = field(states.top_k, slots, host_slots)
+    top_k = 0 if isinstance(top_k, float) and top_k == states.vocab_size else top_k
+    temperature, top_p, min_p = (field(c, slots, host_slots) for c in (states.temperature, states.top_p, states.min_p))
+    return Sampling(temperature, top_k, top_p, min_p)
+
+
+def law_of(sampler, logits, expanded, slots, host_slots, pos, input_ids, local, longest, make_context):
+    """-> the rows [n, V] after vLLM's logits processors, the Sampling of the requests, and what vLLM calls processed logits (None:
+    not asked for). `logits` itself where nothing changes it."""
+    states = sampler.sampling_states
+    if sampler.return_sampling_mask or sampler.logprobs_mode.startswith("processed"):  # wanted in full: vLLM applies all then
+        law = sampler.apply_sampling_params(logits, expanded, slots, host_slots, pos, input_ids, local, longest)
+        temperature = field(states.temperature, slots, host_slots)
+        hot = float(temperature > 0) if isinstance(temperature, float) else (temperature > 0).to(torch.float32)
+        return law, Sampling(hot), law
+    law, sampling = logits, settings(states, slots, host_slots)
+    if np.any(sampler.specsample_processed[host_slots]):
+        law = logits.to(torch.float32, copy=True)
+        context = make_context(
+            expanded_idx_mapping=expanded, idx_mapping=slots, idx_mapping_np=host_slots, expanded_local_pos=local,
+            input_ids=input_ids, pos=pos, seq_lens_upper_bound_np=longest,
+        )  # fmt: skip
+        for processor in sampler.logits_processors:
+            law = processor.apply(law, context)
+        sampler.thinking_budget_state.apply(law, context)
+    filtered = np.any(states.top_k.np[host_slots] != states.vocab_size) or np.any(states.top_p.np[host_slots] < 1)
+    if filtered and np.any(states.min_p.np[host_slots] > 0):
+        law = with_min_p_first(law, states.temperature.gpu[expanded], states.min_p.gpu[expanded])
+        sampling = sampling._replace(min_p=0.0)
+    return law, sampling, None
+
+
+def first_positive(tokens):
+    """A row without a finite logit emits id 0, as vLLM's argmax does: each request goes on."""
+    tokens[:, 0].clamp_(min=0)
+    return tokens
+
+
+@torch.inference_mode()
+def sample(
+    sampler, make_context, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, expanded_local_pos,
+    seq_lens_upper_bound_np, return_logprobs=False,
+):  # fmt: skip
+    """Sampler.sample: one row a request -> (tokens int64 [B], logits that log-probabilities may be asked of)"""
+    law, sampling, kept = law_of(
+        sampler, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, expanded_local_pos,
+        seq_lens_upper_bound_np, make_context,
+    )  # fmt: skip
+    seeds = sampler.sampling_states.seeds.gpu[idx_mapping]
+    tokens = api.sample(law, sampling=sampling, seed=seeds, position=pos.to(torch.int64) + 1)
+    return first_positive(tokens[:, None])[:, 0], law if kept is None else kept
+
+
+@torch.inference_mode()
+def verify(
+    rejection, make_context, scheme, logits, draft_logits, draft_sampled, pos, cu_num_logits, idx_mapping, idx_mapping_np,
+    expanded_idx_mapping, expanded_local_pos, seq_lens_upper_bound_np, verify_draft_sampled,
+):  # fmt: skip
+    """RejectionSampler._verify -> (processed logits, tokens int64 [B, steps + 1], how many of them int32 [B])"""
+    sampler, card = rejection.sampler, SCHEMES[scheme]
+    law, sampling, kept = law_of(
+        sampler, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, draft_sampled, expanded_local_pos,
+        seq_lens_upper_bound_np, make_context,
+    )  # fmt: skip
+    rows = rows_of_nodes(expanded_local_pos, len(logits) - len(idx_mapping_np))
+    tokens = verify_draft_sampled[rows]
+    laws = drafting = None
+    if draft_logits is not None and card.uses_draft_logits:
+        laws = laws_of(draft_logits, rows, expanded_idx_mapping, expanded_local_pos, idx_mapping_np, len(logits))
+        drafting = Sampling(field(sampler.sampling_states.temperature, idx_mapping, idx_mapping_np))
+        if verify_draft_sampled is not draft_sampled:
+            tokens, laws = within_grammar(tokens, laws, logits, rows)
+        if laws.dtype != law.dtype:  # the wider of both: narrowing would change a law
+            wide = torch.promote_types(laws.dtype, law.dtype)
+            law, laws = law.to(wide), laws.to(wide)
+    verdict = api.verify(
+        law, tokens, laws, scheme=scheme, sampling=sampling, draft_sampling=drafting,
+        seed=sampler.sampling_states.seeds.gpu[idx_mapping], position=pos[cu_num_logits[:-1].long()].to(torch.int64) + 1,
+        cu_rows=cu_num_logits.to(torch.int32), max_depth=rejection.num_speculative_steps,
+    )  # fmt: skip
+    return law if kept is None else kept, first_positive(verdict.tokens), verdict.num_accepted + 1
+
+
+def rows_of_nodes(local, nodes):
+    """int64 [nodes]: the row that each draft token is the input of.
+
+    local: a row's place in its request [n]. Draft rows are those with place > 0: row r of request b is node r − b − 1.
+    """
+    count = local.shape[0]
+    row = torch.arange(count, device=local.device)
+    first = local == 0
+    node = torch.where(first, count, row - first.cumsum(0))  # place `count` takes what is no draft
+    return torch.zeros(count + 1, dtype=torch.int64, device=local.device).scatter_(0, node, row)[:nodes]
+
+
+def laws_of(draft_logits, rows, expanded, local, host_slots, count):
+    """The logits of the drafts, one row a node: a view where the requests lie side by side with all their drafts, else a copy."""
+    steps, first = draft_logits.shape[1], int(host_slots[0])
+    side_by_side = np.array_equal(host_slots, np.arange(first, first + len(host_slots)))
+    if side_by_side and count == len(host_slots) * (steps + 1):
+        return draft_logits[first : first + len(host_slots)].flatten(0, 1)
+    return draft_logits[expanded[rows].long(), local[rows].long() - 1]
+
+
+def within_grammar(tokens, laws, logits, rows):
+    """vLLM cuts a chain at the first token its grammar refuses: by its value. What is left was drawn from the draft's law without
+    the refused tokens, so that is the law to verify. (Node i is decided by the row before its own.)"""
+    width = min(laws.shape[-1], logits.shape[-1])
+    refused = logits[rows - 1, :width] == -torch.inf
+    laws = torch.cat([laws[:, :width].masked_fill(refused, -torch.inf), laws[:, width:]], 1)
+    own = refused.gather(1, tokens.long().clamp(0, width - 1)[:, None])[:, 0]
+    return tokens.masked_fill(own, -1), laws
+
+
+@torch.inference_mode()
+def draw(
+    scheme, logits, expanded_idx_mapping, temperature, seed, pos, apply_temperature, is_drafting, logits_cache=None,
+    logits_cache_col=None, use_fp64=False, logits_cache_source=None,
+):  # fmt: skip
+    """`gumbel_sample` as the drafters call it: draw one token a row, and keep the row in logits_cache[slot, col].
+
+    Rows that pad a CUDA graph have slot −1: they read and write the slot behind the last, which `with_spare_slot` made.
+    """
+    card, slots = SCHEMES[scheme], expanded_idx_mapping.long()
+    rows = (logits if logits_cache_source is None else logits_cache_source).to(logits_cache.dtype)
+    col = logits_cache_col.long().expand(len(rows))
+    if card.uses_draft_logits:
+        logits_cache[..., : rows.shape[-1]].index_put_((slots, col), rows)
+    return api.draft(
+        rows, kind=card.draft_kind, sampling=Sampling(temperature[slots]), seed=seed[slots],
+        position=pos.to(torch.int64) + 1 - col, depth=col, node=col,
+    )[:, 0]  # fmt: skip
+
+
+def with_spare_slot(speculator):
+    """One more slot for the drafts' logits, so that slot −1 is nobody's."""
+    kept = speculator.draft_logits
+    if kept is not None:
+        fill = speculator.draft_logits_spec(speculator.vllm_config)[1]
+        speculator.draft_logits = None  # before the new one is made
+        speculator.draft_logits = torch.full((kept.shape[0] + 1, *kept.shape[1:]), fill, dtype=kept.dtype, device=kept.device)
+
+
+def add_request(sampler, slot, params):
+    """After vLLM's own Sampler.add_request: a seed for who has none, and whether the request's rows need vLLM's processors."""
+    states = sampler.sampling_states
+    if params.seed is None:
+        states.seeds.np[slot] = seed_of(sampler.req_states.index_to_req_id[slot], sampler.specsample_seed)
+    sampler.specsample_processed[slot] = bool(
+        params.logit_bias or params.allowed_token_ids or params.bad_words or params.min_tokens
+        or params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
+        or params.thinking_token_budget is not None or len(sampler.logits_processors) > VLLMS_OWN
+    )  # fmt: skip
+
+
+VLLMS_OWN = 3  # logits processors that are vLLM's own: bias, penalties, bad words
+
+
+def init(sampler, vllm_config, max_num_reqs):
+    """After Sampler.__init__."""
+    sampler.specsample_seed = vllm_config.model_config.seed or 0
+    sampler.specsample_processed = np.zeros(max_num_reqs, dtype=bool)
+    sampler.use_flashinfer = sampler.use_xpu_sampler = False
+
+
+def method(function, *fixed):
+    """`function(self, *fixed, …)` as a method"""
+    return lambda self, *args, **kwargs: function(self, *fixed, *args, **kwargs)

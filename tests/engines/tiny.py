@@ -1,0 +1,75 @@
+"""Tiny random Llamas with a tokenizer, as folders that vLLM loads: `make(folder)`.
+
+target   two layers, 512 tokens, whose laws are neither flat nor certain
+student  the same with noise on its weights: it agrees often
+The prompts of tests are ids; the tokenizer (one word an id) is there for the server and for grammars.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+VOCAB, EOS = 512, 511
+SHARPNESS = 20.0  # of the head: about a dozen tokens share most of a law
+CHARACTERS = [chr(c) for c in range(33, 127)]
+
+
+def config():
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=32, max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=510, eos_token_id=EOS, pad_token_id=EOS,
+        architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+
+
+def target():
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(7)
+    model = LlamaForCausalLM(config()).float().eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.dim() == 2:
+                weights.normal_(0, weights.shape[1] ** -0.5)
+        model.lm_head.weight.mul_(SHARPNESS / 8)
+    return model
+
+
+def student(noise=0.08):
+    model = target()
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.dim() == 2:
+                spread = weights.std()
+                weights.add_(noise * spread * torch.randn(weights.shape, generator=generator))
+    return model
+
+
+def tokenizer(folder):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = CHARACTERS + [f"<{i}>" for i in range(len(CHARACTERS), 510)] + ["<s>", "</s>"]
+    words[len(CHARACTERS)] = " "
+    built = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<s>"))
+    built.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    built.decoder = decoders.Fuse()
+    built.save(str(folder / "tokenizer.json"))
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<s>"}
+    own["chat_template"] = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+
+
+def make(folder):
+    """Write both models; -> their paths"""
+    paths = []
+    for name, model in (("target", target()), ("student", student())):
+        path = Path(folder) / name
+        path.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(path)
+        tokenizer(path)
+        paths.append(str(path))
+    return paths
