@@ -16,7 +16,8 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 TABLES = {
     "specsample/schemes/card.py", "specsample/triton/__init__.py", "specsample/theory/acceptance.py", "specsample/theory/curves.py",
     "specsample/theory/efficiency.py", "specsample/theory/table.py",
-    "specsample/api.py", "specsample/decoding/loop.py", "specsample/integrations/transformers.py", "specsample/integrations/vllm/__init__.py", "specsample/triton/warm.py",
+    "specsample/api.py", "specsample/decoding/loop.py", "specsample/integrations/transformers.py", "specsample/integrations/vllm/__init__.py",
+    "specsample/triton/warm.py",
     "specsample/decoding/drafts.py", "specsample/decoding/trees.py", "specsample/reference/rows.py", "specsample/triton/rows.py",
     "csrc/row_ops.h", "csrc/verify_op.h", "csrc/testing/bindings.cpp",
     "specsample/acceptance.py", "specsample/demo.py", "specsample/expected.py", "specsample/decoding/arguments.py",
