@@ -146,7 +146,7 @@ def longest_kernel(
         node = tl.load(steps + (first + i) * STEP)
         stop = tl.where(accept(seed, position, node, numerator, denominator), i, stop)
         i += 1
-    for j in range(stop):
+    for j in range(0, stop):
         tl.store(path + b * max_depth + j, tl.load(steps + (first + j + 1) * STEP).to(tl.int32))
         tl.store(emitted + first + j, tl.load(steps + (first + j + 1) * STEP + 1))
     tl.store(num_accepted + b, stop.to(tl.int32))

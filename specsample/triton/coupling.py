@@ -114,7 +114,7 @@ def partners(bins, v, segment):
     base, sign = tl.load(bins.tables + table + low), tl.where(gains, -1.0, 1.0)
     left, right = tl.where(gains, turn, start), tl.where(gains, end, turn)
     begin = left
-    for _ in range(60):
+    for _ in range(0, 60):
         middle = 0.5 * (left + right)
         short = base + sign * gain(k, ratio, begin, middle) < goal
         left, right = tl.where(short, middle, left), tl.where(short, right, middle)

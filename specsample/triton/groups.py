@@ -149,7 +149,7 @@ def residual_tops(row, vocab, law, rest, tops, TILES: tl.constexpr):
         left = tl.maximum(most - ratio * tl.exp2(least), floor)
         if len(rest.without) > 0:
             lane = first + TILE * tl.arange(0, TILES)[:, None] + 8 * tl.arange(0, LANES)[None, :]
-            for j in range(rest.without.count):
+            for j in range(0, rest.without.count):
                 left = tl.where((tl.load(rest.without.first + j) & _LANE_BITS) == lane, most, left)
         top = tl.where((top > float("-inf")) & (left > 0), (top - law.max) * scale - mass + log2_above(left), float("-inf"))
         store_tops(tops, first, top, TILES)

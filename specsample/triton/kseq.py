@@ -13,7 +13,7 @@ from .walk import accept, at_node, first_of
 def gamma_of(beta, k):
     """(1 − (1 − β)^k)/β as the sum of (1 − β)^j, j < k: exact where β is small"""
     gamma = beta * 0.0
-    for _ in range(k):
+    for _ in range(0, k):
         gamma = 1.0 + (1.0 - beta) * gamma
     return gamma
 

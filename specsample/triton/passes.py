@@ -39,7 +39,7 @@ def draft_left(row, vocab, law, scale):
 def is_in(ids, tokens):
     """Whether each id is one of `tokens`"""
     found = ids < 0
-    for j in range(tokens.count):
+    for j in range(0, tokens.count):
         found = found | (ids == tl.load(tokens.first + j))
     return found
 

@@ -20,7 +20,8 @@ def law_or_plain(laws, at, scale):
         one, none = tl.full((), 1.0, tl.float64), tl.full((), -1, tl.int64)
         zero = tl.full((), 0.0, tl.float32)
         return Law(zero, zero - LARGEST, number(scale), one, none)
-    return load_law(laws + at * FIELDS)
+    else:
+        return load_law(laws + at * FIELDS)
 
 
 @Kernel
@@ -86,7 +87,7 @@ def topk_kernel(logits, laws, out, vocab, stride, k, width, BLOCK: tl.constexpr)
     elif law.only == -1:
         row = logits + i * stride
         last = tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
-        for j in range(k):
+        for j in range(0, k):
             best = tl.full((), -1 << 63, tl.int64)
             for first in range(0, vocab, 4 * BLOCK):
                 ids = first + tl.arange(0, 4 * BLOCK)

@@ -139,4 +139,5 @@ def spread(number, values, at, STEP: tl.constexpr):
     """Entry `at` of an int argument or of its tensor (None: the int), as int64."""
     if values is None:
         return number.to(tl.int64) + STEP * at
-    return tl.load(values + at).to(tl.int64)
+    else:
+        return tl.load(values + at).to(tl.int64)

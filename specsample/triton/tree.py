@@ -163,7 +163,8 @@ def marks_of(marks, b, span, spans, count):
     """A request's part of the marks"""
     if spans is None:
         return marks + b * count
-    return marks + span.node
+    else:
+        return marks + span.node
 
 
 @triton.jit

@@ -43,8 +43,9 @@ class Nodes(NamedTuple):
 def span_of(b, spans, rows, nodes):
     if spans is None:
         return Span(b * rows, b * 0 + rows, b * nodes, b * 0 + nodes)
-    at = spans + b * 4
-    return Span(tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3))
+    else:
+        at = spans + b * 4
+        return Span(tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3))
 
 
 @triton.jit
@@ -52,14 +53,16 @@ def row_base(logits, b, span, spans, stride_b, stride_r):
     """Pointer to a request's row 0."""
     if spans is None:
         return logits + b * stride_b
-    return logits + span.row * stride_r
+    else:
+        return logits + span.row * stride_r
 
 
 @triton.jit
 def node_values(values, default, at, inside):
     if values is None:
         return default
-    return tl.load(values + at, mask=inside, other=-1).to(tl.int64)
+    else:
+        return tl.load(values + at, mask=inside, other=-1).to(tl.int64)
 
 
 @triton.jit
@@ -67,7 +70,8 @@ def target_row(rows, rows_start, node):
     """Row of a node (−1: the root), int64"""
     if rows is None:
         return (node + 1).to(tl.int64)
-    return tl.load(rows + rows_start + node + 1).to(tl.int64)
+    else:
+        return tl.load(rows + rows_start + node + 1).to(tl.int64)
 
 
 @triton.jit
@@ -75,9 +79,10 @@ def start_of(b, span, spans, stride, is_row: tl.constexpr):
     """Where a request's entries begin in a per-node input; dense: `stride` entries a request (0: one list for all)."""
     if spans is None:
         return b * stride
-    if is_row:
+    elif is_row:
         return span.row
-    return span.node
+    else:
+        return span.node
 
 
 @triton.jit
@@ -135,7 +140,8 @@ def draft_rows_of(draft_logits, law, draft_count, stride_b, stride_r, spans):
     """Pointer to the draft row of a law index."""
     if spans is None:
         return draft_logits + (law // draft_count) * stride_b + (law % draft_count) * stride_r
-    return draft_logits + law * stride_r
+    else:
+        return draft_logits + law * stride_r
 
 
 @triton.jit

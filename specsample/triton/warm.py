@@ -45,8 +45,8 @@ def warmup(
 
 def _call(card, vocab, draft_vocab, dtype, device, tree, packed, one_hot):
     """(arguments of `verify` for one request of two drafts, rows of draft logits)"""
-    make = lambda *shape: torch.zeros(shape, dtype=dtype, device=device)
-    whole = lambda *values: torch.tensor(values, dtype=torch.int64, device=device)
+    make = lambda *shape: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
+    whole = lambda *values: torch.tensor(values, dtype=torch.int64, device=device)  # noqa: E731
     target, draft, tokens = make(3, vocab), make(3, draft_vocab), whole(0, 0)
     args = {"seed": whole(1), "position": whole(1), "max_depth": 2}
     if tree:
