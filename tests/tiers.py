@@ -23,7 +23,16 @@ FILES = {
         "test_wrapped_models",
     ),
 }
-TESTS = {"slow": ()}  # "file::function"
+TESTS = {  # file::function
+    "slow": (
+        "test_cli::test_expected_calls_are_what_decoding_takes",
+        "test_models::test_requests_one_by_one",
+        "test_multi_draft::test_bad_data",
+        "test_multi_draft::test_same_integers",
+        "test_torch_integration::test_compile_reference",
+        "test_torch_integration::test_compile_with_inductor",
+    ),
+}
 
 
 def mark(items):
