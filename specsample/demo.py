@@ -133,7 +133,9 @@ def kept_copy(file):
 
 def keep(folder, *parts):
     """Save the model and its tokenizer at once or not at all; where there is no room, or no right to write, nothing is kept."""
-    with contextlib.suppress(OSError):
+    from safetensors import SafetensorError
+
+    with contextlib.suppress(OSError, SafetensorError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             for part in parts:
@@ -325,10 +327,12 @@ def conclusion(settings, results):
     lines = []
     for temperature in dict.fromkeys(s.temperature for s in settings):
         plain = plain_speed(settings, results, temperature)
-        speed, best = max(
-            (r.stats.emitted / r.seconds, s) for s, r in zip(settings, results)
-            if s.temperature == temperature and s.drafter is not None
-        )  # fmt: skip
+        drafted = [
+            (r.stats.emitted / r.seconds, s) for s, r in zip(settings, results) if s.temperature == temperature and s.drafter
+        ]
+        if not drafted:  # stopped before
+            continue
+        speed, best = max(drafted)
         verdict = f"{speed / plain:.2f} times plain decoding" if speed > plain else "which does not beat plain decoding"
         lines.append(f"Fastest at T = {temperature:g}: {best.scheme} with {best.drafter}, {speed:.1f} tokens/s, {verdict}.")
     return "\n".join(lines)

@@ -74,6 +74,28 @@ def test_the_demos_dtype_is_the_quicker_one(monkeypatch):
         assert demo_module.quickest_dtype(SimpleNamespace(target=Target()), torch.zeros(1, 5, dtype=torch.long)) == dtype
 
 
+@pytest.mark.parametrize("measured", [0, 1, 3])
+def test_the_demo_stopped_by_ctrl_c(monkeypatch, capsys, measured):
+    """What was measured until then is shown: nothing, plain decoding alone, drafters too."""
+    results = [demo_module.Result(ss.Stats(target_calls=9, rounds=9, emitted=9), 1.0, 9.0)] * measured
+
+    def measure(*_):
+        if not results:
+            raise KeyboardInterrupt
+        return results.pop()
+
+    parts = SimpleNamespace(target=torch.nn.Linear(1, 1), student=None, why_no_student="it is not here", tokenizer=None)
+    quiet = {"load": lambda _: parts, "encode": lambda *_: None, "show": lambda *_: None, "generate": lambda *_, **__: None}
+    for name, value in {**quiet, "NEEDED": (), "measure": measure, "quickest_dtype": lambda *_: torch.float32}.items():
+        monkeypatch.setattr(demo_module, name, value)
+    assert cli.main(["demo"]) == demo_module.INTERRUPTED
+    said = capsys.readouterr()
+    if not measured:
+        assert said.err.rstrip().endswith("stopped before anything was measured")
+    else:
+        assert f"Stopped: {measured} of 4 settings measured." in said.out and said.out.count("Fastest") == (measured > 1)
+
+
 def test_settings_of_the_demo():
     options = cli.parser().parse_args(["demo"])
     everything = demo_module.choose(options, True)
