@@ -15,6 +15,14 @@ INTS = (torch.int64, torch.int32)
 STATS = ("max", "logsumexp", "cutoff")  # the fields of RowStats
 
 
+def in_wider_dtype(target_logits, draft_logits):
+    """Both in the wider of their dtypes, which holds both exactly: narrowing would change the laws that were sampled from."""
+    if target_logits.dtype == draft_logits.dtype:
+        return target_logits, draft_logits
+    wider = torch.promote_types(target_logits.dtype, draft_logits.dtype)
+    return target_logits.to(wider), draft_logits.to(wider)
+
+
 def check_logits(logits, name, dim):
     """Check a tensor of rows of logits; -> its first size."""
     if not isinstance(logits, torch.Tensor):

@@ -66,10 +66,7 @@ def check(
         expect(backend in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", repr(backend))
         why = missing(backend)
         expect(why is None, "backend", "one that is available", f"{backend!r}: {why}")
-    if streamer is not None:
-        good = callable(getattr(streamer, "put", None)) and callable(getattr(streamer, "end", None))
-        expect(good, "streamer", "an object with put and end", type(streamer).__name__)
-        expect(batch == 1, "streamer", "None for a batch of requests", f"a streamer and {batch} requests")
+    check_streamer(streamer, "streamer", batch)
     eos, pad = _ends(model, eos_token_id)
     processors = of_requests(logits_processor, "logits_processor", batch)
     criteria = of_requests(stopping_criteria, "stopping_criteria", batch)
@@ -82,6 +79,13 @@ def check(
         pad=pad, card=card, criteria=criteria,
         process=Processors(processors, vocabulary(model)) if any(processors) else None,
     )  # fmt: skip
+
+
+def check_streamer(streamer, name, batch):
+    if streamer is not None:
+        good = callable(getattr(streamer, "put", None)) and callable(getattr(streamer, "end", None))
+        expect(good, name, "an object with put and end", type(streamer).__name__)
+        expect(batch == 1, name, "None for a batch of requests", f"a streamer and {batch} requests")
 
 
 def _shape(draft, depth, paths, tree, draft_sampling, card):

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..arguments import in_wider_dtype
 from ..errors import expect
 from .trees import Tree, depths, for_rows
 
@@ -66,10 +67,7 @@ class Drafts:
             out["max_depth"] = self.depth
         if draft_logits is None or not card.uses_draft_logits:
             return logits, out
-        if draft_logits.dtype != logits.dtype:
-            # The wider dtype holds both exactly, so the laws stay those that were sampled from.
-            wider = torch.promote_types(draft_logits.dtype, logits.dtype)
-            draft_logits, logits = draft_logits.to(wider), logits.to(wider)
+        logits, draft_logits = in_wider_dtype(logits, draft_logits)
         if type(draft_sampling) is tuple:  # the law of a row is that of its path: a row a node
             index = torch.arange(len(logits), device=device)[:, None]
             draft_logits, rows = draft_logits[index, rows], None

@@ -15,7 +15,8 @@ from transformers.generation import candidate_generator
 from transformers.generation import utils as generation
 
 from ..api import verify
-from ..decoding.arguments import check
+from ..arguments import in_wider_dtype
+from ..decoding.arguments import check, check_streamer
 from ..decoding.loop import run
 from ..decoding.settings import METHOD, is_set
 from ..errors import expect
@@ -93,9 +94,7 @@ def generate(
     _refuse(model, generation_config, sys._getframe(1))
     _check_inputs(input_ids, model_kwargs)
     batch, width = input_ids.shape
-    good = stream_to is None or callable(getattr(stream_to, "put", None)) and callable(getattr(stream_to, "end", None))
-    expect(good, "stream_to", "an object with put and end", type(stream_to).__name__)
-    expect(stream_to is None or batch == 1, "stream_to", "None for a batch of requests", f"a streamer and {batch} requests")
+    check_streamer(stream_to, "stream_to", batch)
     mask = model_kwargs.get("attention_mask")
     processors, sampling, filters = without_filters(logits_processor)
     if not generation_config.do_sample:
@@ -191,9 +190,8 @@ def speculative_sampling(candidate_input_ids, candidate_logits, candidate_length
     exact = older or weight is None or weight == 1
     expect(exact, "assistant_ensemble_weight", "None, since any other would change the law", weight)
     start = candidate_input_ids.shape[1] - candidate_length
-    if candidate_logits is not None and candidate_logits.dtype != new_logits.dtype:  # the wider one holds both exactly
-        wider = torch.promote_types(candidate_logits.dtype, new_logits.dtype)
-        candidate_logits, new_logits = candidate_logits.to(wider), new_logits.to(wider)
+    if candidate_logits is not None:
+        new_logits, candidate_logits = in_wider_dtype(new_logits, candidate_logits)
     drafts = candidate_input_ids[:, start:]
     verdict = verify(new_logits, drafts, candidate_logits, seed=_torch_seed(), position=start)
     matches = verdict.num_accepted.sum()  # int64 []

@@ -63,6 +63,27 @@ def with_min_p_first(logits, temperature, min_p):
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + bound, -torch.inf)
 
 
+def within_grammar(tokens, laws, deciding):
+    """Drafts [n] and their laws' logits [n, V'] as vLLM leaves them under a grammar. deciding [n, V]: the target's row that decides
+    each draft, with the grammar's mask in it.
+
+    vLLM cuts a chain at the first token its grammar refuses: by its value. What is left was drawn from the draft's law without
+    the refused tokens, so that is the law to verify; drafts that were not cut are dropped here. Any set of tokens that hangs on
+    the prefix alone may be refused so, hence rows of other requests need no exception.
+    """
+    width = min(laws.shape[-1], deciding.shape[-1])
+    refused = deciding[:, :width] == -torch.inf
+    laws = torch.cat([laws[:, :width].masked_fill(refused, -torch.inf), laws[:, width:]], 1)
+    own = refused.gather(1, tokens.long().clamp(0, width - 1)[:, None])[:, 0]
+    return tokens.masked_fill(own, -1), laws
+
+
+def with_first_token(tokens):
+    """Tokens [B, D + 1] in which a row without a finite logit emits id 0, as vLLM's argmax does: each request goes on."""
+    tokens[:, 0].clamp_(min=0)
+    return tokens
+
+
 def of_rows(value, length, device):
     """A number or a tensor of the requests as float32 [length]"""
     if isinstance(value, torch.Tensor):

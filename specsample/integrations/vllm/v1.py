@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ... import api
+from ...arguments import in_wider_dtype
 from ...sampling import Sampling
 from ...schemes import SCHEMES
-from .requests import GREEDY, of_rows, sampling_of, seed_of, signed, upload, with_min_p_first
+from .requests import GREEDY, of_rows, sampling_of, seed_of, signed, upload, with_first_token, with_min_p_first, within_grammar
 
 
 class Asked(NamedTuple):
@@ -106,9 +107,8 @@ def sample(runner, state, logits, metadata, output):
         state.next = position + 1
     else:
         drafts, laws = drafted(runner, state, asked, logits, metadata)
-        if laws is not None and laws.dtype != law.dtype:  # the wider of both: narrowing would change a law
-            wide = torch.promote_types(laws.dtype, law.dtype)
-            law, laws = law.to(wide), laws.to(wide)
+        if laws is not None:
+            law, laws = in_wider_dtype(law, laws)
         verdict = api.verify(
             law, drafts, laws, scheme=state.card.name, sampling=sampling, seed=asked.seeds, position=position, cu_rows=rows,
             draft_sampling=None if sampling is asked.drafting else asked.drafting, max_depth=metadata.max_spec_len,
@@ -117,8 +117,7 @@ def sample(runner, state, logits, metadata, output):
         state.next = position + verdict.num_accepted + 1
     state.depth = 0
     state.drawn.difference_update(asked.ids)
-    # A row without a finite logit emits id 0, as vLLM's argmax does: each request goes on.
-    tokens[:, 0].clamp_(min=0)
+    tokens = with_first_token(tokens)
     return output(
         sampled_token_ids=tokens.to(torch.int32),
         logprobs_tensors=logprobs(runner, asked, logits, law, sampling, tokens, rows, counts),
@@ -276,7 +275,7 @@ def drafted(runner, state, asked, logits, metadata):
         laws = kept.flatten(0, 1)[upload(index, torch.int64, kept.device)]
         tokens = _without(tokens, lost, counts)
     if asked.grammars:
-        tokens, laws = _within_grammar(tokens, laws, logits, metadata)
+        tokens, laws = within_grammar(tokens, laws, logits[metadata.target_logits_indices])
     return tokens, laws
 
 
@@ -285,17 +284,6 @@ def _without(tokens, lost, counts):
         return tokens
     gone = upload([flag for flag, n in zip(lost, counts) for _ in range(n)], torch.bool, tokens.device)
     return tokens.masked_fill(gone, -1)
-
-
-def _within_grammar(tokens, laws, logits, metadata):
-    """vLLM cuts a chain at the first token its grammar refuses: by its value. What is left was drawn from the draft's law without
-    the refused tokens, so that is the law to verify; drafts that were not cut are dropped here. Any set of tokens that hangs on
-    the prefix alone may be refused so, hence rows of other requests need no exception."""
-    width = min(laws.shape[-1], logits.shape[-1])
-    refused = logits[metadata.target_logits_indices][:, :width] == -torch.inf
-    laws = torch.cat([laws[:, :width].masked_fill(refused, -torch.inf), laws[:, width:]], 1)
-    own = refused.gather(1, tokens.long().clamp(0, width - 1)[:, None])[:, 0]
-    return tokens.masked_fill(own, -1), laws
 
 
 @torch.inference_mode()

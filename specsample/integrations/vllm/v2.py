@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from ... import api
+from ...arguments import in_wider_dtype
 from ...sampling import Sampling
 from ...schemes import SCHEMES
-from .requests import seed_of, with_min_p_first
+from .requests import seed_of, with_first_token, with_min_p_first, within_grammar
 
 
 def field(column, slots, host_slots):
@@ -53,12 +54,6 @@ def law_of(sampler, logits, expanded, slots, host_slots, pos, input_ids, local, 
     return law, sampling, None
 
 
-def first_positive(tokens):
-    """A row without a finite logit emits id 0, as vLLM's argmax does: each request goes on."""
-    tokens[:, 0].clamp_(min=0)
-    return tokens
-
-
 @torch.inference_mode()
 def sample(
     sampler, make_context, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, expanded_local_pos,
@@ -71,7 +66,7 @@ def sample(
     )  # fmt: skip
     seeds = sampler.sampling_states.seeds.gpu[idx_mapping]
     tokens = api.sample(law, sampling=sampling, seed=seeds, position=pos.to(torch.int64) + 1)
-    return first_positive(tokens[:, None])[:, 0], law if kept is None else kept
+    return with_first_token(tokens[:, None])[:, 0], law if kept is None else kept
 
 
 @torch.inference_mode()
@@ -92,16 +87,14 @@ def verify(
         laws = laws_of(draft_logits, rows, expanded_idx_mapping, expanded_local_pos, idx_mapping_np, len(logits))
         drafting = Sampling(field(sampler.sampling_states.temperature, idx_mapping, idx_mapping_np))
         if verify_draft_sampled is not draft_sampled:
-            tokens, laws = within_grammar(tokens, laws, logits, rows)
-        if laws.dtype != law.dtype:  # the wider of both: narrowing would change a law
-            wide = torch.promote_types(laws.dtype, law.dtype)
-            law, laws = law.to(wide), laws.to(wide)
+            tokens, laws = within_grammar(tokens, laws, logits[rows - 1])  # a node is decided by the row before its own
+        law, laws = in_wider_dtype(law, laws)
     verdict = api.verify(
         law, tokens, laws, scheme=scheme, sampling=sampling, draft_sampling=drafting,
         seed=sampler.sampling_states.seeds.gpu[idx_mapping], position=pos[cu_num_logits[:-1].long()].to(torch.int64) + 1,
         cu_rows=cu_num_logits.to(torch.int32), max_depth=rejection.num_speculative_steps,
     )  # fmt: skip
-    return law if kept is None else kept, first_positive(verdict.tokens), verdict.num_accepted + 1
+    return law if kept is None else kept, with_first_token(verdict.tokens), verdict.num_accepted + 1
 
 
 def rows_of_nodes(local, nodes):
@@ -123,16 +116,6 @@ def laws_of(draft_logits, rows, expanded, local, host_slots, count):
     if side_by_side and count == len(host_slots) * (steps + 1):
         return draft_logits[first : first + len(host_slots)].flatten(0, 1)
     return draft_logits[expanded[rows].long(), local[rows].long() - 1]
-
-
-def within_grammar(tokens, laws, logits, rows):
-    """vLLM cuts a chain at the first token its grammar refuses: by its value. What is left was drawn from the draft's law without
-    the refused tokens, so that is the law to verify. (Node i is decided by the row before its own.)"""
-    width = min(laws.shape[-1], logits.shape[-1])
-    refused = logits[rows - 1, :width] == -torch.inf
-    laws = torch.cat([laws[:, :width].masked_fill(refused, -torch.inf), laws[:, width:]], 1)
-    own = refused.gather(1, tokens.long().clamp(0, width - 1)[:, None])[:, 0]
-    return tokens.masked_fill(own, -1), laws
 
 
 @torch.inference_mode()
