@@ -43,6 +43,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu')
 
+# tests/tiers.py says what these are.
+FAST := -m "not build and not emulated and not statistical and not slow"
 QUICK := $(addprefix tests/test_,rng.py exact_law.py op_arguments.py contributing.py limits.py documents.py torch_integration.py)
 
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
@@ -52,15 +54,14 @@ TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
 build: $(VENV)/built
 
-# tests/tiers.py says what these leave out.
 test: $(VENV)/with-test build
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not build and not emulated and not statistical and not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(FAST)
 
 test-all: lint $(VENV)/with-test $(VENV)/triton build
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 quick: $(VENV)/with-test build
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not build and not emulated and not statistical and not slow" $(QUICK)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(FAST) $(QUICK)
 
 # The packages that differ are in an environment of their own, whose path goes on to those of the tests: the same torch, the same
 # build. (Two transformers need different versions of huggingface_hub and tokenizers.)

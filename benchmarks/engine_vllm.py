@@ -13,30 +13,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "engines")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests"), str(ROOT / "tests" / "engines")]
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 B, K, V = 4, 3, 49_152
 
 
-def interleaved(calls, rounds):
-    """{name: [seconds]}: each round calls each once"""
-    times = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
 def step(rounds):
+    import harness
     import torch
     import vllm_fakes as fakes
     import vllm_run
@@ -98,7 +85,8 @@ def step(rounds):
         for scheme, with_law in (("token", False), ("token", True), ("block", True), ("race", False)):
             name = scheme + (", draft law" if with_law else "")
             calls |= {name: ours(scheme, with_law), f"{name}: verify alone": verify(scheme, with_law)}
-        times = {name: statistics.median(each) * 1e3 for name, each in interleaved(calls, rounds).items()}
+        timings = harness.time_together(calls, 0.0, least=rounds, most=rounds)
+        times = {name: timing.median * 1e3 for name, timing in timings.items()}
         print(f"\n{label}: median of {rounds}, ms")
         for name, took in times.items():
             if name.endswith(": verify alone"):
@@ -118,8 +106,6 @@ def step(rounds):
 
 
 def engines(rounds):
-    from statistics import median
-
     import tiny
 
     with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +125,7 @@ def engines(rounds):
                     subprocess.run([sys.executable, script, str(out)], input=json.dumps(job), text=True, env=env, check=True)
                     seconds = json.loads(out.read_text())["seconds"]
                     rates.setdefault(scheme, []).append(16 * 64 / min(seconds[1:]))
-            shown = ", ".join(f"{scheme} {median(each):.0f}" for scheme, each in rates.items())
+            shown = ", ".join(f"{scheme} {statistics.median(each):.0f}" for scheme, each in rates.items())
             print(f"T = {temperature}: tokens a second, median of {rounds} engines: {shown}", flush=True)
 
 

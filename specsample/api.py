@@ -19,7 +19,7 @@ from .arguments import (
     check_stats,
     int_or_tensor,
     per_node,
-)  # fmt: skip
+)
 from .errors import expect
 from .limits import MAX_NODES
 from .reference import backend as reference

@@ -13,6 +13,7 @@ import on_gpu
 import pytest
 import tiers
 import torch
+from models import nearby, tiny_llama
 
 import specsample as ss
 from specsample import backends
@@ -76,6 +77,18 @@ def require_scheme(backend, scheme):
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     return require(request.param)
+
+
+@pytest.fixture(scope="module")
+def target():
+    """A model that a file's tests only read"""
+    return tiny_llama(0)
+
+
+@pytest.fixture(scope="module")
+def draft(target):
+    """One whose tokens are often, not always, the target's"""
+    return nearby(target, 0.6, 1)
 
 
 @pytest.fixture(params=SCHEMES)

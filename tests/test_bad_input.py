@@ -16,7 +16,7 @@ from conftest import (
     select,
     stacked,
     widened,
-)  # fmt: skip
+)
 
 import specsample as ss
 

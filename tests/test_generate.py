@@ -15,11 +15,6 @@ LENGTHS = [5, 2, 9, 1]
 
 
 @pytest.fixture(scope="module")
-def target():
-    return tiny_llama(0)
-
-
-@pytest.fixture(scope="module")
 def drafts(target):
     """Every kind of drafter: name -> fresh drafter"""
     return {

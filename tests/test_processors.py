@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from conftest import ALL_SCHEMES, CAUGHT, FAILURE_RATE, p_value
-from models import TableModel, nearby, prompts, tiny_llama
+from models import TableModel, prompts, tiny_llama
 
 import specsample as ss
 from specsample.decoding import settings as unhonoured
@@ -15,16 +15,6 @@ transformers = pytest.importorskip("transformers")
 GREEDY = ss.Sampling(temperature=0.0)
 LENGTHS, NEW, EOS = [6, 3], 12, 5
 SHAPES = {"chain": {}, "paths": {"paths": 2, "depth": 3}, "bushy": {"tree": [-1, 0, 0, -1, 3]}, "budget": {"tree": 6}}
-
-
-@pytest.fixture(scope="module")
-def target():
-    return tiny_llama(0)
-
-
-@pytest.fixture(scope="module")
-def draft(target):
-    return nearby(target, 0.6, 1)
 
 
 def grammar(request, ids):

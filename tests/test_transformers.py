@@ -30,16 +30,6 @@ tf = transformers
 
 
 @pytest.fixture(scope="module")
-def target():
-    return tiny_llama(0)
-
-
-@pytest.fixture(scope="module")
-def draft(target):
-    return nearby(target, 0.6, 1)
-
-
-@pytest.fixture(scope="module")
 def small():
     """A target and a draft over six tokens, for laws."""
     target = tiny_llama(3, vocab=6, dtype=torch.float32, sharpness=4.0)

@@ -22,16 +22,6 @@ SHAPES = [PATHS, {"tree": BUSHY}, {"tree": [-1, -1, 0, 0, 1, 2, 2, 2]}]
 IDS = ["paths", "bushy", "levels"]
 
 
-@pytest.fixture(scope="module")
-def target():
-    return tiny_llama(0)
-
-
-@pytest.fixture(scope="module")
-def draft(target):
-    return nearby(target, 0.6, 1)
-
-
 @pytest.fixture(autouse=True)
 def no_grad():
     with torch.no_grad():

@@ -13,7 +13,7 @@ from . import (
     token,
     top,
     weighted,
-)  # fmt: skip
+)
 from .card import Scheme
 
 MODULES = (

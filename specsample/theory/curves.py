@@ -51,7 +51,7 @@ def _row(t, d, ks, names, samples, rng):
         elif name == "optimal_block" and "optimal" in out:
             out[name] = out["optimal"]
         else:
-            out[name] = (_TOGETHER.get(name, _one_by_one(name))(t, d, ks), exact)
+            out[name] = ((_TOGETHER.get(name) or _one_by_one(name))(t, d, ks), exact)
     return out
 
 

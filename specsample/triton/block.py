@@ -29,7 +29,7 @@ from .walk import (
     start_of,
     store_stop,
     target_row,
-)  # fmt: skip
+)
 
 STEP = tl.constexpr(4)  # int64 fields of a position: node, its token, its target row, draft of the node below (−1: leaf)
 

@@ -26,7 +26,7 @@ from .tree import (
     target_prob,
     tree_args,
     tree_constants,
-)  # fmt: skip
+)
 from .walk import accept, draft_rows_of, first_of, last_stream, row_base, span_of
 
 

@@ -24,7 +24,7 @@ from .walk import (
     start_of,
     store_stop,
     target_row,
-)  # fmt: skip
+)
 
 
 @triton.jit

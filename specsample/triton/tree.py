@@ -34,7 +34,7 @@ from .walk import (
     span_of,
     start_of,
     target_row,
-)  # fmt: skip
+)
 
 MAX_SIBLINGS = tl.constexpr(limits.MAX_SIBLINGS)
 
