@@ -43,7 +43,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu')
 
-# tests/tiers.py says what these are.
+# tests/support/tiers.py says what these are.
 FAST := -m "not build and not emulated and not statistical and not slow"
 QUICK := $(addprefix tests/test_,rng.py exact_law.py op_arguments.py contributing.py limits.py documents.py torch_integration.py)
 
@@ -91,11 +91,11 @@ format: $(VENV)/with-lint
 
 # 100 000 random calls against the reference and for crashes; a slice of them is part of `make test`.
 fuzz: $(VENV)/with-test build
-	$(BIN)/python tests/fuzz.py $(ARGS)
+	$(BIN)/python tests/support/fuzz.py $(ARGS)
 
 # Minutes; a slice of it is part of `make test`.
 check-models: $(VENV)/with-test build
-	$(BIN)/python tests/model_classes.py $(ARGS)
+	$(BIN)/python tests/support/model_classes.py $(ARGS)
 
 check-triton: $(VENV)/with-test $(VENV)/triton build
 	SPECSAMPLE_TRITON_TARGETS="$(TRITON_TARGETS)" $(BIN)/python -m pytest tests/test_triton.py tests/test_triton_compile.py
@@ -108,20 +108,20 @@ check-races: $(VENV)/with-test build
 
 # By hand, before a release: the wheels are the CUDA builds, unpacked without what they depend on.
 check-torch: $(VENV)/with-test build
-	$(BIN)/python tests/torch_versions.py $(ARGS)
+	$(BIN)/python tests/support/torch_versions.py $(ARGS)
 
 check-cuda12: $(VENV)/with-test build
 	$(PIP) --no-deps --target build/cuda12 nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-nvcc-cu12==12.9.86 nvidia-cuda-cccl-cu12==12.9.27
 	SPECSAMPLE_NVRTC=build/cuda12/nvidia SPECSAMPLE_CHECK_CUDA=1 $(BIN)/python -m pytest tests/test_cuda_compile.py
 
 gpu-quick:
-	$(PYTHON) benchmarks/gpu.py --quick $(ARGS)
+	$(PYTHON) -m benchmarks.gpu.run --quick $(ARGS)
 
 gpu:
-	$(PYTHON) benchmarks/gpu.py $(ARGS)
+	$(PYTHON) -m benchmarks.gpu.run $(ARGS)
 
 gpu-bench:
-	$(PYTHON) benchmarks/gpu.py --grid $(ARGS)
+	$(PYTHON) -m benchmarks.gpu.run --grid $(ARGS)
 
 demo: $(VENV)/with-demo build
 	$(BIN)/python -m specsample demo $(ARGS)
@@ -130,14 +130,14 @@ bench: $(VENV)/with-bench build
 	$(BIN)/python -m specsample bench $(ARGS)
 
 bench-before: build
-	$(BIN)/python benchmarks/before.py $(ARGS)
+	$(BIN)/python -m benchmarks.cpu.before $(ARGS)
 
 bench-trees: $(VENV)/with-bench $(VENV)/with-theory build
-	$(BIN)/python benchmarks/multi_draft.py $(ARGS)
+	$(BIN)/python -m benchmarks.cpu.multi_draft $(ARGS)
 
 papers: $(VENV)/with-demo $(VENV)/with-theory $(VENV)/with-bench build
-	for x in khisti races which check; do $(BIN)/python benchmarks/papers/$$x.py $(ARGS) || exit 1; done
-	$(BIN)/python benchmarks/figures.py
+	for x in khisti races which check; do $(BIN)/python -m benchmarks.papers.$$x $(ARGS) || exit 1; done
+	$(BIN)/python -m benchmarks.figures
 
 wheel: $(VENV)/with-torch
 	SPECSAMPLE_REQUIRE_EXTENSION=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .

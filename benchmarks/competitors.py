@@ -7,9 +7,9 @@ logits spares it; the part after it, from probabilities, stands apart for who wa
 """
 
 import torch
-from harness import check_law
 
 import specsample as ss
+from benchmarks.harness import check_law
 
 try:
     from transformers.generation.utils import _speculative_sampling

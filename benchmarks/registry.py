@@ -6,10 +6,10 @@ A new scheme adds its line to BYTES (which rows it must read), and a competitor 
 import functools
 from typing import NamedTuple
 
-import competitors as others
 import torch
 
 import specsample as ss
+from benchmarks import competitors as others
 
 TEMPERATURE, SEED, POSITION = 0.7, 1000, 100
 SAMPLING = ss.Sampling(TEMPERATURE)

@@ -35,9 +35,9 @@ from distill.train import save_student, train
 from student import load_student
 from tqdm import tqdm
 
-from specsample import demo
 from specsample.decoding import Prefixes
 from specsample.decoding.cache import CachedModel
+from specsample.tools import demo
 
 
 def load_target():

@@ -8,7 +8,8 @@ import torch
 from models import nearby, tiny_llama
 
 import specsample as ss
-from specsample import acceptance, cli, pair, theory
+from specsample import theory
+from specsample.tools import acceptance, cli, pair
 
 VOCAB, WIDER, KS = 16, 20, (1, 2, 4)
 SETTINGS = (

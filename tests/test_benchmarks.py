@@ -1,31 +1,24 @@
 """The benchmarks that no other test runs, on shapes that take a moment: they end, and what they report hangs together."""
 
-import importlib.util
+import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 import specsample as ss
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 needs_cpu = pytest.mark.skipif("cpu" not in ss.schemes()["token"].backends, reason="the compiled extension is missing")
 
 
-def load(name, monkeypatch):
+def load(name):
     pytest.importorskip("numpy", reason="needs specsample[theory]")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 @needs_cpu
 @pytest.mark.parametrize("length", (1, 2))
-def test_several_drafts_beside_one(length, monkeypatch):
-    bench = load("multi_draft", monkeypatch)
+def test_several_drafts_beside_one(length):
+    bench = load("cpu.multi_draft")
     shape, agreement = bench.Shape("peaked", "float32", 4, 3, length, 300), bench.harness.Agreement()
     rows = bench.run(shape, agreement, 0.0)
     assert agreement.tokens > 0 and agreement.differing == 0
@@ -42,9 +35,9 @@ def test_several_drafts_beside_one(length, monkeypatch):
 
 
 @needs_cpu
-def test_linear_programs_beside_optimal(monkeypatch):
+def test_linear_programs_beside_optimal():
     pytest.importorskip("scipy", reason="needs specsample[theory]")
-    bench = load("multi_draft", monkeypatch)
+    bench = load("cpu.multi_draft")
     rows = bench.programs(((2, 40), (3, 12)), 5)
     for row in rows:
         assert row["ratio"] > 1 and abs(row["lp_less_it"]) < 1e-6 and -1e-9 < row["bins_lose"] < 1e-3
@@ -53,17 +46,17 @@ def test_linear_programs_beside_optimal(monkeypatch):
 
 
 @needs_cpu
-def test_overhead_of_the_loop(monkeypatch):
+def test_overhead_of_the_loop():
     pytest.importorskip("transformers", reason="needs transformers")
-    bench = load("overhead", monkeypatch)
+    bench = load("cpu.overhead")
     rows = bench.measure(1, 6)
     assert [row["case"] for row in rows] == [name for name, _ in bench.SETTINGS]
     assert all(min(row["us"].values()) > 0 for row in rows)
 
 
 @needs_cpu
-def test_this_tree_beside_itself(monkeypatch, tmp_path, capsys):
-    bench = load("before", monkeypatch)
+def test_this_tree_beside_itself(tmp_path, capsys):
+    bench = load("cpu.before")
     path = tmp_path / "groups.json"
     assert bench.main(["--quick", "--threads", "1", "--out", str(path)]) == 0
     result, table = json.loads(path.read_text()), path.with_suffix(".md").read_text()
@@ -80,8 +73,8 @@ def test_this_tree_beside_itself(monkeypatch, tmp_path, capsys):
     assert rows["iid-zipf-float32-V300-B16-K8", "K = 8 / K = 1, now"]
 
 
-def test_aims_beside_what_was_measured(monkeypatch):
-    bench = load("before", monkeypatch)
+def test_aims_beside_what_was_measured():
+    bench = load("cpu.before")
 
     def row(compared, op, kind, B, median, dtype="float32", V=128_256):
         case = bench.before_cases.Case(op, kind, "peaked", dtype, V, B)
@@ -104,10 +97,10 @@ def test_aims_beside_what_was_measured(monkeypatch):
     assert found["nothing slower, upper quartile: × faster"][3:5] == ["6 of 6", "met"]  # .95 to 1.05 is noise around 1
 
 
-def test_instructions_of_the_common_way(monkeypatch):
+def test_instructions_of_the_common_way():
     """A loop over bfloat16 or float32 rows with random words every fourth turn, in nvdisasm's spelling"""
     pytest.importorskip("triton", reason="needs specsample[triton]")
-    predict = load("predict", monkeypatch)
+    predict = load("gpu.predict")
     of_16_bits, of_float32 = ["@P1 LDG.E.128.CONSTANT R0, [R2]"] * 4, ["@!P1 LDG.E.128.CONSTANT R0, [R2]"] * 8
     lines = [".L_x_1:", *of_16_bits, *of_float32, *["HMNMX2.BF16_V2 R1, R2, R3"] * 4, "@P0 BRA `(.L_x_2)",
              *["IMAD.WIDE.U32 R4, R5, 0x9, RZ"] * 18, ".L_x_2:", "MUFU.LG2 R1, R1", "@P3 BRA `(.L_x_1)",

@@ -9,8 +9,8 @@ import torch
 from models import TableModel
 
 import specsample as ss
-from specsample import cli, expected
-from specsample import demo as demo_module
+from specsample.tools import cli, expected
+from specsample.tools import demo as demo_module
 
 
 def test_info(capsys):
@@ -43,12 +43,11 @@ def test_demo_says_what_to_install(monkeypatch, capsys):
 
 
 def test_bench_runs_the_script_with_its_options(monkeypatch, tmp_path, capsys):
-    (tmp_path / "specsample").mkdir()
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "specsample" / "cli.py"))
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "specsample" / "tools" / "cli.py"))
     assert cli.main(["bench"]) == 1
     assert "source tree" in capsys.readouterr().err
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "run.py").write_text("import sys\nprint(sys.argv[1:])\nsys.exit(3)\n")
+    (tmp_path / "benchmarks" / "cpu").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "cpu" / "run.py").write_text("import sys\nprint(sys.argv[1:])\nsys.exit(3)\n")
     before = list(sys.argv)
     assert cli.main(["bench", "--quick", "block"]) == 3
     assert capsys.readouterr().out == "['--quick', 'block']\n"

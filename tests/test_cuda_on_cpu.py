@@ -294,7 +294,7 @@ def sanitized():
         "LD_PRELOAD": ":".join(preload),
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "PYTHONMALLOC": "malloc",  # Python's own arenas would hide small buffers from the sanitizer
-        "PYTHONPATH": f"{native.ROOT}:{native.ROOT / 'tests'}",
+        "PYTHONPATH": native.PYTHONPATH,
         "SPECSAMPLE_CUDA_ON_CPU_BUILD": str(built),
     }
 

@@ -1,4 +1,4 @@
-"""A slice of the random calls of tests/fuzz.py; `make fuzz` runs 100 000 of them."""
+"""A slice of the random calls of tests/support/fuzz.py; `make fuzz` runs 100 000 of them."""
 
 import contextlib
 
@@ -25,6 +25,8 @@ def test_random_calls(backend, part):
     with emulated:
         for index in range(calls * part, calls * (part + 1)):
             name, requests, differing = fuzz.run(seed=1, index=index, compare=True, backend=backend)
-            assert differing == 0, f"call {index} ({name}): python tests/fuzz.py --seed 1 --first {index} --calls 1 --compare 1"
+            assert differing == 0, (
+                f"call {index} ({name}): python tests/support/fuzz.py --seed 1 --first {index} --calls 1 --compare 1"
+            )
             compared += requests
     assert compared > calls / 2

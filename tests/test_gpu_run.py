@@ -1,7 +1,7 @@
 """The steps of `make gpu` without a GPU: what is run, in which order and in what time, and that a hang loses nothing."""
 
 import contextlib
-import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -11,40 +11,29 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import fake_gpu
+import native
 import pytest
 import torch
-from test_benchmarks import BENCHMARKS
 
+from benchmarks import ROOT
 from specsample import triton
 
-MODULES = (
-    "gpu_run",
-    "gpu_races",
-    "gpu_clock",
-    "gpu_cases",
-    "gpu_competitors",
-    "gpu_engines",
-    "gpu_aims",
-    "gpu_report",
-    "gpu_bench",
-    "gpu",
-)
+MODULES = ("commands", "races", "clock", "cases", "peers", "report", "bench", "run")  # of benchmarks.gpu
 SMOKE = [*(f"teams of {n}" for n in (1, 2, 4, 8)), "ahead", "programmatic launch", "a captured graph"]
 WARM = [f"the warm-up of triton, {name}, {dtype}" for name in triton.SCHEMES for dtype in ("float32", "bfloat16")]
 
 
 @pytest.fixture
-def bench(monkeypatch):
+def bench():
     """The benchmark's modules, by name"""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = (*MODULES, "competitors", "harness", "registry")
-    return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    found = {f"gpu_{name}": importlib.import_module(f"benchmarks.gpu.{name}") for name in MODULES}
+    return SimpleNamespace(**found, **{name: importlib.import_module(f"benchmarks.{name}") for name in ("competitors", "harness")})
 
 
 def run(bench, arguments, ran):
     """main() of gpu.py with a fake torch and commands that are noted instead of run."""
     noted = lambda commands, *_: ran.append(commands) or {}
-    return bench.gpu.main(arguments, fake_gpu.fake_torch(), noted, None, lambda tool: tool)
+    return bench.gpu_run.main(arguments, fake_gpu.fake_torch(), noted, None, lambda tool: tool)
 
 
 def test_commands_of_make_gpu(bench):
@@ -61,7 +50,8 @@ def test_commands_of_make_gpu(bench):
     }  # fmt: skip
     for command in (c for commands in ran for c in commands.values()):
         files = [a for a in command.arguments if a.endswith(".py") and a != sys.executable]
-        assert all((bench.gpu.ROOT / a).exists() for a in files)
+        modules = [b for a, b in zip(command.arguments, command.arguments[1:]) if a == "-m"]
+        assert all((ROOT / a).exists() for a in files) and all(importlib.util.find_spec(name) for name in modules)
     assert all(command.limit == 30 for commands in ran[1:3] for command in commands.values())
     smoke = ran[2]
     assert [smoke[f"teams of {n}"].environment["SPECSAMPLE_TEAM"] for n in (1, 2, 4, 8)] == ["1", "2", "4", "8"]
@@ -75,15 +65,15 @@ def test_commands_of_make_gpu(bench):
     assert (
         "refuses" in memcheck.judge(1, "Error: Device not supported.\n") and memcheck.judge(9, "") and memcheck.judge(0, "") is None
     )
-    others = bench.gpu.sanitizers("compute-sanitizer", False)
+    others = bench.gpu_run.sanitizers("compute-sanitizer", False)
     assert all("--report-api-errors" not in others[f"compute-sanitizer {t}"].arguments for t in ("racecheck", "synccheck"))
-    whole = bench.gpu.tests(False, "cuda")["the tests on cuda"]
+    whole = bench.gpu_run.tests(False, "cuda")["the tests on cuda"]
     assert "tests/test_chi_square.py" in whole.arguments
-    assert all((bench.gpu.ROOT / f"tests/{name}.py").exists() for name in bench.gpu.TESTS)
+    assert all((ROOT / f"tests/{name}.py").exists() for name in bench.gpu_run.TESTS)
     ran.clear()
     run(bench, ["--quick", "--no-build"], ran)
     assert list(ran[0]) == ["the extension"]
-    assert list(bench.gpu.smoke("8.6")[1]) == ["teams of 1", "ahead", "programmatic launch", "a captured graph"]
+    assert list(bench.gpu_run.smoke("8.6")[1]) == ["teams of 1", "ahead", "programmatic launch", "a captured graph"]
 
 
 def test_the_warm_up_compiles_what_tests_call(bench, capsys, monkeypatch):
@@ -93,40 +83,39 @@ def test_the_warm_up_compiles_what_tests_call(bench, capsys, monkeypatch):
     for name, hows in (("block", [{}, {"packed": True}]), ("optimal", [{"tree": True, "position": 1}])):
         calls.clear()
         monkeypatch.setattr(sys, "argv", ["-c", name, "bfloat16"])
-        exec(bench.gpu.WARM, {})
+        exec(bench.gpu_run.WARM, {})
         like = {"schemes": (name,), "dtype": torch.bfloat16}
         assert calls == [(vocab, like | how) for how in hows for vocab in (100, 50_000)]
     assert "50000 tree position 1.3 s" in capsys.readouterr().out
-    command = bench.gpu.warm()["the warm-up of triton, optimal, bfloat16"]
-    told = subprocess.run([*command.arguments[:2], "import gpu; print(gpu.layouts('block'))"], capture_output=True, text=True,
+    command = bench.gpu_run.warm()["the warm-up of triton, optimal, bfloat16"]
+    told = subprocess.run([*command.arguments[:2], "from benchmarks.gpu.run import layouts; print(layouts('block'))"], capture_output=True, text=True,
                           env={**os.environ, **command.environment})  # fmt: skip
     assert told.stdout == "[{}, {'packed': True}]\n", told.stderr
 
 
 def test_a_build_with_older_setuptools(bench, tmp_path):
     """The folder it is made in has the sources, no pyproject.toml, and the extension goes to the package."""
-    assert bench.gpu.linked(tmp_path, "82.0.1") is None
-    folder = bench.gpu.linked(tmp_path / "source", "70.2.0")
+    assert bench.gpu_run.linked(tmp_path, "82.0.1") is None
+    folder = bench.gpu_run.linked(tmp_path / "source", "70.2.0")
     assert sorted(p.name for p in folder.iterdir()) == ["csrc", "setup.py", "specsample"]
-    assert (folder / "specsample/_C.abi3.so").resolve().parent == (bench.gpu.ROOT / "specsample").resolve()
-    arguments = [*bench.gpu.build("9.0", bench.gpu.linked(folder, "70.2.0"))["the build"].arguments[:-2], "--name"]
+    assert (folder / "specsample/_C.abi3.so").resolve().parent == (ROOT / "specsample").resolve()
+    arguments = [*bench.gpu_run.build("9.0", bench.gpu_run.linked(folder, "70.2.0"))["the build"].arguments[:-2], "--name"]
     done = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "SPECSAMPLE_NO_EXTENSION": "1"})
     assert done.returncode == 0 and done.stdout.split()[-1].lower() == "unknown", done.stderr
 
 
 def test_what_is_run_is_what_is_meant(bench):
     """The selection takes the cases of the GPU's backend and not of the emulation; the sanitized calls are wide and packed."""
-    command = bench.gpu.tests(True, "cuda")["the tests on cuda"].arguments
+    command = bench.gpu_run.tests(True, "cuda")["the tests on cuda"].arguments
     chosen = [a for a in command if a != "tests/test_same_integers.py" and a not in ("-v", "-rs")]
     count = chosen.index("-n") if "-n" in chosen else None
     chosen = chosen if count is None else chosen[:count] + chosen[count + 2 :]
-    collected = subprocess.run([*chosen, "--collect-only"], capture_output=True, text=True, cwd=bench.gpu.ROOT)
+    collected = subprocess.run([*chosen, "--collect-only"], capture_output=True, text=True, cwd=ROOT)
     names = [line for line in collected.stdout.splitlines() if "::" in line]
     assert len(names) > 60 and not any("cpu" in name.split("[")[1] or "triton" in name for name in names), collected.stdout[-2000:]
     for what in ("deterministic_draft", "filtered_rows", "packed_calls", "test_trees", "captured_graph"):
         assert sum(what in name for name in names) >= 4, what
-    smoke = importlib.import_module("gpu_smoke")
-    assert smoke.main.__module__ == "gpu_smoke"
+    smoke = importlib.import_module("benchmarks.gpu.smoke")
     calls = list(smoke.calls("reference", 60, few=True))
     schemes = {args["scheme"] for _, _, args in calls if "scheme" in args}
     assert schemes == set(bench.gpu_cases.ss.schemes()) and sum("cu_rows" in args for _, _, args in calls) == 3
@@ -134,7 +123,7 @@ def test_what_is_run_is_what_is_meant(bench):
 
 
 def test_the_smoke_program_sees_wrong_tokens(bench, monkeypatch, capsys):
-    smoke = importlib.import_module("gpu_smoke")
+    smoke = importlib.import_module("benchmarks.gpu.smoke")
     arguments = ["--backend", "cuda on cpu", "--vocabulary", "300", "--few", "--only", "token"]
     monkeypatch.setattr(smoke.cuda_on_cpu, "load", lambda: None)
     monkeypatch.setitem(smoke.backends.BACKENDS, "cuda on cpu", smoke.backends.BACKENDS["reference"]._replace(schemes=("token",)))
@@ -166,7 +155,7 @@ class Clock:
         name = name.split(",")[0]
         self.ran.append(name)
         longest = max(command.limit for command in commands.values())
-        self.now += min(left, longest if name in self.hang else self.bench.gpu.EXPECTED.get(name, 5))
+        self.now += min(left, longest if name in self.hang else self.bench.gpu_run.EXPECTED.get(name, 5))
         return dict.fromkeys(commands, "killed") if name in self.hang else {}
 
 
@@ -176,7 +165,7 @@ class Clock:
 def test_the_quick_run_takes_four_minutes(bench, tmp_path, capsys, hang):
     """A rehearsal: all steps in the time they are expected to take, and where every step hangs."""
     clock = Clock(bench, hang)
-    rehearse = lambda: bench.gpu.main(["--quick"], fake_gpu.fake_torch(), clock.execute, None, lambda tool: tool, clock)
+    rehearse = lambda: bench.gpu_run.main(["--quick"], fake_gpu.fake_torch(), clock.execute, None, lambda tool: tool, clock)
     if hang == ("smoke",):
         with pytest.raises(SystemExit, match="a captured graph: killed; nothing else was run"):
             rehearse()
@@ -187,7 +176,9 @@ def test_the_quick_run_takes_four_minutes(bench, tmp_path, capsys, hang):
     if hang:
         assert all(name in said for name in hang) and clock.now > 235
     else:
-        assert said == 0 and list(bench.gpu.EXPECTED) == sorted(bench.gpu.EXPECTED, key=bench.gpu.EXPECTED.get, reverse=True)
+        assert said == 0 and list(bench.gpu_run.EXPECTED) == sorted(
+            bench.gpu_run.EXPECTED, key=bench.gpu_run.EXPECTED.get, reverse=True
+        )
     shown = capsys.readouterr().out
     assert "expected: the build 70 s" in shown and f"{clock.now:.0f} s in all" in shown
 
@@ -196,7 +187,7 @@ def test_failures_of_steps_are_told(bench, tmp_path):
     def failing(*names):
         return lambda commands, *_: {name: "status 1" for name in commands if name in names}
 
-    main = lambda execute, *more: bench.gpu.main(["--quick", *more], fake_gpu.fake_torch(), execute, None, lambda tool: tool)
+    main = lambda execute, *more: bench.gpu_run.main(["--quick", *more], fake_gpu.fake_torch(), execute, None, lambda tool: tool)
     with pytest.raises(SystemExit, match="the build: status 1; nothing else"):
         main(failing("the build"))
     with pytest.raises(SystemExit, match="teams of 8: status 1; nothing else"):
@@ -215,13 +206,13 @@ def command(bench, code, limit=30.0, judge=None):
 def test_commands_run_side_by_side(bench, tmp_path, capfd):
     code = "import sys; print('here'); sys.exit({})"
     commands = {f"status {n}": command(bench, code.format(n)) for n in (0, 3)}
-    assert bench.gpu.execute(commands, tmp_path) == {"status 3": "status 3"}
+    assert bench.gpu_commands.execute(commands, tmp_path) == {"status 3": "status 3"}
     out = capfd.readouterr().out
     assert "status 0 | here\n" in out and "status 3 | here\n" in out and "FAILED: status 3: status 3; " in out
     judged = {
         "judged": command(bench, "print('fine'); raise SystemExit(9)", judge=lambda status, text: None if "fine" in text else "?")
     }
-    assert bench.gpu.execute(judged, tmp_path) == {}
+    assert bench.gpu_commands.execute(judged, tmp_path) == {}
 
 
 def test_a_hang_loses_nothing(bench, tmp_path, capfd):
@@ -229,7 +220,7 @@ def test_a_hang_loses_nothing(bench, tmp_path, capfd):
     child = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print('child', p.pid)"
     code = f"{child}; sys.stdout.write('half a line'); time.sleep(60)"
     began = time.monotonic()
-    wrong = bench.gpu.execute({"hangs": command(bench, code, 2.0), "ends": command(bench, "print('well')")}, tmp_path)
+    wrong = bench.gpu_commands.execute({"hangs": command(bench, code, 2.0), "ends": command(bench, "print('well')")}, tmp_path)
     assert list(wrong) == ["hangs"] and "killed after 2 s" in wrong["hangs"] and time.monotonic() - began < 15
     kept, out = (tmp_path / "hangs.log").read_text(), capfd.readouterr().out
     for text in (kept, out):
@@ -257,7 +248,7 @@ def test_output_is_shown_while_it_comes(bench, tmp_path, capfd):
     watcher = threading.Thread(target=watch)
     watcher.start()
     code = f"import os, time; print('ready')\nwhile not os.path.exists({str(flag)!r}): time.sleep(0.05)"
-    assert bench.gpu.execute({"talks": command(bench, code)}, tmp_path) == {}
+    assert bench.gpu_commands.execute({"talks": command(bench, code)}, tmp_path) == {}
     watcher.join()
     assert seen and "ready" in seen[0].splitlines()
 
@@ -268,8 +259,7 @@ def test_a_hanging_test_names_itself(tmp_path):
         "def test_hangs():\n    time.sleep(60)\n"
     )
     (tmp_path / "plugin.py").write_text("from conftest import pytest_runtest_protocol  # noqa: F401\n")
-    tests = str(Path(__file__).parent)
-    env = {**os.environ, "SPECSAMPLE_TEST_SECONDS": "1.5", "PYTHONPATH": f"{tmp_path}:{tests}:{Path(tests).parent}"}
+    env = {**os.environ, "SPECSAMPLE_TEST_SECONDS": "1.5", "PYTHONPATH": f"{tmp_path}:{native.PYTHONPATH}"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "plugin", "-p", "no:cacheprovider", "test_hang.py"], cwd=tmp_path, env=env,
         capture_output=True, text=True, timeout=60,
@@ -311,20 +301,20 @@ def test_races_that_are_meant_are_excused_by_name(bench):
 
 def test_without_a_gpu_it_says_so(bench, monkeypatch):
     torch = fake_gpu.fake_torch()
-    monkeypatch.setattr(bench.gpu.os.path, "exists", lambda path: path == "/usr/local/cuda/bin/c++")
+    monkeypatch.setattr(bench.gpu_run.os.path, "exists", lambda path: path == "/usr/local/cuda/bin/c++")
     with pytest.raises(SystemExit, match=r"not on the path: nvcc \(a build made elsewhere: --no-build\)"):
-        bench.gpu.gpu_or_exit(torch, lambda tool: None)
+        bench.gpu_run.gpu_or_exit(torch, lambda tool: None)
     monkeypatch.undo()
-    monkeypatch.setattr(bench.gpu.importlib.util, "find_spec", lambda name: None if name == "pytest" else name)
+    monkeypatch.setattr(bench.gpu_run.importlib.util, "find_spec", lambda name: None if name == "pytest" else name)
     with pytest.raises(SystemExit, match="has no pytest"):
-        bench.gpu.gpu_or_exit(torch, lambda tool: tool)
+        bench.gpu_run.gpu_or_exit(torch, lambda tool: tool)
     monkeypatch.undo()
-    monkeypatch.setattr(bench.gpu.os.path, "exists", lambda path: False)
+    monkeypatch.setattr(bench.gpu_run.os.path, "exists", lambda path: False)
     with pytest.raises(SystemExit, match="not on the path: nvcc"):
-        bench.gpu.gpu_or_exit(torch, lambda tool: None if tool == "nvcc" else tool)
+        bench.gpu_run.gpu_or_exit(torch, lambda tool: None if tool == "nvcc" else tool)
     torch.cuda.is_available = lambda: False
     with pytest.raises(SystemExit, match="no CUDA device: torch.cuda.is_available"):
-        bench.gpu.gpu_or_exit(torch)
+        bench.gpu_run.gpu_or_exit(torch)
     torch.version.cuda = None
     with pytest.raises(SystemExit, match="no CUDA device: torch 0.0 was built without CUDA"):
-        bench.gpu.gpu_or_exit(torch)
+        bench.gpu_run.gpu_or_exit(torch)

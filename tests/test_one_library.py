@@ -58,7 +58,7 @@ def test_both_linked_in_the_other_order():
     cuda_on_cpu.load()
     other = cuda_on_cpu.build(sources=(*cuda_on_cpu.CUDA, *cuda_on_cpu.CPU), name="other_order")
     code = "import cuda_on_cpu as c, test_one_library as t; c.load(); t.same_integers(c.NAME); t.same_integers(c.BESIDE); print('done')"
-    env = {**os.environ, "SPECSAMPLE_CUDA_ON_CPU_BUILD": str(other), "PYTHONPATH": f"{native.ROOT}:{native.ROOT / 'tests'}"}
+    env = {**os.environ, "SPECSAMPLE_CUDA_ON_CPU_BUILD": str(other), "PYTHONPATH": native.PYTHONPATH}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=native.ROOT / "tests")
     assert done.returncode == 0 and "done" in done.stdout, (done.stdout + done.stderr)[-4000:]
 

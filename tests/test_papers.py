@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,24 +11,20 @@ from models import nearby, tiny_llama
 from test_acceptance import bytes_tokenizer
 
 import specsample as ss
-from specsample import acceptance, pair, theory
-
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "papers"
+from specsample import theory
+from specsample.tools import acceptance, pair
 
 
 @pytest.fixture
 def experiments(monkeypatch):
     """Imports an experiment whose pair is tiny: name -> module"""
-    monkeypatch.setattr(sys, "path", [str(FOLDER), str(FOLDER.parent), *sys.path])
     pytest.importorskip("tqdm")
     torch.manual_seed(0)
     target = tiny_llama(3, dtype=torch.float32)
     prompts = lambda text: torch.tensor([[ord(c) % 60 for c in text[:6]]])
     both = pair.Pair(target, nearby(target, 0.7, 4), None, "tiny", prompts)
-    monkeypatch.setattr(importlib.import_module("common"), "load_pair", lambda *names: both)
-    yield importlib.import_module
-    for name in ("common", "harness", "rounding", "style", "check", "khisti", "races", "which"):
-        sys.modules.pop(name, None)
+    monkeypatch.setattr(importlib.import_module("benchmarks.papers.common"), "load_pair", lambda *names: both)
+    return lambda name: importlib.import_module(f"benchmarks.papers.{name}")
 
 
 @pytest.mark.parametrize("scheme, paths", [(s, 4 if card.trees else 1) for s, card in ss.schemes().items()])
@@ -120,7 +114,7 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("data, prompts", [(["prompts.txt"], 3), (["prompts.jsonl", "--field", "question", "--prompts", "2"], 2)])
 def test_models_and_prompts_by_path(experiments, monkeypatch, saved, tmp_path, data, prompts):
-    monkeypatch.setattr(importlib.import_module("common"), "load_pair", pair.load_pair)
+    monkeypatch.setattr(importlib.import_module("benchmarks.papers.common"), "load_pair", pair.load_pair)
     few = ["--tokens", "5", "--schemes", "token", "race", "-k", "2", "--data", str(tmp_path / data[0]), *data[1:]]
     experiments("check").main([*saved, *few])
     result = json.loads((tmp_path / "x-measured.json").read_text())
@@ -140,7 +134,7 @@ def test_models_and_prompts_by_path(experiments, monkeypatch, saved, tmp_path, d
     ],
 )
 def test_what_is_not_there_is_named(experiments, monkeypatch, saved, tmp_path, change, message):
-    monkeypatch.setattr(importlib.import_module("common"), "load_pair", pair.load_pair)
+    monkeypatch.setattr(importlib.import_module("benchmarks.papers.common"), "load_pair", pair.load_pair)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
     arguments = dict(zip(saved[::2], saved[1::2])) | change

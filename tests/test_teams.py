@@ -152,9 +152,9 @@ def test_rows_are_few_or_many(scheme, requests):
 
 
 def smoke(*arguments, **variables):
-    """benchmarks/gpu_smoke.py on the emulation, in a process of its own: the variables are read once"""
+    """benchmarks/gpu/smoke.py on the emulation, in a process of its own: the variables are read once"""
     cuda_on_cpu.load()  # built, before processes want it
-    program = [sys.executable, "benchmarks/gpu_smoke.py", "--backend", cuda_on_cpu.NAME, "--vocabulary", "2500", *arguments]
+    program = [sys.executable, "-m", "benchmarks.gpu.smoke", "--backend", cuda_on_cpu.NAME, "--vocabulary", "2500", *arguments]
     env = {**os.environ, "PYTHONPATH": str(native.ROOT), **variables}
     return subprocess.run(program, cwd=native.ROOT, env=env, capture_output=True, text=True, timeout=120)
 
@@ -183,7 +183,7 @@ def test_a_round_is_early_only_behind_its_own_launch():
         "print(ss.verify(*args, rows=[0], scheme='race', seed=1, position=1, backend=cuda_on_cpu.NAME).tokens.tolist())"
     )
     cuda_on_cpu.load()
-    env = {**os.environ, "PYTHONPATH": f"{native.ROOT}{os.pathsep}{native.ROOT / 'tests'}"}
+    env = {**os.environ, "PYTHONPATH": native.PYTHONPATH}
     env |= {"SPECSAMPLE_AHEAD": "1", "SPECSAMPLE_TRACE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert done.stdout == "[[-1], [-1]]\n" and done.stderr == "specsample: 2 teams of 1\n", done.stdout + done.stderr

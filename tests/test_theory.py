@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import specsample as ss
-from specsample import cli, theory
+from specsample import theory
 from specsample.theory import arrivals
 from specsample.theory.table import zipf_pair
+from specsample.tools import cli
 
 SIGMAS = 5.0  # a simulation fails a correct formula once in 1.7 million seeds; seeds are fixed
 

@@ -1,4 +1,4 @@
-"""The Triton backend without a GPU: its kernels under the interpreter (tests/triton_cases.py, in a process of its own), and
+"""The Triton backend without a GPU: its kernels under the interpreter (tests/support/triton_cases.py, in a process of its own), and
 how it is picked and refused in this one."""
 
 import importlib.util
@@ -6,8 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import native
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,10 +22,9 @@ needs_triton = pytest.mark.skipif(
 
 @needs_triton
 def test_kernels_under_the_interpreter():
-    here = Path(__file__).parent
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(here.parent)}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": native.PYTHONPATH}
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-x", "-W", "ignore", "-p", "no:cacheprovider", "triton_cases.py"]
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=native.ROOT / "tests/support", env=environment, capture_output=True, text=True, timeout=900)
     passed = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0 and passed and int(passed[1]) > 80, done.stdout[-6000:] + done.stderr[-2000:]
 

@@ -23,9 +23,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def compiled(*arguments):
-    """(exit status, the script's lines) of tests/triton_compile.py in a process of its own: a compiler may crash."""
+    """(exit status, the script's lines) of tests/support/triton_compile.py in a process of its own: a compiler may crash."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tests/triton_compile.py"), *arguments]
+    command = [sys.executable, str(ROOT / "tests/support/triton_compile.py"), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert lines, done.stderr[-4000:]
@@ -66,7 +66,7 @@ def test_calls_that_vary_compile_a_kernel_once_or_twice():
     """Once for rows that can be read 16 bytes at a time, once for any others, whatever batches, offsets, settings, seeds and
     positions are (a plain race has no laws: one more). Kernels are counted a scheme and layout."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tests/triton_keys.py")]
+    command = [sys.executable, str(ROOT / "tests/support/triton_keys.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]

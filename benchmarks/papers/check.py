@@ -1,18 +1,18 @@
-"""Does decoding accept what theory says? `python benchmarks/papers/check.py [-k 4]`
+"""Does decoding accept what theory says? `python -m benchmarks.papers.check [-k 4]`
 
 Every scheme decodes the prompts with K drafts of one token. At the prefix of every round both models' laws are known
 afterwards, and with them the exact chance a_r that the round accepts. The sum of what was accepted less a_r is a
 martingale, so it lies within 1.96·√(Σ a_r (1 − a_r)) of 0 in 95 % of runs; the table shows it in standard deviations.
 """
 
-import common
 import numpy as np
 import torch
-from common import Setting, table
 
 import specsample as ss
-from specsample.acceptance import node_acceptance
-from specsample.pair import logits_of
+from benchmarks.papers import common
+from benchmarks.papers.common import Setting, table
+from specsample.tools.acceptance import node_acceptance
+from specsample.tools.pair import logits_of
 
 
 class Rounds:

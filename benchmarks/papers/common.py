@@ -16,22 +16,18 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = Path(__file__).resolve().parent
-for folder in (HERE.parent, HERE.parent.parent):  # the other benchmarks; the package, where it is not installed
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+import numpy as np
+import torch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from harness import Progress, machine, write_json  # noqa: E402
-from rounding import PROMPTS  # noqa: E402
+import specsample as ss
+from benchmarks import RESULTS
+from benchmarks.cpu.rounding import PROMPTS
+from benchmarks.harness import Progress, machine, write_json
+from specsample.decoding import Stats
+from specsample.tools.acceptance import node_acceptance
+from specsample.tools.pair import load_pair, logits_of
 
-import specsample as ss  # noqa: E402
-from specsample.acceptance import node_acceptance  # noqa: E402
-from specsample.decoding import Stats  # noqa: E402
-from specsample.pair import load_pair, logits_of  # noqa: E402
-
-RESULTS = HERE.parent / "results" / "papers"
+FOLDER = RESULTS / "papers"
 
 
 def parser(description, name, tokens=48):
@@ -53,7 +49,7 @@ def parser(description, name, tokens=48):
     out.add_argument("--minutes", type=float, default=float("inf"),
                      help="take no new prompts after this time (from the models' being loaded), shared by the parts")  # fmt: skip
     out.add_argument("--parts", nargs="+", help="only these parts of the experiment")
-    out.add_argument("--out", type=Path, default=RESULTS / f"{name}.json",
+    out.add_argument("--out", type=Path, default=FOLDER / f"{name}.json",
                      help="a part's JSON is NAME-part.json; its table and figure go beside it")  # fmt: skip
     return out
 

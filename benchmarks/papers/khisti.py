@@ -6,17 +6,16 @@
                the order by t/d over all tokens: block efficiency, and exact acceptance of a node
   mixed        two drafts of one temperature against two of different temperatures
 
-python benchmarks/papers/khisti.py [--parts acceptance] [--target M --draft M] [--data FILE]
+python -m benchmarks.papers.khisti [--parts acceptance] [--target M --draft M] [--data FILE]
 """
 
-import common
-import style
-from common import Setting, efficiency, table
-from style import plt
-
 import specsample as ss
+from benchmarks import figures
+from benchmarks.figures import plt
+from benchmarks.papers import common
+from benchmarks.papers.common import Setting, efficiency, table
 from specsample import theory
-from specsample.acceptance import laws
+from specsample.tools.acceptance import laws
 
 NAMES = {  # as the paper calls them
     "optimum": "optimal transport", "importance": "importance (IS)", "kseq": "kseq (SpecTr)",
@@ -57,12 +56,12 @@ def acceptance(bench, options, rows, tables):
         if temperature is None:
             figure, panel = plt.subplots(figsize=(6, 4.2))
             for name in names:
-                panel.plot(ks, found[name]["mean"], **style.of(name))
+                panel.plot(ks, found[name]["mean"], **figures.of(name))
             panel.set(xlabel="drafts K", ylabel="mean acceptance of a node", xscale="log", xticks=ks, xticklabels=ks)
             panel.minorticks_off()
             panel.grid(color="0.92")
-            style.legend(panel)
-            style.save(figure, options.out.with_name("khisti-acceptance.png"))
+            figures.legend(panel)
+            figures.save(figure, options.out.with_name("khisti-acceptance.png"))
 
 
 def tempered(bench, options, rows, tables):
@@ -93,12 +92,12 @@ def tempered(bench, options, rows, tables):
             points = [(k, *efficiency(found[name, k])) for k in options.k if efficiency(found[name, k])]
             if points:
                 x, y, half = zip(*points)
-                panel.errorbar(x, y, half, capsize=2, elinewidth=0.8, **style.of(name))
-        panel.axhline(single["block_efficiency"], **style.of("token", marker="", label="single draft, T = 1"))
+                panel.errorbar(x, y, half, capsize=2, elinewidth=0.8, **figures.of(name))
+        panel.axhline(single["block_efficiency"], **figures.of("token", marker="", label="single draft, T = 1"))
         panel.set(xlabel="drafts K", ylabel="tokens a target call", title=f"drafts of {options.depth} at T = {temperature:g}")
         panel.grid(color="0.92")
-        style.legend(panel)
-        style.save(figure, options.out.with_name(f"khisti-efficiency-{temperature:g}.png"))
+        figures.legend(panel)
+        figures.save(figure, options.out.with_name(f"khisti-efficiency-{temperature:g}.png"))
 
 
 def relative(row, single):

@@ -5,27 +5,28 @@
   bound     block efficiency of `race` by number of drafted tokens as a chain, as single drafts and as the heaviest tree, with
             the bounds beside them
 
-python benchmarks/papers/races.py [--parts depth] [--target M --draft M] [--data FILE]
+python -m benchmarks.papers.races [--parts depth] [--target M --draft M] [--data FILE]
 """
 
-import common
 import numpy as np
-import style
 import torch
-from common import Setting, efficiency, table
-from style import plt
 
 import specsample as ss
-from specsample import expected, theory
-from specsample.acceptance import laws
+from benchmarks import figures
+from benchmarks.figures import plt
+from benchmarks.papers import common
+from benchmarks.papers.common import Setting, efficiency, table
+from specsample import theory
 from specsample.theory.arrivals import up_to
+from specsample.tools import expected
+from specsample.tools.acceptance import laws
 
 CHAINS = ("block", "token", "race")
 RANKS = 64  # of the target's token among the draft's arrivals, that are told apart
 SHAPES = {  # how k nodes are drafted: name -> (setting, what orders a node's children, colour, marker, dashes)
-    "chain": (lambda k: Setting("race", depth=k), "arrivals", style.BLUE, "o", "-"),
-    "k drafts of one token": (lambda k: Setting("race", k, 1), "arrivals", style.ORANGE, "s", "--"),
-    "heaviest tree": (lambda k: Setting("race", depth=min(k, 8), tree=k), "likeliest", style.VERMILION, "^", "-."),
+    "chain": (lambda k: Setting("race", depth=k), "arrivals", figures.BLUE, "o", "-"),
+    "k drafts of one token": (lambda k: Setting("race", k, 1), "arrivals", figures.ORANGE, "s", "--"),
+    "heaviest tree": (lambda k: Setting("race", depth=min(k, 8), tree=k), "likeliest", figures.VERMILION, "^", "-."),
 }
 
 
@@ -52,15 +53,15 @@ def depth(bench, options, rows, tables):
     tables.append(table("Block efficiency of a chain", head, cells))
     figure, panel = plt.subplots(figsize=(6, 4.2))
     for name in CHAINS:
-        panel.plot(options.depths, [predicted[name, n] for n in options.depths], **style.of(name))
+        panel.plot(options.depths, [predicted[name, n] for n in options.depths], **figures.of(name))
         drawn = [(n, *efficiency(found[name, n])) for n in options.depths if efficiency(found[name, n])]
         if drawn:
             x, y, half = zip(*drawn)
-            panel.errorbar(x, y, half, **style.of(name, linestyle="none", capsize=2, alpha=0.6, label="_"))
+            panel.errorbar(x, y, half, **figures.of(name, linestyle="none", capsize=2, alpha=0.6, label="_"))
     panel.set(xlabel="depth", ylabel="tokens a target call", title="lines: expected; points: measured", xticks=options.depths)
     panel.grid(color="0.92")
-    style.legend(panel)
-    style.save(figure, options.out.with_name("races-depth.png"))
+    figures.legend(panel)
+    figures.save(figure, options.out.with_name("races-depth.png"))
 
 
 def expected_efficiency(bench, depths):
@@ -112,13 +113,13 @@ def bound(bench, options, rows, tables):
     for (order, limit), dashes in zip(limits.items(), (":", (0, (1, 4)))):
         cells.append([f"bound, children by {order}", *(f"{limit[k]:.2f}" for k in options.nodes)])
         values = [limit[k] for k in options.nodes]
-        panel.plot(options.nodes, values, color=style.BLACK, linestyle=dashes, label=f"bound, children by {order}")
+        panel.plot(options.nodes, values, color=figures.BLACK, linestyle=dashes, label=f"bound, children by {order}")
     panel.set(xlabel="drafted tokens k", ylabel="tokens a target call", xscale="log")
     panel.set_xticks(options.nodes, options.nodes)
     panel.minorticks_off()
     panel.grid(color="0.92")
     panel.legend(fontsize=8, frameon=False)
-    style.save(figure, options.out.with_name("races-bound.png"))
+    figures.save(figure, options.out.with_name("races-bound.png"))
     tables.append(table("Block efficiency of `race` by drafted tokens", head, cells))
 
 

@@ -1,18 +1,17 @@
 """Which scheme should I use? Block efficiency and tokens/s of every scheme by number of paths, depth and temperature.
 
-python benchmarks/papers/which.py [--temperatures 1 0.6] [-k 1 2 4] [--depths 2 4] [--target M --draft M] [--data FILE]
+python -m benchmarks.papers.which [--temperatures 1 0.6] [-k 1 2 4] [--depths 2 4] [--target M --draft M] [--data FILE]
 
 Tokens a call come of the whole sample (--prompts, --repeats, --batch). Calls a second are timed before that, one request at a
 time, as at a desk, on the first --timed prompts, and tokens/s are the product: the luck of a short text is not in them. On a
 machine that serves many, target calls cost more with every drafted token, and fewer drafts are worth while.
 """
 
-import common
-import style
-from common import Setting, efficiency, table
-from style import plt
-
 import specsample as ss
+from benchmarks import figures
+from benchmarks.figures import plt
+from benchmarks.papers import common
+from benchmarks.papers.common import Setting, efficiency, table
 
 
 def main(arguments=None):
@@ -121,7 +120,7 @@ def draw(rows, options):
                 ]
                 if points:
                     x, y, _ = zip(*points)
-                    panel.plot(x, y, **style.of(name))
+                    panel.plot(x, y, **figures.of(name))
             panel.set(title=f"T = {temperature:g}, depth {n}", xscale="log")
             panel.set_xticks(options.k, options.k)
             panel.minorticks_off()
@@ -130,8 +129,8 @@ def draw(rows, options):
         panel.set_ylabel("tokens a target call")
     for panel in panels[-1]:
         panel.set_xlabel("paths K")
-    style.legend(panels[0, -1], loc="upper left", bbox_to_anchor=(1, 1))
-    style.save(figure, options.out.with_name("which.png"))
+    figures.legend(panels[0, -1], loc="upper left", bbox_to_anchor=(1, 1))
+    figures.save(figure, options.out.with_name("which.png"))
 
 
 if __name__ == "__main__":
