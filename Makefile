@@ -70,10 +70,10 @@ test-transformers-4: $(VENV)/with-test build
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(VENV)/transformers-4/shared.pth
 	mv $(VENV)/transformers-4/shared.pth $(VENV)/transformers-4/lib/python*/site-packages/
 	$(VENV)/transformers-4/bin/python -m pip install --quiet --disable-pip-version-check transformers==4.57.6
-	PYTHONPATH=. $(VENV)/transformers-4/bin/python -m pytest tests/test_transformers.py
+	PYTHONPATH=. $(VENV)/transformers-4/bin/python -m pytest tests/test_transformers.py tests/test_transformers_patch.py tests/test_transformers_settings.py
 
 test-vllm: $(VLLM)/ready
-	$(VLLM)/bin/python -m pytest tests/test_vllm_adapter.py tests/test_vllm_engine.py $(ARGS)
+	$(VLLM)/bin/python -m pytest tests/test_vllm_v1.py tests/test_vllm_v2.py tests/test_vllm_hooks.py tests/test_vllm_engine.py $(ARGS)
 
 PYTHON_SOURCES := specsample tests benchmarks examples setup.py
 CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inc')

@@ -20,7 +20,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE, GREY = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999",
 )  # fmt: skip
 
-SCHEMES = {  # name -> (colour, marker, dashes)
+LOOKS = {  # name -> (colour, marker, dashes)
     "optimum": (BLACK, "", ":"),
     "optimal_block": (VERMILION, "*", "-"),
     "optimal": (BLUE, "o", "-"),
@@ -40,14 +40,14 @@ SCHEMES = {  # name -> (colour, marker, dashes)
 
 def of(scheme, **more):
     """Keyword arguments of `plot` for a scheme"""
-    colour, marker, dashes = SCHEMES.get(scheme, (GREY, "x", "-"))
+    colour, marker, dashes = LOOKS.get(scheme, (GREY, "x", "-"))
     return {"color": colour, "marker": marker, "linestyle": dashes, "label": scheme, "markersize": 6, **more}
 
 
 def legend(panel, **more):
-    """A legend of each label once, in the order of SCHEMES."""
+    """A legend of each label once, in the order of LOOKS."""
     handles = dict(zip(*reversed(panel.get_legend_handles_labels())))
-    order = sorted(handles, key=lambda name: list(SCHEMES).index(name) if name in SCHEMES else len(SCHEMES))
+    order = sorted(handles, key=lambda name: list(LOOKS).index(name) if name in LOOKS else len(LOOKS))
     panel.legend([handles[name] for name in order], order, fontsize=8, frameon=False, **more)
 
 

@@ -14,7 +14,7 @@ from benchmarks import competitors as others
 TEMPERATURE, SEED, POSITION = 0.7, 1000, 100
 SAMPLING = ss.Sampling(TEMPERATURE)
 BATCHES, LENGTHS, VOCABS = (1, 8, 32), (1, 4, 8), (32000, 128256)
-SCHEMES = ("token", "block", "race")
+SINGLE_DRAFT = ("token", "block", "race")
 DRAFTS = ("iid", "arrivals", "distinct", "lists")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REQUESTS = 32  # a timed call of any case goes over at least so many requests, in batches of B: see `Inputs`
@@ -40,7 +40,7 @@ class Case(NamedTuple):
     def compiled_too(self):
         """torch.compile takes tens of seconds a shape, so only these have it."""
         chosen = self.rows == "peaked" and self.dtype == "float32" and self.V == 32000
-        return chosen and (self.B, self.L) in ((1, 4), (8, 4), (8, 0)) and self.scheme in (None, "iid", *SCHEMES)
+        return chosen and (self.B, self.L) in ((1, 4), (8, 4), (8, 0)) and self.scheme in (None, "iid", *SINGLE_DRAFT)
 
     @property
     def requests(self):
@@ -56,7 +56,7 @@ def cases(quick=False):
     if quick:
         shapes = [(1, 4, 32000), (8, 4, 32000), (8, 4, 128256)]
         kinds = [("peaked", "float32"), ("peaked", "bfloat16")]
-        found = [Case("verify", s, *k, *shape) for k in kinds for shape in shapes for s in SCHEMES]
+        found = [Case("verify", s, *k, *shape) for k in kinds for shape in shapes for s in SINGLE_DRAFT]
         found = [c for c in found if c.dtype == "float32" or c.B == 8]
         found += [Case(op, None, "peaked", "float32", 8, 0, 32000) for op in ("sample", "row_stats")]
         found += [Case("draft", kind, "peaked", "float32", 8, 0, 32000, 8) for kind in DRAFTS]
@@ -70,10 +70,10 @@ def cases(quick=False):
         ]  # fmt: skip
         found += [
             Case("verify", s, *k, b, n, v) for k in kinds for v in VOCABS for n in LENGTHS for b in BATCHES
-            for s in SCHEMES
+            for s in SINGLE_DRAFT
         ]  # fmt: skip
     # A vocabulary without work: the call's own cost. And a row pass over more than the caches hold.
-    few = [Case("verify", s, "peaked", "float32", 1, 4, 100) for s in SCHEMES]
+    few = [Case("verify", s, "peaked", "float32", 1, 4, 100) for s in SINGLE_DRAFT]
     return [*few, Case("row_stats", None, "peaked", "float32", 512, 0, 128256), *found]
 
 

@@ -97,7 +97,7 @@ BACKENDS = {
         None if triton.missing else triton.functions,
         "accelerator",
         COMPILED_DTYPES,
-        triton.SCHEMES,
+        triton.SUPPORTED,
         triton.KINDS,
         triton.missing,
     ),

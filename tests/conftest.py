@@ -21,7 +21,7 @@ from specsample import backends
 BACKENDS = ("reference", "cpu", *on_gpu.NAMES)
 ALL_SCHEMES = tuple(ss.schemes())
 # Those with a rule of their own on chains. The others become one of these there (test_multi_draft.py shows it, token for token).
-SCHEMES = tuple(name for name, card in ss.schemes().items() if card.on_chains == name)
+CHAIN_SCHEMES = tuple(name for name, card in ss.schemes().items() if card.on_chains == name)
 FAILURE_RATE = 1e-6
 CAUGHT = 1e-30
 
@@ -91,7 +91,7 @@ def draft(target):
     return nearby(target, 0.6, 1)
 
 
-@pytest.fixture(params=SCHEMES)
+@pytest.fixture(params=CHAIN_SCHEMES)
 def scheme(request):
     return request.param
 

@@ -94,7 +94,7 @@ def test_saved_logits_equal_the_models(models, tmp_path, capsys):
         assert "70 positions" in table and "target at T = 0.9, draft at T = 0.9, top_k 20" in table
     first = results[0]
     assert first["draft_sampling"] == {"temperature": 0.9, "top_k": 20, "top_p": 1.0, "min_p": 0.0}
-    assert set(first["acceptance"]) == {*theory.SCHEMES, "optimum"} and first["k"] == [1, 3]
+    assert set(first["acceptance"]) == {*theory.FORMULAS, "optimum"} and first["k"] == [1, 3]
     for scheme, values in first["acceptance"].items():
         assert results[1]["acceptance"][scheme] == pytest.approx(values, abs=1e-4)
     rows = {line[2:22].strip(): line[22:].split() for line in table.splitlines()}

@@ -6,7 +6,7 @@ import torch
 from conftest import (
     ALL_SCHEMES,
     BACKENDS,
-    SCHEMES,
+    CHAIN_SCHEMES,
     case,
     identical,
     numbers,
@@ -456,7 +456,7 @@ def test_no_id_beyond_the_vocabulary(vocab):
         logits[...] = -INF
         logits[0], logits[1, :, -1] = 0.0, 0.0
         tokens = torch.full((3, 2), vocab - 1)
-        for scheme in SCHEMES:
+        for scheme in CHAIN_SCHEMES:
             verdict = ss.verify(logits, tokens, logits[:, :2], scheme=scheme, seed=0, position=0, backend="cpu")
             assert (verdict.tokens < vocab).all() and verdict.tokens[1].tolist() == [vocab - 1] * 3
             assert verdict.tokens[2].tolist() == [-1, -1, -1]

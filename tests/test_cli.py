@@ -129,7 +129,7 @@ def test_expected_calls_are_what_decoding_takes(scheme, greedy):
     generator = torch.Generator().manual_seed(3)
     target_law, draft_law = (torch.rand(5, width, generator=generator).double() ** 3 for width in (5, 4))
     target_law, draft_law = (law / law.sum(-1, keepdim=True) for law in (target_law, draft_law))
-    target, draft = TableModel(target_law), TableModel(draft_law)
+    target, draft = TableModel(target_law, dtype=torch.float32), TableModel(draft_law, dtype=torch.float32)
     sampling = ss.Sampling(temperature=0.0 if greedy else 1.0)
     depth, difference, expectation = 3, [], []
     for seed in range(60):

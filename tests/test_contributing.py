@@ -52,7 +52,7 @@ def test_a_scheme_is_found_by_its_stem(scheme):
     table = (ROOT / "csrc/schemes/table.h").read_text()
     assert (ROOT / f"specsample/schemes/{scheme}.py").exists() and (ROOT / f"csrc/schemes/{scheme}.h").exists()
     assert f'#include "{scheme}.h"' in table and f"X({scheme}, " in table
-    assert (ROOT / f"specsample/triton/{scheme}.py").exists() == (scheme in triton.SCHEMES)
+    assert (ROOT / f"specsample/triton/{scheme}.py").exists() == (scheme in triton.SUPPORTED)
 
 
 def test_a_scheme_is_named_nowhere_else():

@@ -14,7 +14,7 @@ import known_answers
 import native
 import pytest
 import torch
-from conftest import SCHEMES, case, identical, numbers
+from conftest import CHAIN_SCHEMES, case, identical, numbers
 from known_answers import GROUPS
 from test_sanitizers import FLAGS, library
 from trees import drafted_tree
@@ -25,7 +25,7 @@ from specsample import backends
 KNOWN = known_answers.WORDS
 TREE = [-1, -1, 0, 0, 1, 4]
 KINDS = ("iid", "distinct", "arrivals", "lists", "top", "topk")
-MULTI = tuple(name for name in backends.BACKENDS["cuda"].schemes if name not in SCHEMES)
+MULTI = tuple(name for name in backends.BACKENDS["cuda"].schemes if name not in CHAIN_SCHEMES)
 MANY_BINS = 1200  # their histogram does not fit shared memory
 # Threads of a block's crew (0: as on a GPU), the seed of the order of all, blocks of a team, whether all rows are read ahead.
 LAUNCHES = [(96, 1), (0, 3), (64, 2, 2, True), (32, 5, 8, False)]
@@ -93,7 +93,7 @@ def everything(V, dtype, sampling):
     stream = {"seed": 5, "position": 1 << 33, "sampling": sampling}
     out = [ss.sample(rows, **stream, **at), *ss.row_stats(rows, sampling=sampling, **at)]
     out += [ss.draft(rows, 3, kind=kind, **stream, **at) for kind in KINDS]
-    for scheme in SCHEMES:
+    for scheme in CHAIN_SCHEMES:
         args = case(3, 3, V, dtype, scheme, seed=9, sampling=sampling)
         out += ss.verify(**args, logprobs="filtered", **at)
     for scheme in MULTI:
@@ -123,12 +123,12 @@ def test_nothing_depends_on_the_launch(V, dtype):
 @pytest.mark.parametrize("scheme", backends.BACKENDS["cuda"].schemes)
 def test_teams_emit_the_integers_of_the_reference(scheme, team):
     """With all rows read ahead; in the wider rows each block has some units and tiles, in the others most have none."""
-    at = (*SCHEMES, *MULTI).index(scheme) + team
+    at = (*CHAIN_SCHEMES, *MULTI).index(scheme) + team
     accepted = 0
     for i, V in enumerate((5003, 130)):
         settings = {"seed": at, "dtype": (torch.float32, torch.bfloat16, torch.float16)[(at + i) % 3]}
         settings["sampling"] = SAMPLINGS[(at + 2 * i) % len(SAMPLINGS)]
-        args = case(8, 3, V, scheme=scheme, **settings) if scheme in SCHEMES else drafted_tree(6, 3, 2, V, scheme, **settings)
+        args = case(8, 3, V, scheme=scheme, **settings) if scheme in CHAIN_SCHEMES else drafted_tree(6, 3, 2, V, scheme, **settings)
         expected = ss.verify(**args, backend="reference")
         with cuda_on_cpu.launches(32, shuffle=at, team=team, ahead=True):
             identical(ss.verify(**args, backend=cuda_on_cpu.NAME), expected)
@@ -152,7 +152,7 @@ def test_sums_of_long_rows_do_not_depend_on_the_launch():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_races_over_long_rows(dtype):
-    """More turns of a warp than bounds that a thread keeps (csrc/cuda/state.h): some stand for several turns."""
+    """More turns of a warp than bounds that a thread keeps (csrc/cuda/protocol.h): some stand for several turns."""
     rows = torch.cat([numbers(2, 70_003, seed=1, scale=scale, dtype=dtype) for scale in (0.1, 4.0)])
     at = {"seed": 3, "position": 9}
     cuda_on_cpu.load()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SCHEMES
+from conftest import CHAIN_SCHEMES
 from models import TableModel, prompts, tiny_llama
 
 import specsample as ss
@@ -12,7 +12,7 @@ from specsample.decoding import ModelDrafter, Prefixes, RoundInfo, Tree
 def info(batch, active=None, **change):
     active = torch.ones(batch, dtype=torch.bool) if active is None else torch.tensor(active)
     seed, position = torch.arange(batch), torch.full((batch,), 4)
-    return RoundInfo(seed, position, ss.Sampling(), "token", "iid", active, None)._replace(**change)
+    return RoundInfo(seed, position, (ss.Sampling(),), "token", "iid", active, None)._replace(**change)
 
 
 def prefixes(*rows):
@@ -78,7 +78,7 @@ def test_ngram_makes_copying_cheap():
     """A chain that goes round in a circle: once seen, all is proposed right."""
     circle = torch.eye(7).roll(1, 1)
     ids = torch.arange(8)[None] % 7
-    for scheme in SCHEMES:
+    for scheme in CHAIN_SCHEMES:
         output, stats = ss.generate(TableModel(circle), ss.NgramDrafter(), ids, max_new_tokens=20, scheme=scheme, return_stats=True)
         assert (output[0] == torch.arange(28) % 7).all()
         assert stats.target_calls == 4
@@ -159,7 +159,7 @@ def test_ids_beyond_the_vocabulary_are_rejected():
     pytest.importorskip("transformers")
     target = tiny_llama(0)
     ids, _ = prompts([3])
-    for scheme in SCHEMES:
+    for scheme in CHAIN_SCHEMES:
         drafter = Recorder(torch.tensor([[1000, 1, 2]]))
         output, stats = ss.generate(target, drafter, ids, max_new_tokens=5, scheme=scheme, return_stats=True)
         assert sum(stats.accepted) == 0 and output.max() < 60

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SCHEMES
+from conftest import CHAIN_SCHEMES
 from models import Streamer, TableModel, nearby, prompts, tiny_llama
 
 import specsample as ss
@@ -105,7 +105,7 @@ def test_plain_sampling_is_sample_at_each_position(target):
 
 
 @pytest.mark.parametrize("draft", ["model", "narrower", "ngram", "nothing"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_companions_do_not_matter(target, drafts, scheme, draft):
     """Different prompts, seeds, temperatures; ends at different times through eos."""
     ids, mask = prompts(LENGTHS)

@@ -20,7 +20,7 @@ from specsample import triton
 
 MODULES = ("commands", "races", "clock", "cases", "peers", "report", "bench", "run")  # of benchmarks.gpu
 SMOKE = [*(f"teams of {n}" for n in (1, 2, 4, 8)), "ahead", "programmatic launch", "a captured graph"]
-WARM = [f"the warm-up of triton, {name}, {dtype}" for name in triton.SCHEMES for dtype in ("float32", "bfloat16")]
+WARM = [f"the warm-up of triton, {name}, {dtype}" for name in triton.SUPPORTED for dtype in ("float32", "bfloat16")]
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_races_that_are_meant_are_excused_by_name(bench):
     text = (races.CUDA / "block.h").read_text().splitlines()
     (read,) = (i + 1 for i, line in enumerate(text) if "volatile int*" in line)
     assert ("block.h", read) in meant and len(meant) < 12
-    here, there = f"/some/where/csrc/cuda/block.h:{read}", "race.h:150"
+    here, there = f"/some/where/csrc/cuda/block.h:{read}", "race_pass.h:150"
     judge = lambda *parts, status=9: races.judge(status, RACE.format(*parts))
     assert judge("Read", here, "Write", there, "Atomic", there) is None
     assert judge("Write", there, "Read", here, "Read", here) is None

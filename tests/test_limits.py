@@ -1,5 +1,6 @@
 """Numbers of the rules that every backend has alike: one home a language, and the homes agree."""
 
+import math
 import re
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import pytest
 
 from specsample import limits, version
 from specsample.decoding import arguments as decoding
+from specsample.reference import coupling, rng
+from specsample.schemes import importance
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCES = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".inc", ".cpp", ".cu")]
 IN_HEADERS = {
     "MAX_NODES": ("walk.h", "kMaxNodes"),
     "MAX_SIBLINGS": ("mixture.h", "kMaxDraws"),
@@ -20,7 +24,8 @@ IN_HEADERS = {
 
 
 def number(text):
-    return float.fromhex(text) if text.startswith("0x") else float(text)
+    bits = re.fullmatch(r"1u << (\d+)", text)
+    return 1 << int(bits[1]) if bits else float.fromhex(text) if text.startswith("0x") else float(text)
 
 
 def defined(name, files):
@@ -29,15 +34,31 @@ def defined(name, files):
     for path in files:
         for line in path.read_text().splitlines():
             if line.lstrip().startswith("constexpr"):
-                found += [(path.name, number(value)) for value in re.findall(rf"\b{name} = ([\w.+-]+?)[,;]", line)]
+                found += [(path.name, number(value)) for value in re.findall(rf"\b{name} = ([\w.+-]+?|1u << \d+)[,;]", line)]
     return found
+
+
+RULES = {  # of the streams and of single schemes: (value, header, constant)
+    "refined words": (rng.REFINE_BELOW, "philox.h", "kRefineBelow"),
+    "block of refined words": (rng.REFINE_BLOCK, "philox.h", "kRefineBlock"),
+    "block of groups": (rng.GROUP_BLOCK, "philox.h", "kGroupBlock"),
+    "tokens of a group": (rng.GROUP, "philox.h", "kGroupTokens"),
+    "empty bins": (coupling.EMPTY, "coupling.h", "kEmpty"),
+    "stages of importance": (importance.LEAST, "importance.h", "kLeast"),
+    "exponentials by powers of two": (math.log2(math.e), "common.h", "kLog2e"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_agree(rule):
+    value, file, constant = RULES[rule]
+    assert defined(constant, SOURCES) == [(file, value)]
 
 
 @pytest.mark.parametrize("name", IN_HEADERS)
 def test_headers_agree(name):
     file, constant = IN_HEADERS[name]
-    sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".inc", ".cpp", ".cu")]
-    assert defined(constant, sources) == [(file, getattr(limits, name))]
+    assert defined(constant, SOURCES) == [(file, getattr(limits, name))]
 
 
 def test_every_limit_is_compared():

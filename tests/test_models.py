@@ -246,7 +246,7 @@ def test_a_longrope_draft_reads_afresh_what_it_read_by_other_frequencies(phi):
     text, drafter = torch.arange(3, 23)[None], ModelDrafter(phi)
     for length in (10, 11, 12, 13):  # a token a round, none of its drafts
         at = torch.tensor([length])
-        info = RoundInfo(at, at, ss.Sampling(), "token", "iid", torch.ones(1, dtype=torch.bool), None)
+        info = RoundInfo(at, at, (ss.Sampling(),), "token", "iid", torch.ones(1, dtype=torch.bool), None)
         proposal = drafter.propose(Prefixes(text, at), 4, info)
         fresh = phi(input_ids=text[:, :length]).logits[:, -1]
         torch.testing.assert_close(proposal.draft_logits[:, 0], fresh, atol=1e-6, rtol=0)

@@ -5,7 +5,7 @@ That its tokens are the reference's is in the other files, whose cases run on `c
 
 import pytest
 import torch
-from conftest import ALL_SCHEMES, SCHEMES, case, identical, require, require_scheme
+from conftest import ALL_SCHEMES, CHAIN_SCHEMES, case, identical, require, require_scheme
 from on_gpu import NAMES
 from trees import drafted_tree
 
@@ -27,7 +27,7 @@ def back(verdict):
     return ss.Verdict(*(None if x is None else x.cpu() for x in verdict))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_the_default_backend_runs_on_the_gpu_and_is_right(backend, scheme):
     """Unasked, the first of the available ones that reads the tensors where they are."""
     args = case(7, 3, 5000, torch.bfloat16, scheme, seed=1, sampling=ss.Sampling(0.9, 50, 0.95))
@@ -45,7 +45,7 @@ def test_a_captured_graph_replays_on_new_inputs(backend, scheme, B):
     """With teams, and where all rows are read before the round, with the programmatic launch of the latter."""
     require_scheme(backend, scheme)
     V = 50_000  # for teams of 8 blocks
-    if scheme in SCHEMES:
+    if scheme in CHAIN_SCHEMES:
         first, second = (case(B, 4, V, torch.bfloat16, scheme, seed=s) for s in (2, 3))  # see test_teams.py: FEW, MANY
     else:  # its lists are on the device after the first call
         first, second = (drafted_tree(B, 3, 2, V, scheme, seed=s, dtype=torch.bfloat16) | {"max_depth": 2} for s in (2, 3))
@@ -101,7 +101,7 @@ def test_calls_run_on_the_current_stream(backend):
     assert tokens.tolist() == [777, 777]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_compile_fullgraph(backend, scheme):
     args = on_gpu(case(4, 2, 500, torch.bfloat16, scheme, seed=5)) | {"backend": backend}
     logits = args.pop("target_logits")

@@ -14,7 +14,7 @@ import native
 import pytest
 import torch
 import weak_symbols
-from conftest import SCHEMES, case, identical, numbers
+from conftest import CHAIN_SCHEMES, case, identical, numbers
 from nvidia_tools import nvcc
 from trees import drafted_tree
 
@@ -30,7 +30,11 @@ def same_integers(backend):
     accepted = 0
     for i, scheme in enumerate(backends.BACKENDS[backend].schemes or ss.schemes()):
         settings = {"seed": i, "sampling": SAMPLINGS[i % len(SAMPLINGS)], "dtype": (torch.float32, torch.bfloat16)[i % 2]}
-        args = case(3, 3, 700, scheme=scheme, **settings) if scheme in SCHEMES else drafted_tree(3, 3, 2, 150, scheme, **settings)
+        args = (
+            case(3, 3, 700, scheme=scheme, **settings)
+            if scheme in CHAIN_SCHEMES
+            else drafted_tree(3, 3, 2, 150, scheme, **settings)
+        )
         expected = ss.verify(**args, logprobs="filtered", backend="reference")
         got = ss.verify(**args, logprobs="filtered", backend=backend)
         torch.testing.assert_close(got.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)

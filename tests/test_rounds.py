@@ -38,7 +38,7 @@ class TokenPositions:
     """Drafts from `table` like a model, but keys each draw by the token's own position, not by the round's."""
 
     def __init__(self, table):
-        self.logits = torch.tensor(table, dtype=torch.float64).log()
+        self.logits = torch.tensor(table).log()
 
     def propose(self, prefixes, shape, round):
         tokens, rows = [prefixes.tokens.gather(1, prefixes.lengths[:, None] - 1)[:, 0]], []
@@ -59,8 +59,8 @@ def three_tokens(target, draft, new, seed, **settings):
     for start in range(0, REQUESTS, CALL):
         outputs.append(
             ss.generate(
-                TableModel(target, strict=False), draft if hasattr(draft, "propose") else TableModel(draft, strict=False),
-                prompt, max_new_tokens=new, seed=seed * REQUESTS + start, backend="reference", **settings,
+                TableModel(target, False, torch.float32), draft if hasattr(draft, "propose") else TableModel(draft, False, torch.float32),
+                prompt, max_new_tokens=new, seed=seed * REQUESTS + start, **settings,
             )
         )  # fmt: skip
     output = torch.cat(outputs)

@@ -8,7 +8,7 @@ import cuda_on_cpu
 import on_gpu
 import pytest
 import torch
-from conftest import ALL_SCHEMES, SCHEMES, case, identical, numbers, require
+from conftest import ALL_SCHEMES, CHAIN_SCHEMES, case, identical, numbers, require
 
 import specsample as ss
 from specsample import backends
@@ -64,9 +64,9 @@ def same(args, compiled, logprobs=None):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("setting", SAMPLINGS)
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_verify(compiled, scheme, setting, dtype):
-    few(compiled, (SCHEMES.index(scheme) + list(SAMPLINGS).index(setting) - DTYPES.index(dtype)) % 3 == 0)
+    few(compiled, (CHAIN_SCHEMES.index(scheme) + list(SAMPLINGS).index(setting) - DTYPES.index(dtype)) % 3 == 0)
     accepted = 0
     for i, (V, N) in enumerate(SMALL.items()):
         args = case(B_MIXED, N, V, dtype, scheme, seed=i, sampling=SAMPLINGS[setting])
@@ -75,22 +75,22 @@ def test_verify(compiled, scheme, setting, dtype):
 
 
 @pytest.mark.parametrize("V, setting", [(V, s) for V, settings in LARGE.items() for s in settings])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_verify_large_vocabulary(compiled, scheme, V, setting):
     few(compiled, (V, setting) == (32000, "all"))
-    dtype = DTYPES[(SCHEMES.index(scheme) + V) % 3]
+    dtype = DTYPES[(CHAIN_SCHEMES.index(scheme) + V) % 3]
     sampling = ss.Sampling(*(x[:2] if isinstance(x, torch.Tensor) else x for x in SAMPLINGS[setting]))
     same(case(2, 1, V, dtype, scheme, sharpness=2.0, seed=V, sampling=sampling), compiled)
 
 
 @pytest.mark.parametrize("sharpness", [0.0, 0.1, 30.0])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_flat_and_certain_laws(compiled, scheme, sharpness):
     for setting in ("plain", "all"):
         same(case(16, 3, 500, torch.bfloat16, scheme, sharpness, seed=1, sampling=SAMPLINGS[setting]), compiled)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_many_requests(compiled, scheme):
     few(compiled, scheme == "block")
     verdict = same(case(500, 4, 33, torch.float32, scheme, seed=2), compiled)
@@ -98,13 +98,13 @@ def test_many_requests(compiled, scheme):
 
 
 @pytest.mark.parametrize("setting", ["plain", "all", "a request"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_one_hot_drafts(compiled, scheme, setting):
     same(case(B_MIXED, 4, 300, scheme=scheme, seed=3, one_hot=True, sampling=SAMPLINGS[setting]), compiled, "raw")
 
 
 @pytest.mark.parametrize("setting", ["plain", "all", "greedy", "a request"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_draft_stats(compiled, scheme, setting):
     """Kept statistics spare a pass and change no token."""
     N, sampling = 3, SAMPLINGS[setting]
@@ -117,7 +117,7 @@ def test_draft_stats(compiled, scheme, setting):
 
 
 @pytest.mark.parametrize("draft_vocab", [1, 90, 101, 160])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_draft_vocabulary(compiled, scheme, draft_vocab):
     for setting in ("plain", "all"):
         args = case(40, 3, 100, scheme=scheme, seed=5, draft_vocab=draft_vocab, sampling=SAMPLINGS[setting])
@@ -125,7 +125,7 @@ def test_draft_vocabulary(compiled, scheme, draft_vocab):
         assert int(verdict.tokens.max()) < 100
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_draft_sampling(compiled, scheme):
     """A draft law with settings of its own: one for all, a request, a draft row."""
     B, N, V = 4, 3, 200

@@ -14,14 +14,14 @@ import native
 import on_gpu
 import pytest
 import torch
-from conftest import SCHEMES, case, identical, numbers, packed, require, require_scheme, stacked, widened
+from conftest import CHAIN_SCHEMES, case, identical, numbers, packed, require, require_scheme, stacked, widened
 from trees import drafted_tree
 
 import specsample as ss
 from specsample import backends
 
 NAMES = (*on_gpu.NAMES, cuda_on_cpu.NAME)
-MULTI = tuple(name for name in backends.BACKENDS["cuda"].schemes if name not in SCHEMES)
+MULTI = tuple(name for name in backends.BACKENDS["cuda"].schemes if name not in CHAIN_SCHEMES)
 WIDE, SHORT = 50_000, 2501  # on a GPU; for the emulation
 FILTERED = ss.Sampling(0.8, 700, 0.95, 0.001)
 # Requests whose rows are all read before the round, and those whose rows are too many for it (csrc/cuda/verify.cu) while each still
@@ -84,7 +84,7 @@ def test_residual_of_a_deterministic_draft(on, requests, scheme):
         assert (verdict.num_accepted < 3).any()  # the residual was needed
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_filtered_rows(on, requests, scheme):
     backend, V = on
     a_request = ss.Sampling(torch.linspace(0.5, 1.2, requests), torch.arange(requests) * 300, 0.9, 0.001)
@@ -95,7 +95,7 @@ def test_filtered_rows(on, requests, scheme):
 
 
 @pytest.mark.parametrize("row_a_node", [False, True], ids=["rows like the target", "one row a node"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_packed_calls(on, requests, scheme, row_a_node):
     backend, V = on
     args, cases = packed_chains(requests, V, scheme, row_a_node)
@@ -133,10 +133,10 @@ def test_kept_statistics_and_rows(on, requests):
 
 
 @pytest.mark.parametrize("requests", [FEW, MANY])
-@pytest.mark.parametrize("scheme", [name for name in (*SCHEMES, *MULTI) if name != "lists"])  # which never reads ahead
+@pytest.mark.parametrize("scheme", [name for name in (*CHAIN_SCHEMES, *MULTI) if name != "lists"])  # which never reads ahead
 def test_rows_are_few_or_many(scheme, requests):
     """Each case of this file goes the way that its name says on a GPU: ahead where twice its rows fit the multiprocessors."""
-    if scheme in SCHEMES:
+    if scheme in CHAIN_SCHEMES:
         cases = [chains(requests, 9, torch.float32, scheme, one_hot=one_hot) for one_hot in (False, True)]
         cases += [packed_chains(requests, 9, scheme, row_a_node)[0] for row_a_node in (False, True)]
     else:

@@ -235,7 +235,7 @@ def test_curves_are_the_single_values():
     pairs = [zipf_pair(40, 1.0, rng), zipf_pair(40, 2.0, rng), (np.full(40, 0.025), zipf_pair(40, 1.0, rng)[0])]
     target, draft = (np.stack(laws) for laws in zip(*pairs))
     curves = theory.acceptance_curves(target, draft, (1, 2, 3, 8), samples=3000)
-    assert set(curves) == set(theory.SCHEMES) | {"optimum"}
+    assert set(curves) == set(theory.FORMULAS) | {"optimum"}
     for scheme, (value, error) in curves.items():
         assert value.shape == error.shape == (3, 4)
         for i, k in enumerate((1, 2, 3, 8)):
@@ -497,7 +497,7 @@ def test_vanishing_probabilities():
     """A draft probability of 1e-17 or 1e-320 is as good as none, without overflow on the way."""
     target = np.array([0.5, 0.3, 0.2])
     for tiny in (1e-17, 1e-320):
-        for scheme in theory.SCHEMES:
+        for scheme in theory.FORMULAS:
             k = 1 if scheme in ("token", "block") else 2
             found, without = (theory.acceptance(target, [x, 0.4, 0.6], k, scheme) for x in (tiny, 0.0))
             assert found == pytest.approx(without, abs=1e-9)
@@ -507,7 +507,7 @@ def test_vanishing_probabilities():
 def test_tensors_and_leading_dimensions():
     target = torch.tensor([[[0.5, 0.3, 0.2]], [[0.2, 0.2, 0.6]]])  # float32 [2, 1, 3]
     draft = torch.full((4, 3), 1 / 3, dtype=torch.float64)
-    for scheme in theory.SCHEMES:
+    for scheme in theory.FORMULAS:
         k = 1 if scheme in ("token", "block") else 2
         found = theory.acceptance(target, draft, k, scheme)
         assert found.shape == (2, 4) and found.dtype == np.float64
@@ -540,7 +540,7 @@ def test_command(tmp_path, capsys):
     assert rows.pop("children") == ["1", "3"]
     each = [theory.weighted_acceptance(target, np.stack([draft] * k)) for k in (1, 3)]
     assert rows["weighted"] == [f"{value:.4f}" for value in each]
-    for scheme in set(theory.SCHEMES) - {"optimal", "optimal_block", "token", "block"}:
+    for scheme in set(theory.FORMULAS) - {"optimal", "optimal_block", "token", "block"}:
         assert rows[scheme] == [f"{theory.acceptance(target, draft, k, scheme):.4f}" for k in (1, 3)]
     assert rows["token"] == [f"{np.minimum(target, draft).sum():.4f}", "-"]
     assert rows["the optimum (i.i.d.)"][1] == f"{by_subsets(target, draft, 3):.4f}"

@@ -222,7 +222,7 @@ def test_a_level_is_drawn_from_the_streams_of_its_nodes(kind):
     scheme = next(card.name for card in ss.schemes().values() if card.draft_kind == kind and card.trees)
     seed, position = torch.tensor([5, 6]), torch.tensor([2, 1])
     some = Prefixes(torch.tensor([[3, 1], [4, 0]]), position)
-    info = RoundInfo(seed, position, ss.Sampling(0.8), scheme, kind, torch.ones(2, dtype=torch.bool), None, tree)
+    info = RoundInfo(seed, position, (ss.Sampling(0.8),), scheme, kind, torch.ones(2, dtype=torch.bool), None, tree)
     proposal = ModelDrafter(model).propose(some, 9, info)
     for b in range(2):
         tokens = proposal.tokens[b].tolist()
@@ -252,7 +252,7 @@ def test_a_budget_buys_the_heaviest_tree(target, depth):
     lengths = torch.tensor(LENGTHS)
     some = Prefixes(torch.stack([torch.nn.functional.pad(s, (0, 9 - len(s))) for s in said]), lengths)
     law = ss.Sampling(torch.tensor([1.0, 0.3, 2.0, 0.0]), top_k=12)
-    info = RoundInfo(lengths, lengths, law, "race", "arrivals", torch.ones(4, dtype=torch.bool), None, 13)
+    info = RoundInfo(lengths, lengths, (law,), "race", "arrivals", torch.ones(4, dtype=torch.bool), None, 13)
     proposal = ModelDrafter(target).propose(some, depth, info)
     assert proposal.tokens.shape[1] <= 13
     for b in range(4):

@@ -12,7 +12,7 @@ import specsample as ss
 from specsample.integrations.vllm import v1
 
 V, OTHER = 100, 15
-SCHEMES = ("token", "block", "race")
+SUPPORTED = ("token", "block", "race")
 
 
 def rows(outputs, other=None):
@@ -47,13 +47,13 @@ GREEDY = [
 ]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 @pytest.mark.parametrize("drafts, outputs, expected", GREEDY)
 def test_greedy(scheme, drafts, outputs, expected):
     assert emitted(scheme, drafts, outputs) == expected
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 def test_frequency_penalties_count_the_drafts_before(scheme):
     found = emitted(
         scheme, [[1, 1, 1], [], [1, 1, 1]], [[1, 1, 1, 1], [7], [1, 1, 1, 1]], [[2], [3], [4]], OTHER,
@@ -62,7 +62,7 @@ def test_frequency_penalties_count_the_drafts_before(scheme):
     assert found == [[1, OTHER, -1, -1], [7, -1, -1, -1], [1, 1, OTHER, -1]]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 def test_bad_words_of_some_requests(scheme):
     found = emitted(
         scheme, [[1, 2, 3], [1, 15, 3], [1, 2, 3]], [[1, 2, 3, 4], [1, 15, 3, 4], [1, 2, 3, 4]], [[2], [3], [4]], OTHER,
@@ -71,7 +71,7 @@ def test_bad_words_of_some_requests(scheme):
     assert found == [[1, OTHER, -1, -1], [1, 15, 3, 4], [1, OTHER, -1, -1]]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 def test_allowed_ids_bind_the_bonus_row_too(scheme):
     forbidden = torch.zeros(3, V, dtype=torch.bool)
     forbidden[0, 0:5] = forbidden[1, 1:6] = forbidden[2, 5] = True
@@ -82,7 +82,7 @@ def test_allowed_ids_bind_the_bonus_row_too(scheme):
     assert found == [[OTHER, -1, -1, -1], [10, 6, 10, -1], [7, 10, 12, OTHER]]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_seeded_requests_repeat_themselves(scheme, count):
     drafts = torch.randint(0, V, (count, 3), generator=torch.Generator().manual_seed(1)).tolist()
@@ -95,7 +95,7 @@ def test_seeded_requests_repeat_themselves(scheme, count):
 FILTERS = [{"top_k": 1}, {"top_k": 5}, {"top_k": 99}, {"top_p": 0.5}, {"top_p": 0.9}, {"top_p": 0.99}, {"min_p": 0.3}]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 @pytest.mark.parametrize("own", FILTERS)
 def test_filters_bind_every_row(scheme, own):
     count, K = 100, 3
@@ -116,7 +116,7 @@ def test_filters_bind_every_row(scheme, own):
     assert len(places) >= count and all(kept[place] for place in places)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 @pytest.mark.parametrize("with_law", [True, False])
 def test_every_place_has_the_targets_law(scheme, with_law):
     """One target row and one draft row for all places, so that each emitted token has the same law."""
@@ -143,7 +143,7 @@ def test_every_place_has_the_targets_law(scheme, with_law):
         assert len(reached) > 100 and p_value(reached, law) > FAILURE_RATE
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 @pytest.mark.parametrize("vocab", [100, 8193, 10_000, 151_936])
 def test_ids_stay_inside_the_vocabulary(scheme, vocab):
     logits = numbers(8, vocab, seed=7)
@@ -155,7 +155,7 @@ def test_ids_stay_inside_the_vocabulary(scheme, vocab):
     assert all(-1 <= token < end for text in found for token in text) and all(text[0] >= 0 for text in found)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rows_of_nan_give_an_id(scheme, temperature):
     asked = [fakes.params(seed=b, temperature=temperature) for b in range(4)]

@@ -22,7 +22,7 @@ if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("vllm.v1
 sys.path.insert(0, str(HERE / "engines"))
 import tiny  # noqa: E402
 
-SCHEMES = ("token", "block", "race")
+SUPPORTED = ("token", "block", "race")
 K = 3
 
 
@@ -111,7 +111,7 @@ def test_it_says_what_it_replaced_and_nothing_without_being_asked(models):
 
 
 @pytest.mark.parametrize("drafter", [None, "ngram", "student", "greedy"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 def test_greedy_text_is_vllms(models, scheme, drafter):
     call = [{"prompts": prompts(6), "params": {**COMMON, "temperature": 0.0}}]
     assert ids(run(engine(models, drafter), call, scheme)) == ids(run(engine(models), call))
@@ -149,7 +149,7 @@ def test_the_target_as_its_own_drafter_is_always_accepted(models):
     """Streams, positions and laws of the drafts are what the verifier takes them for: a slip in any of them shows here."""
     params = [{"seed": 9, "temperature": 0.8}, {"seed": 10, "temperature": 1.0, "top_p": 0.9, "top_k": 30}]
     params = [{**own, "max_tokens": 1 + 6 * (K + 1), "ignore_eos": True} for own in params]
-    for scheme in SCHEMES:
+    for scheme in SUPPORTED:
         result = run(engine(models, "itself"), [{"prompts": prompts(2), "params": params}], scheme)
         counted = result["counters"]
         assert counted["vllm:spec_decode_num_draft_tokens"] > 30

@@ -162,7 +162,7 @@ def _acceptance(rows, V, K, names):
 
 def _curves(shape):
     """{scheme: exact acceptance of the root's K children, the mean over some rows}"""
-    names = [c.name for c in schemes(shape) if c.name in theory.SCHEMES and c.name not in ("recursive_distinct", "weighted")]
+    names = [c.name for c in schemes(shape) if c.name in theory.FORMULAS and c.name not in ("recursive_distinct", "weighted")]
     return _acceptance(shape.rows, shape.V, shape.K, (*names, "optimum"))
 
 

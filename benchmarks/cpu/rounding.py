@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 import specsample as ss
+from benchmarks import RESULTS
 from benchmarks.harness import Progress, machine, write_json
 from specsample.tools import demo
 
@@ -90,7 +91,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=48, help="new tokens of a text")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="leave out the prompts that would start later")
     parser.add_argument("--again", type=int, default=4, help="at most so many differing texts are repeated in float64")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rounding.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "rounding.json")
     options = parser.parse_args()
     torch.manual_seed(0)
     result = run(options)

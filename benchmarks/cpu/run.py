@@ -20,7 +20,7 @@ from benchmarks.cpu import memory
 def parse(arguments):
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a handful of cases, about half a minute")
-    parser.add_argument("--schemes", nargs="+", choices=registry.SCHEMES, help="verification with these only")
+    parser.add_argument("--schemes", nargs="+", choices=registry.SINGLE_DRAFT, help="verification with these only")
     parser.add_argument("--filter", default="", metavar="SUBSTRING", help="cases whose name has it")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json", help="JSON; beside it the table")
     parser.add_argument("--plot", action="store_true", help="also a figure beside the table (needs matplotlib)")

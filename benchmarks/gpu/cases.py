@@ -80,7 +80,7 @@ def grid():
     chains = [
         Case(scheme, b, n, v, t, f)
         for v, f, t, n, b in itertools.product(VOCABS, FILTERS, TEMPERATURES, LENGTHS, BATCHES)
-        for scheme in registry.SCHEMES
+        for scheme in registry.SINGLE_DRAFT
     ]
     samples = [Case("sample", b, 0, v, t, f) for v in VOCABS for f in FILTERS for t in TEMPERATURES for b in BATCHES]
     several = [c._replace(V=v, temperature=t) for v in VOCABS for t in TEMPERATURES for c in (*MULTI, *CHILDREN)]

@@ -163,7 +163,7 @@ def warm():
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return {
         f"the warm-up of triton, {name}, {dtype}": Command(python("-c", WARM, name, dtype), environment, 90)
-        for name in triton.SCHEMES
+        for name in triton.SUPPORTED
         for dtype in ("float32", "bfloat16")
     }
 

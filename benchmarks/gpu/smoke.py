@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import cuda_on_cpu
 import torch
-from conftest import SCHEMES, case, packed
+from conftest import CHAIN_SCHEMES, case, packed
 from trees import drafted_tree
 
 import specsample as ss
@@ -37,11 +37,11 @@ def rounds(names, V, few=False):
         card, settings = ss.schemes()[name], {"dtype": DTYPES[i % 3], "scheme": name}
         for sampling in (None, FILTERED) if not few else (FILTERED,):
             label = name + (", filtered" if sampling else "")
-            if name in SCHEMES:
+            if name in CHAIN_SCHEMES:
                 yield label, case(3, 3, V, seed=i, sampling=sampling, **settings)
             else:
                 yield label + ", tree", drafted_tree(3, 2, 2, V, seed=i, sampling=sampling, **settings)
-        if name in SCHEMES:
+        if name in CHAIN_SCHEMES:
             requests = [case(1, n, V, seed=40 + n, sampling=FILTERED, **settings) for n in (3, 1, 4)]
             yield f"{name}, packed", packed([requests[0], None, *requests[1:]])
         if card.one_hot and card.uses_draft_logits:

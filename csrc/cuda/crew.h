@@ -1,7 +1,7 @@
 // What the crew does: the law of a row, and the loop that takes the conductor's orders.
 #pragma once
 #include "filters.h"
-#include "race.h"
+#include "race_pass.h"
 
 namespace SPS_NAMESPACE {
 

@@ -7,7 +7,7 @@
 
 #include "capacity.h"
 #include "debug.h"
-#include "state.h"
+#include "protocol.h"
 
 #define SPS_LIBRARY specsample
 #define SPS_DISPATCH_KEY CUDA

@@ -213,7 +213,7 @@ class CudaExecutor : public Conductor {
     if constexpr (std::is_same<T, SiblingList>::value) {
       return *s.siblings;
     } else {
-      static_assert(sizeof(T) <= kRoom && alignof(T) <= 8, "raise kRoom in state.h");
+      static_assert(sizeof(T) <= kRoom && alignof(T) <= 8, "raise kRoom in protocol.h");
       return *reinterpret_cast<T*>(s.room);
     }
   }

@@ -5,7 +5,7 @@
 // whole scheme: it is told the same as the others, so nothing has to be told to it. The first block (rank 0) alone writes what
 // the kernel returns. Barriers: of a block's crew; of a block's conductor and crew; of the team's crews.
 #pragma once
-#include "state.h"
+#include "protocol.h"
 
 namespace SPS_NAMESPACE {
 

@@ -2,7 +2,7 @@
 #pragma once
 #include "cuda.h"
 
-#include "../cuda/state.h"
+#include "../cuda/protocol.h"
 
 #define SPS_SHARED(name) Scratch& name = cuda_on_cpu::machine.shared<Scratch>()
 #define SPS_CREW_BARRIER() cuda_on_cpu::machine.barrier(1, thread_count(), SPS_HERE)

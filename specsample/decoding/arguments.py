@@ -74,7 +74,7 @@ def check(
     check_length(position_limit(model), int(mask.sum(1).max()), max_new_tokens)
     return SimpleNamespace(
         drafter=drafter, tree=tree, depth=depth, mask=mask, seed=seeds,
-        draft_sampling=sampling if not laws else laws[0] if len(laws) == 1 else tuple(laws),
+        draft_samplings=tuple(laws) or (sampling,),
         eos=frozenset(eos),
         pad=pad, card=card, criteria=criteria,
         process=Processors(processors, vocabulary(model)) if any(processors) else None,

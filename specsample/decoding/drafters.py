@@ -22,35 +22,35 @@ class ModelDrafter:
     def __init__(self, model, paths=None):
         self.model, self.paths, self.cached, self.grows, self.room, self.read = model, paths, None, False, None, None
 
-    def propose(self, prefixes, shape, round):
-        tree = round.tree
-        prefixes = self._readable(prefixes, shape, round)
+    def propose(self, prefixes, shape, info):
+        tree = info.tree
+        prefixes = self._readable(prefixes, shape, info)
         if not any(self.room):
             return Proposal(None)
         if self.cached is None:
-            self.cached = cached_model(self.model, prefixes, round.longest, tree is not None)
+            self.cached = cached_model(self.model, prefixes, info.longest, tree is not None)
         if tree is None:
-            return self._chain(prefixes, round)
+            return self._chain(prefixes, info)
         self.grows = True
         if isinstance(tree, int):
-            return draft_heaviest(self.cached, prefixes, self.room, round)
+            return draft_heaviest(self.cached, prefixes, self.room, info)
         mine = laws = None
         if self.paths is not None:
             mine = frozenset(node for node in range(len(tree.parents)) if node % tree.paths in self.paths)
-        if type(round.sampling) is tuple:
+        if len(info.samplings) > 1:
             laws = tuple(node % tree.paths for node in range(len(tree.parents)))
-        return draft_static(self.cached, prefixes, self.room, round, mine, laws)
+        return draft_static(self.cached, prefixes, self.room, info, mine, laws)
 
-    def _readable(self, prefixes, shape, round):
+    def _readable(self, prefixes, shape, info):
         """Set `room`. -> the prefixes; of a request without room, what was read before, since every call reads all requests"""
         lengths, limit = prefixes.lengths.tolist(), position_limit(self.model)
         most = [shape if limit is None else min(shape, max(0, limit + 1 - length)) for length in lengths]
-        self.room = [levels if going else 0 for levels, going in zip(most, round.active.tolist())]
+        self.room = [levels if going else 0 for levels, going in zip(most, info.active.tolist())]
         before = self.read or [length if limit is None else min(length, limit) for length in lengths]
         self.read = [length if levels else old for length, levels, old in zip(lengths, self.room, before)]
         return Prefixes(prefixes.tokens, torch.tensor(self.read))
 
-    def _chain(self, prefixes, round):
+    def _chain(self, prefixes, info):
         # The cache forgets what was rejected and, after full acceptance, catches up on the last draft, by itself:
         # it is told the prefixes, and feeds what it lacks.
         logits = self.cached(prefixes, prefixes.tokens[:, :0])[:, 0]
@@ -59,22 +59,22 @@ class ModelDrafter:
         for i in range(count):
             if i > 0:
                 logits = self.cached.step(tokens[-1], [i < levels for levels in self.room])
-            if round.process is not None:
-                logits = round.process(logits[:, None], prefixes, [[text] for text in texts])[:, 0]
+            if info.process is not None:
+                logits = info.process(logits[:, None], prefixes, [[text] for text in texts])[:, 0]
             drawn = draft(
-                logits, kind=round.kind, sampling=round.sampling, seed=round.seed, position=round.position,
-                depth=i, node=i, backend=round.backend,
+                logits, kind=info.kind, sampling=info.sampling, seed=info.seed, position=info.position,
+                depth=i, node=i, backend=info.backend,
             )  # fmt: skip
             tokens.append(drawn[:, 0])
             rows.append(logits)
-            if round.process is not None:
+            if info.process is not None:
                 below = zip(texts, tokens[-1].tolist(), self.room)
                 texts = [(*text, t) if text is not None and t >= 0 and i + 1 < levels else None for text, t, levels in below]
         tokens = torch.stack(tokens, 1)
         if min(self.room) < count:
             there = torch.arange(count) < torch.tensor(self.room)[:, None]
             tokens = torch.where(there.to(tokens.device), tokens, -1)
-        needed = SCHEMES[round.scheme].uses_draft_logits
+        needed = SCHEMES[info.scheme].uses_draft_logits
         return Proposal(tokens, None, torch.stack(rows, 1) if needed else None)
 
     def commit(self, tokens):
@@ -92,8 +92,8 @@ class PathsDrafter:
             paths.setdefault(id(model), (model, set()))[1].add(path)
         self.drafters = [ModelDrafter(model, mine) for model, mine in paths.values()]
 
-    def propose(self, prefixes, shape, round):
-        proposals = [drafter.propose(prefixes, shape, round) for drafter in self.drafters]
+    def propose(self, prefixes, shape, info):
+        proposals = [drafter.propose(prefixes, shape, info) for drafter in self.drafters]
         self.room = [min(levels) for levels in zip(*(drafter.room for drafter in self.drafters))]
         proposals = [proposal for proposal in proposals if proposal.tokens is not None]
         if not proposals:
@@ -130,16 +130,16 @@ class NgramDrafter:
             raise ValueError(f"n: expected an int >= 1, got {n!r}")
         self.n = n
 
-    def propose(self, prefixes, shape, round):
+    def propose(self, prefixes, shape, info):
         device = prefixes.tokens.device
-        paths = 1 if round.tree is None else round.tree if isinstance(round.tree, int) else round.tree.paths
-        nodes = round.tree if isinstance(round.tree, int) else paths * shape
+        paths = 1 if info.tree is None else info.tree if isinstance(info.tree, int) else info.tree.paths
+        nodes = info.tree if isinstance(info.tree, int) else paths * shape
         trees = []
-        for prefix, active in zip(prefixes, round.active):
+        for prefix, active in zip(prefixes, info.active):
             trees.append(_trie(_continuations(prefix.cpu(), self.n, paths, shape) if active else [], nodes))
-        width = shape if round.tree is None else max(len(tokens) for tokens, _ in trees)
+        width = shape if info.tree is None else max(len(tokens) for tokens, _ in trees)
         tokens = torch.tensor([row + [-1] * (width - len(row)) for row, _ in trees], dtype=torch.int64, device=device)
-        return Proposal(tokens, None if round.tree is None else [row + [-1] * (width - len(row)) for _, row in trees])
+        return Proposal(tokens, None if info.tree is None else [row + [-1] * (width - len(row)) for _, row in trees])
 
     def commit(self, tokens):
         pass

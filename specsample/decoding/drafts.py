@@ -57,8 +57,8 @@ class Drafts:
             return [[(place + 1, above + 1, token) for (above, token), place in own] for own in known]
         return [[(i + 1, i, token) for i, token in enumerate(tokens)] for tokens in self.tokens.tolist()]
 
-    def layout(self, logits, card, draft_sampling):
-        """-> logits and the arguments of `verify` that say which row a node has. draft_sampling: a tuple is one a path"""
+    def layout(self, logits, card, draft_samplings):
+        """-> logits and the arguments of `verify` that say which row a node has. draft_samplings: one for all, or one a path"""
         device, rows, draft_logits = logits.device, self.proposal.draft_rows, self.proposal.draft_logits
         out = {"lists": self.proposal.lists if card.reads_lists else None}
         if self.parents is not None:
@@ -68,11 +68,12 @@ class Drafts:
         if draft_logits is None or not card.uses_draft_logits:
             return logits, out
         logits, draft_logits = in_wider_dtype(logits, draft_logits)
-        if type(draft_sampling) is tuple:  # the law of a row is that of its path: a row a node
+        draft_sampling = draft_samplings[0]
+        if len(draft_samplings) > 1:  # the law of a row is that of its path: a row a node
             index = torch.arange(len(logits), device=device)[:, None]
             draft_logits, rows = draft_logits[index, rows], None
-            laws = [node % len(draft_sampling) for node in range(self.tokens.shape[1])]
-            draft_sampling = for_rows(draft_sampling, laws, len(logits), device)
+            laws = [node % len(draft_samplings) for node in range(self.tokens.shape[1])]
+            draft_sampling = for_rows(draft_samplings, laws, len(logits), device)
         if rows is None and self.parents is not None:
             rows = torch.arange(self.tokens.shape[1], device=device)
         return logits, out | {"draft_logits": draft_logits, "draft_rows": rows, "draft_sampling": draft_sampling}

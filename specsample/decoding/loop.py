@@ -141,7 +141,7 @@ def run(model, draft, input_ids, given, max_new_tokens, scheme, options, samplin
         drafts = None
         if given.drafter is not None and max(limit) > 0:
             info = RoundInfo(
-                given.seed, position, given.draft_sampling, scheme, given.card.draft_kind, torch.tensor(active), backend,
+                given.seed, position, given.draft_samplings, scheme, given.card.draft_kind, torch.tensor(active), backend,
                 given.tree, given.process and given.process.draft, longest,
             )  # fmt: skip
             proposal = given.drafter.propose(prefixes, max(limit), info)
@@ -163,7 +163,7 @@ def run(model, draft, input_ids, given, max_new_tokens, scheme, options, samplin
             drawn = sample(logits[:, 0], sampling=sampling, seed=given.seed, position=position, backend=backend)
             emitted, accepted, drafted = drawn[:, None].tolist(), [0] * batch, [0] * batch
         else:
-            logits, layout = drafts.layout(logits, given.card, given.draft_sampling)
+            logits, layout = drafts.layout(logits, given.card, given.draft_samplings)
             verdict = verify(
                 logits, drafts.tokens, **layout, scheme=scheme, options=options, sampling=sampling, seed=given.seed,
                 position=position, backend=backend,

@@ -2,13 +2,13 @@
 
 A drafter is any object with
 
-    propose(prefixes, shape, round) -> Proposal
+    propose(prefixes, shape, info) -> Proposal
     commit(tokens)
 
 prefixes  `Prefixes`: a sequence of B int64 tensors, the tokens of each request so far (prompt and output, no padding)
 shape     int: how many tokens to draft for each request, or how many levels of a tree, at least 1. Fewer are fine, as long as
           their number does not depend on their values; the loop drops those beyond a request's own limit.
-round     `RoundInfo`: the streams to draw from, and the tree that was asked for
+info      `RoundInfo`: the streams to draw from, and the tree that was asked for
 tokens    int64 [B, D + 1], what the round emitted for each request, padded with −1. A finished request stays in the
           batch with a prefix that does not grow any more; its rows are −1 throughout.
 
@@ -46,12 +46,13 @@ class Prefixes(Sequence):
 class RoundInfo(NamedTuple):
     """What a drafter needs to draw from the right streams; pass it on to `ss.draft(...)`:
 
-        ss.draft(logits, kind=round.kind, sampling=round.sampling, seed=round.seed, position=round.position,
-                 depth=i, node=i, backend=round.backend)          for the i-th token of the round, logits [B, V]
+        ss.draft(logits, kind=info.kind, sampling=info.sampling, seed=info.seed, position=info.position,
+                 depth=i, node=i, backend=info.backend)          for the i-th token of the round, logits [B, V]
 
     seed      int64 [B]
     position  int64 [B]: the round's, i.e. the index of the first token it emits; equals the prefix's length
-    sampling  the law of the drafts (generate's draft_sampling, or the target's); a tuple, one a path, where that was given
+    samplings tuple: the law of the drafts (generate's draft_sampling, or the target's), or one a path where that was given;
+              `sampling` is the first of them
     scheme    the verification scheme
     kind      the `kind=` of `ss.draft` that the scheme asks for
     active    bool [B], on the CPU: requests that are not finished
@@ -65,7 +66,7 @@ class RoundInfo(NamedTuple):
 
     seed: torch.Tensor
     position: torch.Tensor
-    sampling: Sampling | tuple
+    samplings: tuple[Sampling, ...]
     scheme: str
     kind: str
     active: torch.Tensor
@@ -73,6 +74,10 @@ class RoundInfo(NamedTuple):
     tree: Tree | int | None = None
     process: Callable | None = None
     longest: int | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.samplings[0]
 
 
 class Proposal(NamedTuple):

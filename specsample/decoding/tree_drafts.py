@@ -11,25 +11,25 @@ from .proposal import Proposal
 from .trees import for_rows
 
 
-def draft_static(cached, prefixes, room, round, mine=None, laws=None):
-    """Draft round.tree, or its nodes `mine` (a frozenset), down to room[b] levels. cached: a model with a cache that reads trees
+def draft_static(cached, prefixes, room, info, mine=None, laws=None):
+    """Draft info.tree, or its nodes `mine` (a frozenset), down to room[b] levels. cached: a model with a cache that reads trees
 
     Nodes of equal prefix have one row of logits. Tokens of nodes that are not drawn are −1.
-    laws: tuple [N], which of round.sampling (then a sequence) each node is drawn from. The proposal has a draft row for each
+    laws: tuple [N], which of info.samplings each node is drawn from. The proposal has a draft row for each
     distinct prefix; draft_rows name them.
     """
-    tree, batch, device = round.tree, len(prefixes), prefixes.tokens.device
-    samplings = [round.sampling] if laws is None else round.sampling
+    tree, batch, device = info.tree, len(prefixes), prefixes.tokens.device
+    samplings = info.samplings
     depth = min(max(room), tree.depth)
     tokens = [[-1] * len(tree.parents) for _ in range(batch)]
     places = [[-1] * (len(tree.parents) + 1) for _ in range(batch)]  # of each node; the last is the root's
     streams = {}
     cached.start(prefixes)
-    rows = [_read(cached, prefixes, room, round, first=True)]
+    rows = [_read(cached, prefixes, room, info, first=True)]
     for level in range(depth):
         base = cached.size - rows[-1].shape[1] if level else -1
-        for call in tree.draws(level, round.kind, laws, mine):
-            drawn = _draw(call, rows[-1], places, base, samplings, level, round, streams)
+        for call in tree.draws(level, info.kind, laws, mine):
+            drawn = _draw(call, rows[-1], places, base, samplings, level, info, streams)
             for row, own, into, levels in zip(drawn, places, tokens, room):
                 for node, column in zip(call.nodes, call.columns):
                     # Nothing is drawn below a node that was not read.
@@ -43,8 +43,8 @@ def draft_static(cached, prefixes, room, round, mine=None, laws=None):
                 cached.insert(b, inner, tree.parents, tokens[b], places[b])
         if not any(cached.fresh):
             break
-        rows.append(_read(cached, prefixes, room, round))
-    card, tokens = SCHEMES[round.scheme], torch.tensor(tokens, device=device)
+        rows.append(_read(cached, prefixes, room, info))
+    card, tokens = SCHEMES[info.scheme], torch.tensor(tokens, device=device)
     lists = torch.tensor(tree.lists, device=device) if card.reads_lists else None
     if not card.uses_draft_logits:
         return Proposal(tokens, tree.parents, None, None, lists)
@@ -52,9 +52,9 @@ def draft_static(cached, prefixes, room, round, mine=None, laws=None):
     return Proposal(tokens, tree.parents, torch.cat(rows, 1), draft_rows, lists)
 
 
-def _read(cached, prefixes, room, round, first=False):
+def _read(cached, prefixes, room, info, first=False):
     """The rows of the places inserted, at first after that of the prefix; processed as the target's will be."""
-    if round.process is None:
+    if info.process is None:
         return cached.read()
     more, texts = max(map(len, cached.fresh)), []
     for known, fresh, levels in zip(cached.known, cached.fresh, room):
@@ -63,10 +63,10 @@ def _read(cached, prefixes, room, round, first=False):
             said[place] = (*said[above], token)
         rows = [()] * first + [said[place] for place, _ in fresh] + [None] * (more - len(fresh))
         texts.append(rows if levels else [None] * len(rows))
-    return round.process(cached.read(), prefixes, texts)
+    return info.process(cached.read(), prefixes, texts)
 
 
-def _draw(call, rows, places, base, samplings, level, round, streams):
+def _draw(call, rows, places, base, samplings, level, info, streams):
     """Tokens that call.columns choose from, a list of k tokens a parent for each request, from rows [B, M, V] of the places
     base, base + 1, …
     streams: sampling, seed and position of rows, by the laws of a request's rows"""
@@ -78,18 +78,18 @@ def _draw(call, rows, places, base, samplings, level, round, streams):
     laws, several = tuple(call.laws), len(call.parents)
     if laws not in streams:
         sampling = for_rows(samplings, laws, batch, logits.device)
-        streams[laws] = sampling, *(x if several == 1 else x.repeat_interleave(several) for x in (round.seed, round.position))
+        streams[laws] = sampling, *(x if several == 1 else x.repeat_interleave(several) for x in (info.seed, info.position))
     sampling, seed, position = streams[laws]
     node = call.node[0] if several == 1 else torch.tensor(call.node * batch, device=logits.device)
     drawn = draft(
-        logits, call.k, kind=round.kind, sampling=sampling, seed=seed, position=position, depth=level, node=node,
-        backend=round.backend,
+        logits, call.k, kind=info.kind, sampling=sampling, seed=seed, position=position, depth=level, node=node,
+        backend=info.backend,
     )  # fmt: skip
     return drawn.view(batch, several * call.k).tolist()
 
 
-def draft_heaviest(cached, prefixes, room, round):
-    """Draft the round.tree (an int) heaviest nodes of at most room[b] levels: those whose paths are the likeliest.
+def draft_heaviest(cached, prefixes, room, info):
+    """Draft the info.tree (an int) heaviest nodes of at most room[b] levels: those whose paths are the likeliest.
 
     A node's weight is the draft's probability of its path; it never exceeds its parent's, so the heaviest nodes are a tree,
     the one with the most accepted tokens in expectation when target and draft agree and nothing is known of the clocks.
@@ -99,15 +99,15 @@ def draft_heaviest(cached, prefixes, room, round):
     paths (`arrivals`, on the clocks of the race itself) accept more; this is for low temperatures.
     Kobus and Gündüz 2025 (arXiv 2504.15475); `specsample.theory.drafting_tree` grows the same tree node by node.
     """
-    batch, depth, budget, number = len(prefixes), max(room), round.tree, count()
-    temperatures = torch.as_tensor(round.sampling.temperature).expand(batch).tolist()
+    batch, depth, budget, number = len(prefixes), max(room), info.tree, count()
+    temperatures = torch.as_tensor(info.sampling.temperature).expand(batch).tolist()
     cached.start(prefixes)
     # Of each request its nodes, the heaviest first, each (−log weight, number, token, parent's number): numbers rise from
     # parent to child. And the nodes whose children are to come, with their places.
     known, places = [[] for _ in range(batch)], [{-1: -1} for _ in range(batch)]
     front = [[(0.0, -1)] if levels else [] for levels in room]
     for level in range(depth):
-        children = _likeliest(_read(cached, prefixes, room, round, first=level == 0), budget, round)
+        children = _likeliest(_read(cached, prefixes, room, info, first=level == 0), budget, info)
         for b, nodes in enumerate(front):
             below = [_below(*node, *row, temperatures[b], number) for node, row in zip(nodes, children[b])]
             known[b] = list(islice(merge(known[b], *below), budget))
@@ -141,12 +141,12 @@ def _below(weight, parent, tokens, logits, total, temperature, number):
             yield weight - gain, next(number), token, parent
 
 
-def _likeliest(logits, most, round):
+def _likeliest(logits, most, info):
     """After each row of logits [B, M, V]: (its likeliest tokens, their logits, the row's logsumexp), lists of M for each of B"""
     batch, rows, vocab = logits.shape
     flat = logits.flatten(0, 1)
-    sampling = for_rows([round.sampling], [0] * rows, batch, flat.device)
-    tokens = draft(flat, min(most, vocab), kind="topk", sampling=sampling, seed=0, position=0, backend=round.backend)
-    total = row_stats(flat, sampling=sampling, backend=round.backend).logsumexp.tolist()
+    sampling = for_rows([info.sampling], [0] * rows, batch, flat.device)
+    tokens = draft(flat, min(most, vocab), kind="topk", sampling=sampling, seed=0, position=0, backend=info.backend)
+    total = row_stats(flat, sampling=sampling, backend=info.backend).logsumexp.tolist()
     each = list(zip(tokens.tolist(), flat.gather(1, tokens.clamp(min=0)).tolist(), total))
     return [each[b * rows : (b + 1) * rows] for b in range(batch)]

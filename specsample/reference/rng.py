@@ -39,9 +39,9 @@ CLOCK, ACCEPT, RESIDUAL, SELECT, DRAFT, DISTINCT = range(6)
 GROUP = 32  # tokens
 
 _MASK = 0xFFFFFFFF
-_REFINE_BELOW = 1 << 12  # words below this are refined by a second word
-_REFINE_BLOCK = 1 << 31  # ... which is the same counter with this bit of the block set
-_GROUP_BLOCK = 1 << 30
+REFINE_BELOW = 1 << 12  # words below this are refined by a second word
+REFINE_BLOCK = 1 << 31  # ... which is the same counter with this bit of the block set
+GROUP_BLOCK = 1 << 30  # this bit: words of groups
 
 
 def philox(counter, key):
@@ -65,7 +65,7 @@ def _blocks(seed, position, purpose, slot, block):
 
 def words(seed, position, purpose, slot, count, refine=False):
     """Words of tokens 0..count−1. seed, position, slot: int64 [B] -> int64 [B, count] in [0, 2³²)."""
-    block = torch.arange((count + 3) // 4, device=seed.device) + (_REFINE_BLOCK if refine else 0)
+    block = torch.arange((count + 3) // 4, device=seed.device) + (REFINE_BLOCK if refine else 0)
     return _blocks(seed, position, purpose, slot, block).flatten(1)[:, :count]
 
 
@@ -73,7 +73,7 @@ def group_words(seed, position, purpose, slot, count, second=False):
     """A of groups 0..count−1 (second: S). seed, position, slot: int64 [B] -> int64 [B, count] in [0, 2³²)."""
     lane = torch.arange(min(32, max(count, 1)), device=seed.device)  # a narrow vocabulary has no more
     block = 32 * torch.arange((count + 127) // 128, device=seed.device)[:, None] + lane
-    block = block.flatten() + _GROUP_BLOCK + (_REFINE_BLOCK if second else 0)
+    block = block.flatten() + GROUP_BLOCK + (REFINE_BLOCK if second else 0)
     four_tiles = _blocks(seed, position, purpose, slot, block).unflatten(1, (-1, len(lane)))  # [B, four tiles, lane, tile]
     return four_tiles.transpose(2, 3).flatten(1)[:, :count]
 
@@ -81,7 +81,7 @@ def group_words(seed, position, purpose, slot, count, second=False):
 def _uniform(r, s, bits):
     """(r + ½)·2⁻³², where r < 2¹² is refined by a number s of so many bits: (r + (s + ½)·2⁻ᵇⁱᵗˢ)·2⁻³². Exact in float64."""
     r, s = r.to(torch.float64), s.to(torch.float64)  # int64 tensors plus a number would be float32
-    return (r + torch.where(r < _REFINE_BELOW, (s + 0.5) * 2.0**-bits, 0.5)) * 2.0**-32
+    return (r + torch.where(r < REFINE_BELOW, (s + 0.5) * 2.0**-bits, 0.5)) * 2.0**-32
 
 
 def uniforms(seed, position, purpose, slot, count=1):

@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise ImportError('specsample.theory needs NumPy: pip install "specsample[theory]"') from error
 
-from .acceptance import SCHEMES, acceptance
+from .acceptance import FORMULAS, acceptance
 from .arrivals import Bracketed, arrivals_acceptance, rank_entropy
 from .curves import Curve, acceptance_curves
 from .distinct import Estimate, distinct_acceptance, distinct_estimate
@@ -24,7 +24,7 @@ from .tree import DraftingTree, drafting_tree
 from .weighted import weighted_acceptance
 
 __all__ = [
-    "SCHEMES",
+    "FORMULAS",
     "Bracketed",
     "Curve",
     "DraftingTree",

@@ -30,7 +30,7 @@ def acceptance(target, draft, k=1, scheme="token", *, samples=None, seed=0, s=No
     target, draft: [..., V] probabilities -> float64 [...]. ValueError for `weighted`, whose acceptance depends on
     several draft laws, for k > 1 under token and block, for settings of another scheme, and for bad laws.
     """
-    expect(scheme in SCHEMES, "scheme", f"one of {', '.join(SCHEMES)}",
+    expect(scheme in FORMULAS, "scheme", f"one of {', '.join(FORMULAS)}",
            f"{scheme!r}{_WITHOUT.get(scheme, '')}")  # fmt: skip
     target, draft = pair(target, draft)
     k = count(k, "k")
@@ -40,7 +40,7 @@ def acceptance(target, draft, k=1, scheme="token", *, samples=None, seed=0, s=No
         return distinct_acceptance(target, draft, k, samples=samples, seed=seed)
     if scheme == "importance":
         return importance_acceptance(target, draft, k, s, alphabet)
-    return SCHEMES[scheme](target, draft, k)
+    return FORMULAS[scheme](target, draft, k)
 
 
 def _token(target, draft, k):
@@ -58,7 +58,7 @@ def _top(target, draft, k):
     return listed.sum(-1) + np.minimum(t[..., k - 1 :], drawn).sum(-1)
 
 
-SCHEMES = {
+FORMULAS = {
     "token": _token,
     "block": _token,
     "race": lambda target, draft, k: arrivals_acceptance(target, draft, k).value,

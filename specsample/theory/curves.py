@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import expect
 from ..schemes import SCHEMES as CARDS
-from .acceptance import SCHEMES
+from .acceptance import FORMULAS
 from .arrivals import up_to
 from .distinct import distinct_acceptance, distinct_estimate
 from .laws import count, pair
@@ -32,9 +32,9 @@ def acceptance_curves(target, draft, ks=(1, 2, 4, 8), *, schemes=None, samples=6
     target, draft: [..., V] probabilities; schemes: names, None = all -> {scheme or "optimum": Curve}
     """
     target, draft = pair(target, draft)
-    names = [*SCHEMES, "optimum"] if schemes is None else list(schemes)
+    names = [*FORMULAS, "optimum"] if schemes is None else list(schemes)
     for name in names:
-        expect(name in SCHEMES or name == "optimum", "schemes", f"some of {', '.join(SCHEMES)}, optimum", repr(name))
+        expect(name in FORMULAS or name == "optimum", "schemes", f"some of {', '.join(FORMULAS)}, optimum", repr(name))
     ks = [count(k, "ks") for k in ks]
     samples, rng = count(samples, "samples"), np.random.default_rng(seed)
     shape, width = target.shape[:-1], target.shape[-1]
@@ -63,7 +63,7 @@ def _distinct(t, d, ks, samples, rng):
 
 
 def _one_by_one(name):
-    formula = optimal_acceptance if name == "optimum" else SCHEMES[name]
+    formula = optimal_acceptance if name == "optimum" else FORMULAS[name]
     single = name in CARDS and not CARDS[name].trees
     return lambda t, d, ks: np.array([formula(t, d, k) if k == 1 or not single else np.nan for k in ks])
 

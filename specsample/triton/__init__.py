@@ -3,8 +3,8 @@
 The ops of specsample/ops.py are declared a second time under `specsample_triton`, from the same schemas and with the same
 fake kernels, so `backend="triton"` can be asked for beside compiled kernels. Triton is imported at the first call.
 
-A scheme's file has its name and a function `verify(round)`; walk.py (device) and round.py (host) hold what they share, tree.py
-the walk of the multi-draft schemes, each of which is a step for one node. A new one is a file and its name in SCHEMES.
+A scheme's file has its name and a function `verify(call)`; walk.py (device) and call.py (host) hold what they share, tree.py
+the walk of the multi-draft schemes, each of which is a step for one node. A new one is a file and its name in SUPPORTED.
 
 Every kernel is one program a row or a request over tiles of the vocabulary, with one tiling for all launches, and without
 libdevice, inline assembly or tuning at call time, so that the interpreter (TRITON_INTERPRET=1) runs it as well.
@@ -17,7 +17,7 @@ import torch
 
 from .. import ops
 
-SCHEMES = (  # one a line
+SUPPORTED = (  # one a line
     "token",
     "block",
     "race",
@@ -46,9 +46,9 @@ def refusal(device):
 
 def _implementation(name):
     def run(*args):
-        from . import round, rows
+        from . import call, rows
 
-        return getattr(round if name == "verify" else rows, name)(*args)
+        return getattr(call if name == "verify" else rows, name)(*args)
 
     return run
 

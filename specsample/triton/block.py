@@ -159,28 +159,28 @@ def longest_kernel(
     store_stop(stops, b, kind, stop, row, drawn)
 
 
-def verify(round):
-    laws, draft_laws = round.laws(normalised=True), round.draft_laws()
-    shape, device = round.emitted.shape, round.device
+def verify(call):
+    laws, draft_laws = call.laws(normalised=True), call.draft_laws()
+    shape, device = call.emitted.shape, call.device
     steps = torch.empty(*shape, STEP.value, dtype=torch.int64, device=device)
     weights, masses = torch.empty(2, *shape, dtype=torch.float64, device=device)
-    lengths = torch.empty(round.batch, dtype=torch.int64, device=device)
-    stops = torch.empty(round.batch, STOP.value, dtype=torch.int64, device=device)
-    kept_weights = torch.empty(round.batch, dtype=torch.float64, device=device)
-    tensors, numbers, constants = round.nodes_args(draft_laws)
-    vocabs = (round.vocab, 0 if round.draft is None else round.draft.shape[-1])
-    strides = (*round.strides(round.target), *round.strides(round.draft))
+    lengths = torch.empty(call.batch, dtype=torch.int64, device=device)
+    stops = torch.empty(call.batch, STOP.value, dtype=torch.int64, device=device)
+    kept_weights = torch.empty(call.batch, dtype=torch.float64, device=device)
+    tensors, numbers, constants = call.nodes_args(draft_laws)
+    vocabs = (call.vocab, 0 if call.draft is None else call.draft.shape[-1])
+    strides = (*call.strides(call.target), *call.strides(call.draft))
     launch(
-        weights_kernel, (round.batch,), round.target, round.draft, laws, round.spans, steps, weights, lengths, *tensors,
-        *vocabs, round.row_count, round.node_count, *strides, round.max_depth, *numbers, **constants,
+        weights_kernel, (call.batch,), call.target, call.draft, laws, call.spans, steps, weights, lengths, *tensors,
+        *vocabs, call.row_count, call.node_count, *strides, call.max_depth, *numbers, **constants,
     )  # fmt: skip
     launch(
-        masses_kernel, (round.emitted.numel(),), round.target, round.draft, laws, draft_laws, round.spans, steps, weights,
-        lengths, masses, *vocabs, round.row_count, round.draft_count, *strides, round.max_depth, BLOCK=BLOCK,
+        masses_kernel, (call.emitted.numel(),), call.target, call.draft, laws, draft_laws, call.spans, steps, weights,
+        lengths, masses, *vocabs, call.row_count, call.draft_count, *strides, call.max_depth, BLOCK=BLOCK,
     )  # fmt: skip
     launch(
-        longest_kernel, (round.batch,), laws, round.spans, round.seeds, round.positions, steps, weights, lengths, masses,
-        round.emitted, round.path, round.num_accepted, stops, kept_weights, round.row_count, round.seed, round.position,
-        round.max_depth,
+        longest_kernel, (call.batch,), laws, call.spans, call.seeds, call.positions, steps, weights, lengths, masses,
+        call.emitted, call.path, call.num_accepted, stops, kept_weights, call.row_count, call.seed, call.position,
+        call.max_depth,
     )  # fmt: skip
-    round.finish(laws, draft_laws, stops, kept_weights)
+    call.finish(laws, draft_laws, stops, kept_weights)

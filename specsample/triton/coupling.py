@@ -8,12 +8,13 @@ first.
 import triton
 import triton.language as tl
 
+from ..reference.coupling import EMPTY
 from .histogram import LANES, sums_of, totals
 from .streams import SELECT, stream, uniform_pair
 
 TABLES = tl.constexpr(5)  # the ratio comes first, histogram.py reads it
 EDGE, CROSS, PLUS, MINUS = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)
-_EMPTY = tl.constexpr(2.0**-53)  # a bin whose draft mass is below this is never drawn from; its middle stands for its ratio
+_EMPTY = tl.constexpr(EMPTY)  # a bin whose draft mass is below this is never drawn from; its middle stands for its ratio
 
 
 @triton.jit

@@ -56,5 +56,5 @@ def step(at, BLOCK: tl.constexpr):
     return tl.where(j >= 0, at_node(x, lanes, j), -1), residual(at, 1.0 / gamma, 1.0 / gamma - 1.0 / c, ()), 0
 
 
-def verify(round):
-    verify_tree(round, step, bins=int(round.options[0]))
+def verify(call):
+    verify_tree(call, step, bins=int(call.options[0]))

@@ -5,6 +5,7 @@ the end: a fixed order, so a row's numbers depend on the row and its settings al
 order-preserving bits of the logits; each step moves to a logit that occurs, so it ends early and at the exact one.
 """
 
+import math
 from typing import NamedTuple
 
 import triton
@@ -14,7 +15,7 @@ from .. import limits
 from .kernel import Kernel
 
 LARGEST = tl.constexpr(3.4028234663852886e38)  # +inf logits are read as the largest float
-LOG2E = tl.constexpr(1.4426950408889634)
+LOG2E = tl.constexpr(math.log2(math.e))
 BROKEN = tl.constexpr(-2)  # in `only`: no finite logit
 FIELDS = tl.constexpr(5)  # of a law in memory, float64 each
 _SLACK, _MAX_LOGSUMEXP = tl.constexpr(limits.SLACK), tl.constexpr(limits.MAX_LOGSUMEXP)

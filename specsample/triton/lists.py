@@ -88,12 +88,12 @@ def lists_kernel(
     tl.store(num_accepted + b, depth)
 
 
-def verify(round):
-    laws = round.laws(normalised=False)
-    inputs = (round.tokens, round.parents, round.rows, round.lists)
+def verify(call):
+    laws = call.laws(normalised=False)
+    inputs = (call.tokens, call.parents, call.rows, call.lists)
     launch(
-        lists_kernel, (round.batch,), round.target, laws, round.spans, round.seeds, round.positions, round.emitted, round.path,
-        round.num_accepted, tops_for(round.target, round.batch), *inputs, round.vocab, round.row_count, round.node_count,
-        *round.strides(round.target), round.seed, round.position, round.max_depth, *map(round.stride_of, inputs), round.id_limit,
-        P=round.width, TILES=race_tiles(round.target), **ALONE,
+        lists_kernel, (call.batch,), call.target, laws, call.spans, call.seeds, call.positions, call.emitted, call.path,
+        call.num_accepted, tops_for(call.target, call.batch), *inputs, call.vocab, call.row_count, call.node_count,
+        *call.strides(call.target), call.seed, call.position, call.max_depth, *map(call.stride_of, inputs), call.id_limit,
+        P=call.width, TILES=race_tiles(call.target), **ALONE,
     )  # fmt: skip

@@ -42,5 +42,5 @@ def step(at, BLOCK: tl.constexpr):
     return tl.where(accepted, x, -1), residual(at, one, one * 0.0, with_tail(bins, k, tail_bin)), 0
 
 
-def verify(round):
-    verify_tree(round, step, bins=int(round.options[0]))
+def verify(call):
+    verify_tree(call, step, bins=int(call.options[0]))

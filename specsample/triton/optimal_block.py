@@ -115,6 +115,6 @@ def optimal_block_kernel(
         tl.store(first + stop, tl.maximum(winner, -1))
 
 
-def verify(round):
-    args = tree_args(round, int(round.options[0]), tables=2)
-    launch(optimal_block_kernel, (round.batch,), *args, **tree_constants(round))
+def verify(call):
+    args = tree_args(call, int(call.options[0]), tables=2)
+    launch(optimal_block_kernel, (call.batch,), *args, **tree_constants(call))

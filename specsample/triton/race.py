@@ -99,21 +99,21 @@ def race_walk_kernel(
         )  # fmt: skip
 
 
-def verify(round):
-    known = plain(*round.settings)
-    laws = None if known else round.laws(normalised=False)
-    owner = round.owner() if round.packed else None
-    slots = round.target.shape[0] if round.packed else round.batch * (round.node_count + 1)
-    winners = torch.empty(slots, dtype=torch.int64, device=round.device)
-    parents_stride, rows_stride = round.stride_of(round.parents), round.stride_of(round.rows)
+def verify(call):
+    known = plain(*call.settings)
+    laws = None if known else call.laws(normalised=False)
+    owner = call.owner() if call.packed else None
+    slots = call.target.shape[0] if call.packed else call.batch * (call.node_count + 1)
+    winners = torch.empty(slots, dtype=torch.int64, device=call.device)
+    parents_stride, rows_stride = call.stride_of(call.parents), call.stride_of(call.rows)
     launch(
-        winners_kernel, (slots,), round.target, laws, round.spans, owner, round.parents, round.rows, round.seeds,
-        round.positions, winners, tops_for(round.target, slots), round.vocab, round.row_count, round.node_count,
-        *round.strides(round.target), scale_bits(round.settings[0]), round.seed, round.position, round.max_depth,
-        parents_stride, rows_stride, TILES=race_tiles(round.target),
+        winners_kernel, (slots,), call.target, laws, call.spans, owner, call.parents, call.rows, call.seeds,
+        call.positions, winners, tops_for(call.target, slots), call.vocab, call.row_count, call.node_count,
+        *call.strides(call.target), scale_bits(call.settings[0]), call.seed, call.position, call.max_depth,
+        parents_stride, rows_stride, TILES=race_tiles(call.target),
     )  # fmt: skip
     launch(
-        race_walk_kernel, (round.batch,), round.spans, winners, round.emitted, round.path, round.num_accepted,
-        round.tokens, round.parents, round.rows, round.row_count, round.node_count, round.max_depth,
-        round.stride_of(round.tokens), parents_stride, rows_stride, round.id_limit, P=round.width,
+        race_walk_kernel, (call.batch,), call.spans, winners, call.emitted, call.path, call.num_accepted,
+        call.tokens, call.parents, call.rows, call.row_count, call.node_count, call.max_depth,
+        call.stride_of(call.tokens), parents_stride, rows_stride, call.id_limit, P=call.width,
     )  # fmt: skip

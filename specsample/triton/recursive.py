@@ -31,5 +31,5 @@ def step(at, BLOCK: tl.constexpr):
     return token, residual(at, 1.0 / tl.maximum(c, 1.0), c * 0.0, ()), 0
 
 
-def verify(round):
-    verify_tree(round, step)
+def verify(call):
+    verify_tree(call, step)

@@ -47,5 +47,5 @@ def step(at, BLOCK: tl.constexpr):
     return token, left_of(at, peak, total, only, c, Tokens(at.list, j)), 0
 
 
-def verify(round):
-    verify_tree(round, step)
+def verify(call):
+    verify_tree(call, step)

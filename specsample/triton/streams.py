@@ -12,11 +12,18 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-CLOCK, ACCEPT, RESIDUAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-SELECT, DRAFT, DISTINCT = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
-REFINE_BELOW = tl.constexpr(4096)
-REFINE_BLOCK, GROUP_BLOCK = tl.constexpr(1 << 31), tl.constexpr(1 << 30)  # bits of a block that name a sub-stream
-GROUP, LANES, ROW, TILE = tl.constexpr(32), tl.constexpr(32), tl.constexpr(256), tl.constexpr(1024)  # tokens; groups of a tile
+from ..reference import rng
+
+CLOCK, ACCEPT, RESIDUAL = tl.constexpr(rng.CLOCK), tl.constexpr(rng.ACCEPT), tl.constexpr(rng.RESIDUAL)
+SELECT, DRAFT, DISTINCT = tl.constexpr(rng.SELECT), tl.constexpr(rng.DRAFT), tl.constexpr(rng.DISTINCT)
+REFINE_BELOW = tl.constexpr(rng.REFINE_BELOW)
+REFINE_BLOCK, GROUP_BLOCK = tl.constexpr(rng.REFINE_BLOCK), tl.constexpr(rng.GROUP_BLOCK)
+GROUP, LANES, ROW, TILE = (
+    tl.constexpr(rng.GROUP),
+    tl.constexpr(32),
+    tl.constexpr(256),
+    tl.constexpr(1024),
+)  # tokens; groups of a tile
 _TO_UNIT = tl.constexpr(2.0**-32)
 
 

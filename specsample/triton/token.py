@@ -96,16 +96,16 @@ def token_kernel(
         )  # fmt: skip
 
 
-def verify(round):
-    laws, draft_laws = round.laws(normalised=True), round.draft_laws()
-    stops = torch.empty(round.batch, STOP.value, dtype=torch.int64, device=round.device)
-    weights = torch.ones(round.batch, dtype=torch.float64, device=round.device)
-    tensors, numbers, constants = round.nodes_args(draft_laws)
+def verify(call):
+    laws, draft_laws = call.laws(normalised=True), call.draft_laws()
+    stops = torch.empty(call.batch, STOP.value, dtype=torch.int64, device=call.device)
+    weights = torch.ones(call.batch, dtype=torch.float64, device=call.device)
+    tensors, numbers, constants = call.nodes_args(draft_laws)
     launch(
-        token_kernel, (round.batch,), round.target, round.draft, laws, round.spans, round.seeds, round.positions,
-        round.emitted, round.path, round.num_accepted, stops, *tensors,
-        round.vocab, 0 if round.draft is None else round.draft.shape[-1], round.row_count, round.node_count,
-        *round.strides(round.target), *round.strides(round.draft), round.seed, round.position, round.max_depth,
+        token_kernel, (call.batch,), call.target, call.draft, laws, call.spans, call.seeds, call.positions,
+        call.emitted, call.path, call.num_accepted, stops, *tensors,
+        call.vocab, 0 if call.draft is None else call.draft.shape[-1], call.row_count, call.node_count,
+        *call.strides(call.target), *call.strides(call.draft), call.seed, call.position, call.max_depth,
         *numbers, **constants,
     )  # fmt: skip
-    round.finish(laws, draft_laws, stops, weights)
+    call.finish(laws, draft_laws, stops, weights)

@@ -26,5 +26,5 @@ def step(at, BLOCK: tl.constexpr):
     return tl.where(accepted, x, -1), Residual(pair.draft_row, pair.draft_vocab, law, one, one * 0.0, (), top, ()), n
 
 
-def verify(round):
-    verify_tree(round, step)
+def verify(call):
+    verify_tree(call, step)

@@ -212,29 +212,29 @@ def tree_kernel(
     tl.store(num_accepted + b, depth)
 
 
-def verify_tree(round, step, bins=0):
+def verify_tree(call, step, bins=0):
     """Run a scheme's step over the trees of a round. bins: of its histogram"""
-    launch(tree_kernel, (round.batch,), *tree_args(round, bins), STEP=step, **tree_constants(round))
+    launch(tree_kernel, (call.batch,), *tree_args(call, bins), STEP=step, **tree_constants(call))
 
 
-def tree_args(round, bins, tables=1):
+def tree_args(call, bins, tables=1):
     """The arguments of a walk over trees, with scratch for so many sets of tables."""
-    laws, draft_laws = round.laws(normalised=True), round.draft_laws()
-    draft, batch, device = round.draft, round.batch, round.device
+    laws, draft_laws = call.laws(normalised=True), call.draft_laws()
+    draft, batch, device = call.draft, call.batch, call.device
     if draft is None:  # no nodes, but a row to point at
-        draft, draft_laws = round.target, laws
-    marks = torch.empty(round.tokens.shape[0] if round.packed else batch * round.node_count, dtype=torch.int32, device=device)
+        draft, draft_laws = call.target, laws
+    marks = torch.empty(call.tokens.shape[0] if call.packed else batch * call.node_count, dtype=torch.int32, device=device)
     listed = torch.empty(batch, 2, MAX_SIBLINGS.value, dtype=torch.int64, device=device)
     sums = torch.empty(batch, 2, bins + SPARE.value, dtype=torch.int64, device=device)
     tables = torch.empty(batch, tables, TABLES.value, bins + SPARE.value, dtype=torch.float64, device=device)
-    tensors, numbers, _constants = round.nodes_args(draft_laws)
+    tensors, numbers, _constants = call.nodes_args(draft_laws)
     return (
-        round.target, draft, laws, round.spans, round.seeds, round.positions, round.emitted, round.path, round.num_accepted,
-        marks, listed, sums, tables, tops_for(round.target, batch), *tensors, round.vocab, draft.shape[-1], round.row_count,
-        round.node_count, *round.strides(round.target), *round.strides(draft), round.seed, round.position, round.max_depth, bins,
+        call.target, draft, laws, call.spans, call.seeds, call.positions, call.emitted, call.path, call.num_accepted,
+        marks, listed, sums, tables, tops_for(call.target, batch), *tensors, call.vocab, draft.shape[-1], call.row_count,
+        call.node_count, *call.strides(call.target), *call.strides(draft), call.seed, call.position, call.max_depth, bins,
         *numbers,
     )  # fmt: skip
 
 
-def tree_constants(round):
-    return {"BLOCK": ALONE_BLOCK, "TILES": race_tiles(round.target, round.draft)} | ALONE
+def tree_constants(call):
+    return {"BLOCK": ALONE_BLOCK, "TILES": race_tiles(call.target, call.draft)} | ALONE

@@ -42,13 +42,14 @@ class Streamer:
 class TableModel(nn.Module):
     """A Markov chain: the law after a token is its row of `table` [V, V'] (probabilities), whatever came before.
 
+    In float64 it is the reference that verifies, in float32 the compiled kernels do, hundreds of times faster.
     It counts its calls, and checks that the cache and the mask together hold what they should: each request's tokens
     in order, whose positions count up from 0.
     """
 
-    def __init__(self, table, strict=True):
+    def __init__(self, table, strict=True, dtype=torch.float64):
         super().__init__()
-        self.register_buffer("logits", torch.as_tensor(table, dtype=torch.float64).log())
+        self.register_buffer("logits", torch.as_tensor(table, dtype=torch.float64).log().to(dtype))
         self.strict, self.calls, self.widths = strict, 0, []
 
     def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=True):
@@ -66,13 +67,13 @@ class TableModel(nn.Module):
         return SimpleNamespace(logits=self.logits[input_ids], past_key_values=cache)
 
 
-def tiny_llama(seed, vocab=60, dtype=torch.float64, sharpness=8.0):
+def tiny_llama(seed, vocab=60, dtype=torch.float64, sharpness=8.0, inner=48):
     """A random two-layer Llama whose laws are neither flat nor certain."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=vocab, hidden_size=32, intermediate_size=inner, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip

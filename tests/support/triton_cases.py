@@ -16,13 +16,13 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from conftest import SCHEMES as CHAINS
+from conftest import CHAIN_SCHEMES as CHAINS
 from conftest import case, identical, numbers, packed, widened
 from trees import drafted_tree, drawn_tree
 from triton_memory import guarded
 
 import specsample as ss
-from specsample.triton import SCHEMES, coupling, groups, histogram, launch, streams
+from specsample.triton import SUPPORTED, coupling, groups, histogram, launch, streams
 from specsample.triton.law import load_law, load_logits, number
 from specsample.triton.passes import Residual, Tokens, residual_weights
 
@@ -434,7 +434,7 @@ def test_race_on_trees():
     same({"target_logits": target, "draft_tokens": tokens, "parents": parents, "max_depth": 1, **at})
 
 
-TREES = [scheme for scheme in SCHEMES if ss.schemes()[scheme].trees]
+TREES = [scheme for scheme in SUPPORTED if ss.schemes()[scheme].trees]
 MULTI = [scheme for scheme in TREES if ss.schemes()[scheme].family == "multi-draft"]
 
 
@@ -462,7 +462,7 @@ def test_default_bins(scheme):
     same(few_bins(drafted_tree(1, 9, 1, 60, scheme, seed=2, noise=2.0)))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 def test_no_drafts_with_a_draft_tensor(scheme):
     """Draft logits without a row: dense, packed, and with nodes that name rows which are not there."""
     args = case(3, 0, 9, scheme="token", seed=21) | {"scheme": scheme}
@@ -477,10 +477,10 @@ def test_no_drafts_with_a_draft_tensor(scheme):
     same(args | {"target_logits": flat, "draft_logits": flat[:0], "draft_tokens": tokens, "cu_rows": cu, "max_depth": 2})
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 def test_more_nodes_than_are_looked_at_together(monkeypatch, scheme):
     """Several requests in one call, some of few nodes: as if few were two."""
-    for name in ("tree", "token", "block", "race", "round"):
+    for name in ("tree", "token", "block", "race", "call"):
         monkeypatch.setattr(importlib.import_module(f"specsample.triton.{name}"), "FEW", tl.constexpr(2))
     if scheme in ("token", "block"):
         calls = [case(1, n, 5, scheme=scheme, seed=9 + n, noise=0.2) for n in (3, 1)]
@@ -547,7 +547,7 @@ def test_given_lists():
     same(args | {"lists": [5, 5, 1, 1, 1024, -1]})
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 def test_cold_laws(scheme):
     """Gaps at which float exponentials have vanished (cold_laws.py), in one call."""
     pairs = [cold_laws.rows(*name) for name in zip(cold_laws.SHAPES, itertools.cycle((1500, 90)))]
@@ -607,7 +607,7 @@ def test_control_a_broken_kernel_is_caught(monkeypatch, module, name):
     else:
         wrong = lambda *a: right(*(x._replace(position=x.position + 1) if hasattr(x, "tag") else x for x in a))
     monkeypatch.setattr(target, name, wrong)
-    scheme = module if module in SCHEMES else "token"
+    scheme = module if module in SUPPORTED else "token"
     args = case(10, 2, 5, scheme=scheme, seed=2, noise=0.7)
     with pytest.raises(AssertionError, match="against"):
         same(args)
@@ -641,4 +641,4 @@ def test_compile_and_opcheck():
 
 def test_backend_is_listed():
     assert "triton" in ss.build_info()["backends"]
-    assert all("triton" in ss.schemes()[scheme].backends for scheme in SCHEMES)
+    assert all("triton" in ss.schemes()[scheme].backends for scheme in SUPPORTED)

@@ -136,7 +136,7 @@ def gpu_run(scheme):
     for how in layouts(scheme):
         backend.warmup(VOCAB, schemes=(scheme,), device="cpu", **how)
     before = {name: set(keys) for name, keys in KEYS.items()}
-    if scheme in test_teams.SCHEMES:
+    if scheme in test_teams.CHAIN_SCHEMES:
         cases = [test_teams.chains(2, VOCAB, torch.bfloat16, scheme)]
         cases += [test_teams.packed_chains(2, VOCAB, scheme, row_a_node)[0] for row_a_node in (False, True)]
     else:
@@ -149,7 +149,7 @@ def gpu_run(scheme):
 def kernels():
     import importlib
 
-    for name in ("law", "rows", "walk", "tree", *backend.SCHEMES):
+    for name in ("law", "rows", "walk", "tree", *backend.SUPPORTED):
         for value in vars(importlib.import_module(f"specsample.triton.{name}")).values():
             for form in (getattr(value, "any", value), getattr(value, "aligned", value)):
                 if isinstance(form, JITFunction):
@@ -178,7 +178,7 @@ def stubbed():
 
 def main():
     with stubbed():
-        for scheme in backend.SCHEMES:
+        for scheme in backend.SUPPORTED:
             print(json.dumps({"scheme": scheme, "in the GPU run": gpu_run(scheme)}), flush=True)
             chains, trees = ["dense chain", "packed chain"], ["dense tree", "packed tree"]
             for layout in chains + trees * ss.schemes()[scheme].trees:

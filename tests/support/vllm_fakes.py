@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+import specsample as ss
+from specsample.integrations.vllm import SUPPORTED, v1  # noqa: F401 (SUPPORTED is for the tests)
+
 
 def params(**given):
     """SamplingParams as vLLM has checked them."""
@@ -151,3 +154,32 @@ def rows_v2(slots, drafts, positions, device="cpu"):
         "idx_mapping_np": np.array(slots, dtype=np.int32), "expanded_local_pos": own(local),
         "expanded_idx_mapping": own([s for s, n in zip(slots, counts) for _ in range(n)]), "seq_lens_upper_bound_np": None,
     }  # fmt: skip
+
+
+# -- what the tests ask for ------------------------------------------------------------------------------------------------
+
+V = 64
+MIXED = (
+    {"seed": 11, "temperature": 0.7, "top_p": 0.9},
+    {"seed": 12, "temperature": 0.0},
+    {"seed": 13, "temperature": 1.3, "top_k": 9},
+    {"seed": -5, "min_p": 0.05},
+)
+TEXTS = ([3, 4], [], [9], [1, 2, 3])
+PROMPT = 5
+
+
+def law_of(asked, rows=None):
+    """Sampling of a list of params, a value a request (or a row)."""
+    rows = range(len(asked)) if rows is None else rows
+    column = lambda name: torch.tensor([getattr(asked[b], name) for b in rows], dtype=torch.float32).double()  # noqa: E731
+    return ss.Sampling(*map(column, ("temperature", "top_k", "top_p", "min_p")))
+
+
+def names_of(count):
+    return [f"{b}-0123abcd" for b in range(count)]
+
+
+def step(runner, scheme, logits, metadata=None, state=None):
+    state = state or v1.State(runner, scheme)
+    return v1.sample(runner, state, logits, metadata, Output), state

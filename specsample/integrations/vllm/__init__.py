@@ -6,7 +6,7 @@ vLLM loads `register` from the entry point `vllm.general_plugins` in each of its
 import os
 
 VARIABLE = "SPECSAMPLE_VLLM"
-SCHEMES = ("token", "block", "race")
+SUPPORTED = ("token", "block", "race")
 _done = False
 
 
@@ -20,8 +20,8 @@ def register():
     scheme = os.environ.get(VARIABLE, "")
     if _done or scheme in ("", "0", "off"):
         return
-    if scheme not in SCHEMES:
-        raise ValueError(f"{VARIABLE}: expected one of {', '.join(SCHEMES)} or off, got {scheme!r}")
+    if scheme not in SUPPORTED:
+        raise ValueError(f"{VARIABLE}: expected one of {', '.join(SUPPORTED)} or off, got {scheme!r}")
     from . import hooks
 
     hooks.install(scheme)

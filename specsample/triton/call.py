@@ -9,7 +9,7 @@ from .launch import LAST, launch, laws_of, per_row, race_tiles, tops_for
 from .walk import FEW, finish_kernel, logprobs_kernel
 
 
-class Round:
+class Call:
     """A round's inputs on the host, as the kernels take them, and its outputs."""
 
     def __init__(
@@ -113,23 +113,23 @@ def verify(
     seed, seeds, position, positions, cu_rows, logprobs,
 ):  # fmt: skip
     """The op `specsample_triton::verify` (schema in specsample/ops.py)."""
-    from . import SCHEMES
+    from . import SUPPORTED
 
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme: the triton backend has {', '.join(SCHEMES)}, got {scheme!r}")
+    if scheme not in SUPPORTED:
+        raise ValueError(f"scheme: the triton backend has {', '.join(SUPPORTED)}, got {scheme!r}")
     kept = None if draft_max is None else tuple(s.contiguous() for s in (draft_max, draft_logsumexp, draft_cutoff))
-    round = Round(
+    call = Call(
         target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, options,
         (sampling, sampling_rows), (draft_sampling, draft_sampling_rows), kept, seed, seeds, position, positions, cu_rows,
     )  # fmt: skip
-    empty = round.batch == 0 or target_logits.numel() == 0
+    empty = call.batch == 0 or target_logits.numel() == 0
     if not empty:
-        importlib.import_module(f".{scheme}", __package__).verify(round)
+        importlib.import_module(f".{scheme}", __package__).verify(call)
     if not logprobs:
-        emitted = torch.empty(0, dtype=torch.float32, device=round.device)
+        emitted = torch.empty(0, dtype=torch.float32, device=call.device)
     elif empty:
-        emitted = torch.zeros(round.emitted.shape, dtype=torch.float32, device=round.device)
+        emitted = torch.zeros(call.emitted.shape, dtype=torch.float32, device=call.device)
     else:
         raw = ([1.0, 0.0, 1.0, 0.0], None) if logprobs == 2 else None
-        emitted = round.logprobs(round.laws(normalised=True, settings=raw))
-    return round.emitted, round.num_accepted, round.path, emitted
+        emitted = call.logprobs(call.laws(normalised=True, settings=raw))
+    return call.emitted, call.num_accepted, call.path, emitted

@@ -27,7 +27,7 @@ constexpr int kMaxWarps = 32;
 constexpr int kMaxTiles = 256;
 constexpr int kBins = 2048;        // of a digit of the selection (filters.h)
 constexpr int kShared = 1040;      // bins of a coupling whose histogram is taken in shared memory (ratios.h)
-constexpr int kBounds = 8;         // of a race, that a thread keeps (race.h)
+constexpr int kBounds = 8;         // of a race, that a thread keeps (race_pass.h)
 constexpr int kCandidates = 640;   // tokens of a race that may have won
 constexpr int kRoom = 640;
 
@@ -88,7 +88,7 @@ struct BinRatios {
   Binning binning;
 };
 
-// What a race over a row is run on; race.h. (Like Law without padding.)
+// What a race over a row is run on; race_pass.h. (Like Law without padding.)
 struct Race {
   Law target;
   int64_t residual = false;  // weights are max(scale t - b, floor t, 0) instead of t; the laws then have masses

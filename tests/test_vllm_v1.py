@@ -1,47 +1,15 @@
-"""The vLLM adapter without vLLM: what it makes of the objects it is handed, and what it refuses. (With vLLM: make test-vllm.)"""
+"""The vLLM adapter without vLLM, under the V1 model runner: what it makes of the objects it is handed. (With vLLM: make test-vllm.)"""
 
-import ast
-import sys
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import vllm_fakes as fakes
 from conftest import CAUGHT, FAILURE_RATE, numbers, p_value, probabilities
+from vllm_fakes import MIXED, PROMPT, SUPPORTED, TEXTS, V, law_of, names_of, step
 
 import specsample as ss
-from specsample import backends
-from specsample.integrations import vllm as adapter
-from specsample.integrations.vllm import hooks, requests, sources, v1, v2
-
-V = 64
-SCHEMES = ("token", "block", "race")
-MIXED = (
-    {"seed": 11, "temperature": 0.7, "top_p": 0.9},
-    {"seed": 12, "temperature": 0.0},
-    {"seed": 13, "temperature": 1.3, "top_k": 9},
-    {"seed": -5, "min_p": 0.05},
-)
-TEXTS = ([3, 4], [], [9], [1, 2, 3])
-PROMPT = 5
-
-
-def law_of(asked, rows=None):
-    """Sampling of a list of params, a value a request (or a row)."""
-    rows = range(len(asked)) if rows is None else rows
-    column = lambda name: torch.tensor([getattr(asked[b], name) for b in rows], dtype=torch.float32).double()  # noqa: E731
-    return ss.Sampling(*map(column, ("temperature", "top_k", "top_p", "min_p")))
-
-
-def names_of(count):
-    return [f"{b}-0123abcd" for b in range(count)]
-
-
-def step(runner, scheme, logits, metadata=None, state=None):
-    state = state or v1.State(runner, scheme)
-    return v1.sample(runner, state, logits, metadata, fakes.Output), state
-
+from specsample.integrations.vllm import requests, v1
 
 # --- V1 ----------------------------------------------------------------------------------------------------------------------
 
@@ -57,7 +25,7 @@ def test_a_plain_step_samples_at_the_requests_positions():
     assert state.next.tolist() == (position + 1).tolist() and out.logprobs_tensors is None
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 @pytest.mark.parametrize("with_law", [False, True])
 def test_a_round_is_verify_of_its_rows(scheme, with_law):
     asked = [fakes.params(**own) for own in MIXED]
@@ -106,7 +74,7 @@ def test_settings_are_read_anew_when_the_batch_changes():
     assert v1.asked_for(runner, state) is not first
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SUPPORTED)
 def test_drafts_are_drawn_for_the_next_round(scheme):
     asked, K = [fakes.params(**own) for own in MIXED], 3
     runner = fakes.runner(names_of(4), asked, TEXTS)
@@ -132,7 +100,7 @@ def test_with_the_target_as_drafter_all_is_accepted():
     asked, K = [fakes.params(**own) for own in MIXED] * 8, 3
     asked = [fakes.params(**{**vars(own), "seed": b}) for b, own in enumerate(asked)]
     names, texts = names_of(32), TEXTS * 8
-    for scheme in SCHEMES:
+    for scheme in SUPPORTED:
         runner = fakes.runner(names, asked, texts)
         first, state = step(runner, scheme, numbers(32, V, seed=1, scale=3))
         rows = numbers(32, K + 1, V, seed=4, scale=3)
@@ -345,256 +313,3 @@ def test_seeds_of_requests_without_one():
 def test_settings_that_agree_are_numbers():
     sampling = requests.sampling_of([0.8, 0.8], [0, 5], [1.0, 1.0], [0.0, 0.0], torch.device("cpu"))
     assert sampling.temperature == torch.tensor(0.8).double().item() and sampling.top_k.tolist() == [0, 5] and sampling.top_p == 1.0
-
-
-# --- V2 ----------------------------------------------------------------------------------------------------------------------
-
-
-def case_v2(scheme, lengths, slots, K=3):
-    asked = [fakes.params(**{**own, "min_p": 0.0}) for own in (*MIXED, {"seed": 77})]
-    positions = [10 + b for b in range(len(slots))]
-    target = [numbers(n + 1, V, seed=50 + b, scale=3) for b, n in enumerate(lengths)]
-    cache = numbers(len(asked), K, V, seed=60, scale=3)
-    kind, drafts = ss.schemes()[scheme].draft_kind, []
-    for slot, position, n in zip(slots, positions, lengths):
-        hot = ss.Sampling(asked[slot].temperature)
-        drafts.append([
-            int(ss.draft(cache[slot, i : i + 1], kind=kind, sampling=hot, seed=torch.tensor([asked[slot].seed]),
-                         position=position + 1, depth=i, node=i)) for i in range(n)
-        ])  # fmt: skip
-    return asked, target, cache, drafts, positions
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("lengths, slots", [((3, 0, 2), (4, 1, 0)), ((3, 3), (2, 3)), ((3, 3), (0, 3)), ((1,), (4,))])
-def test_v2_round_is_verify_of_its_rows(scheme, lengths, slots):
-    asked, target, cache, drafts, positions = case_v2(scheme, lengths, slots)
-    rejection = SimpleNamespace(sampler=fakes.sampler_v2(asked, V), num_speculative_steps=3)
-    _, tokens, counts = v2.verify(rejection, None, scheme, torch.cat(target), cache, **fakes.rows_v2(slots, drafts, positions))
-    for b, (slot, n) in enumerate(zip(slots, lengths)):
-        alone = ss.verify(
-            target[b][None], torch.tensor([drafts[b]], dtype=torch.int64).reshape(1, n),
-            None if scheme == "race" else cache[slot : slot + 1, :n], scheme=scheme, sampling=law_of(asked, [slot]),
-            draft_sampling=ss.Sampling(law_of(asked, [slot]).temperature), seed=torch.tensor([asked[slot].seed]),
-            position=positions[b] + 1, max_depth=3, backend="reference",
-        )  # fmt: skip
-        assert tokens[b].tolist() == alone.tokens[0].tolist() and int(counts[b]) == int(alone.num_accepted[0]) + 1
-    assert counts.dtype == torch.int32 and tokens.shape == (len(slots), 4)
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_v2_drafts_are_drawn_and_kept(scheme):
-    asked = [fakes.params(**own) for own in MIXED]
-    sampler, K = fakes.sampler_v2(asked, V), 3
-    cache = torch.full((5, K, V), torch.nan)
-    slots, pos = torch.tensor([2, 0, -1, -1]), torch.tensor([20, 30, 0, 0])
-    logits = numbers(4, V, seed=71, scale=3)
-    states = sampler.sampling_states
-    tokens = v2.draw(
-        scheme, logits, slots, states.temperature.gpu, states.seeds.gpu, pos, True, True, logits_cache=cache,
-        logits_cache_col=torch.tensor(1),
-    )  # fmt: skip
-    kind = ss.schemes()[scheme].draft_kind
-    expected = ss.draft(
-        logits[:2], kind=kind, sampling=ss.Sampling(law_of(asked, [2, 0]).temperature), seed=torch.tensor([13, 11]),
-        position=torch.tensor([20, 30]), depth=1, node=1,
-    )  # fmt: skip
-    assert tokens[:2].tolist() == expected[:, 0].tolist()
-    kept = torch.zeros(5, K, dtype=torch.bool)
-    if scheme != "race":
-        assert torch.equal(cache[2, 1], logits[0]) and torch.equal(cache[0, 1], logits[1])
-        kept[2, 1] = kept[0, 1] = kept[4, 1] = True  # slot 4 is the spare one
-    assert torch.equal(cache.isnan().all(-1), ~kept)
-
-
-def test_v2_sampler_is_sample_at_the_next_index():
-    asked = [fakes.params(**own) for own in MIXED]
-    sampler, slots = fakes.sampler_v2(asked, V), (3, 0, 1)
-    rows = fakes.rows_v2(slots, [[], [], []], [8, 9, 10])
-    logits = numbers(3, V, seed=72, scale=3)
-    own = {"pos": rows["pos"], "input_ids": rows["draft_sampled"], "expanded_local_pos": rows["expanded_local_pos"]}
-    same = ("expanded_idx_mapping", "idx_mapping", "idx_mapping_np", "seq_lens_upper_bound_np")
-    tokens, _ = v2.sample(sampler, None, logits, **own, **{name: rows[name] for name in same})
-    seeds = torch.tensor([asked[s].seed for s in slots])
-    expected = ss.sample(logits, sampling=law_of(asked, slots), seed=seeds, position=torch.tensor([9, 10, 11]), backend="reference")
-    assert tokens.tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("mended", [True, False])
-def test_v2_drafts_cut_by_a_grammar_keep_the_law(mended, monkeypatch):
-    count, width = 60_000, 8
-    target, draft = numbers(1, 2, width, seed=21, scale=1.0), numbers(1, 1, width, seed=22, scale=1.0)
-    target[:, :, ::3] = -torch.inf
-    asked = [fakes.params(seed=b) for b in range(count)]
-    slots, seeds = range(count), torch.arange(count)
-    tokens = ss.draft(draft[:, 0].expand(count, width).contiguous(), seed=seeds, position=torch.full((count,), 11))
-    rows = fakes.rows_v2(list(slots), tokens.tolist(), [10] * count)
-    cut = rows["draft_sampled"].clone()
-    cut[1::2][cut[1::2] % 3 == 0] = -1
-    rows["verify_draft_sampled"] = cut
-    if not mended:
-        monkeypatch.setattr(v2, "within_grammar", lambda tokens, laws, deciding: (tokens, laws))
-    rejection = SimpleNamespace(sampler=fakes.sampler_v2(asked, width), num_speculative_steps=1)
-    logits = target.expand(count, 2, width).flatten(0, 1)
-    _, out, _ = v2.verify(rejection, None, "token", logits, draft.expand(count, 1, width).contiguous(), **rows)
-    p = p_value(out[:, 0], probabilities(target[0, :1])[0])
-    assert p > FAILURE_RATE if mended else p < CAUGHT
-
-
-def test_v2_requests_are_added_with_a_seed():
-    asked = [fakes.params(), fakes.params(seed=-9), fakes.params(seed=3, min_tokens=2)]
-    sampler = fakes.sampler_v2(asked, V)
-    sampler.req_states.index_to_req_id = {0: "9-00112233", 1: "a", 2: "b"}
-    for slot, own in enumerate(asked):
-        v2.add_request(sampler, slot, own)
-    assert sampler.sampling_states.seeds.np.tolist() == [requests.seed_of("9", 0), -9, 3]
-    assert sampler.specsample_processed.tolist() == [False, False, True]
-
-
-def test_v2_slots_have_a_spare():
-    speculator = SimpleNamespace(draft_logits=torch.zeros(4, 3, V), vllm_config=None, draft_logits_spec=lambda c: (None, -1.0))
-    v2.with_spare_slot(speculator)
-    assert speculator.draft_logits.shape == (5, 3, V) and (speculator.draft_logits == -1).all()
-
-
-# --- off, on, refused --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fake_vllm(monkeypatch, tmp_path):
-    """A module `vllm` of some version in a folder of its own; nothing in it can be replaced unnoticed: it has no functions."""
-    module = ModuleType("vllm")
-    module.__file__, module.__version__ = str(tmp_path / "vllm" / "__init__.py"), "9.9.0"
-    triton = ModuleType("vllm.triton_utils")
-    triton.HAS_TRITON = False
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setitem(sys.modules, "vllm.triton_utils", triton)
-    monkeypatch.setattr(adapter, "_done", False)
-    return module
-
-
-@pytest.mark.parametrize("value", [None, "", "0", "off"])
-def test_off_by_default(fake_vllm, monkeypatch, value):
-    monkeypatch.delenv(adapter.VARIABLE, raising=False)
-    if value is not None:
-        monkeypatch.setenv(adapter.VARIABLE, value)
-    monkeypatch.setattr(hooks, "install", lambda scheme: pytest.fail("installed"))
-    adapter.register()
-
-
-def test_on_once(monkeypatch, fake_vllm):
-    calls = []
-    monkeypatch.setenv(adapter.VARIABLE, "block")
-    monkeypatch.setattr(hooks, "install", calls.append)
-    adapter.register()
-    adapter.register()
-    assert calls == ["block"]
-
-
-def test_other_values_are_refused(monkeypatch, fake_vllm):
-    monkeypatch.setenv(adapter.VARIABLE, "kseq")
-    with pytest.raises(ValueError, match="expected one of token, block, race or off, got 'kseq'"):
-        adapter.register()
-
-
-def test_an_unknown_version_is_refused(monkeypatch, fake_vllm):
-    monkeypatch.setenv(adapter.VARIABLE, "token")
-    with pytest.raises(RuntimeError, match="knows vLLM 0.32.0, 0.33.0, this is 9.9.0"):
-        adapter.register()
-    assert not adapter._done and list(vars(fake_vllm)).count("sampling_params") == 0
-
-
-def test_changed_functions_are_refused(monkeypatch, fake_vllm):
-    fake_vllm.__version__ = "0.32.0+cpu"
-    monkeypatch.setenv(adapter.VARIABLE, "token")
-    with pytest.raises(RuntimeError, match="knows another vLLM 0.32.0: here sampling_params.py: SamplingParams"):
-        adapter.register()
-
-
-def test_digests_see_code_not_layout(tmp_path):
-    def write(text):
-        (tmp_path / "a.py").write_text(text)
-        sources._parsed.cache_clear()
-        return sources.digest(tmp_path, "a.py", "A.f")
-
-    first = write("class A:\n    def f(self):\n        return 1\n")
-    assert write("import os\n\n\nclass A:\n    x = 1\n\n    def f( self ):\n        return 1\n") == first
-    assert write("class A:\n    def f(self):\n        return 2\n") != first
-    assert write("class A:\n    pass\n") == sources.digest(tmp_path, "b.py", "A.f") == "-"
-
-
-def test_the_table_of_sources_is_whole():
-    rows = list(sources.entries())
-    assert len({row[:2] for row in rows}) == len(rows) > 20
-    assert all(len(digests) == len(sources.VERSIONS) and "-" not in digests for _, _, digests in rows)
-    assert ("v1/worker/gpu_model_runner.py", "GPUModelRunner._sample") in {row[:2] for row in rows}
-
-
-@pytest.mark.parametrize("field, value", [("rejection_sample_method", "synthetic"), ("rejection_sample_method", "fly"),
-                                          ("enable_adaptive_verification", True)])  # fmt: skip
-def test_lossy_modes_are_refused(field, value):
-    hooks.refuse_lossy(None)
-    hooks.refuse_lossy(SimpleNamespace(rejection_sample_method="block", enable_adaptive_verification=False))
-    with pytest.raises(ValueError, match=field):
-        hooks.refuse_lossy(SimpleNamespace(**{field: value}))
-
-
-# --- nothing waits for the device --------------------------------------------------------------------------------------------
-
-WAITS = {"item", "tolist", "cpu", "numpy", "nonzero", "masked_select", "unique", "unique_consecutive", "synchronize"}
-
-
-@pytest.mark.parametrize("module", [v1, v2, requests])
-def test_the_hot_path_calls_nothing_that_waits(module):
-    tree = ast.parse(Path(module.__file__).read_text())
-    tree.body = [part for part in tree.body if getattr(part, "name", None) != "upload"]  # the one way for a list to the device
-    called = [n.func.attr for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
-    assert len(called) > 20 and not WAITS & set(called)
-    built = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in ("torch.tensor", "torch.as_tensor")]
-    assert not built  # they copy a list to the device and wait
-
-
-@pytest.fixture
-def no_memory(monkeypatch):
-    """A device without memory: whatever would read it raises, as would a shape that hangs on values. (A torch without CUDA cannot
-    index tensors that pretend to be on a GPU.)"""
-    monkeypatch.setattr(backends, "pick", lambda *args, **kwargs: torch.ops.specsample)
-    rows = torch.empty(3, V, device="meta")
-    for waits in (lambda: bool(rows[0, 0] > 0), lambda: rows[rows[:, 0] > 0], lambda: rows[0, 0].item(), lambda: rows.tolist()):
-        with pytest.raises((NotImplementedError, RuntimeError)):
-            waits()
-    return "meta"
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("extra", [False, True])
-def test_v1_does_not_wait(no_memory, scheme, extra):
-    own = {"logit_bias": {3: 1.0}, "min_tokens": 9, "all_stop_token_ids": {6}, "structured_outputs": object()} if extra else {}
-    asked = [fakes.params(**{**each, **own}) for each in MIXED]
-    runner = fakes.runner(names_of(4), asked, TEXTS, device=no_memory, max_num_logprobs=0 if extra else None)
-    state = v1.State(runner, scheme)
-    out, _ = step(runner, scheme, torch.empty(4, V, device=no_memory), state=state)
-    assert out.sampled_token_ids.device.type == "meta"
-    _, kept = v1.draft(SimpleNamespace(), state, torch.empty(4, V, device=no_memory))
-    laws = None if kept is None else torch.empty(4, 3, V, device=no_memory)
-    metadata = fakes.with_drafts(runner, [[1, 2, 3], [], [1, 2], [4]], laws)
-    out, _ = step(runner, scheme, torch.empty(10, V, device=no_memory), metadata, state)
-    assert out.sampled_token_ids.shape == (4, 4)
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_v2_does_not_wait(no_memory, scheme):
-    asked = [fakes.params(**own) for own in MIXED]
-    sampler = fakes.sampler_v2(asked, V, no_memory)
-    rejection = SimpleNamespace(sampler=sampler, num_speculative_steps=3)
-    rows = fakes.rows_v2([2, 0, 3], [[1, 2, 3], [], [4, 5]], [10, 11, 12], no_memory)
-    rows["verify_draft_sampled"] = rows["draft_sampled"].clone()
-    cache = torch.empty(5, 3, V, device=no_memory)
-    _, tokens, _ = v2.verify(rejection, None, scheme, torch.empty(8, V, device=no_memory), cache, **rows)
-    assert tokens.shape == (3, 4) and tokens.device.type == "meta"
-    states = sampler.sampling_states
-    drawn = v2.draw(
-        scheme, torch.empty(2, V, device=no_memory), rows["idx_mapping"][:2], states.temperature.gpu, states.seeds.gpu,
-        rows["pos"][:2], True, True, logits_cache=cache, logits_cache_col=torch.empty((), dtype=torch.int32, device=no_memory),
-    )  # fmt: skip
-    assert drawn.shape == (2,)
