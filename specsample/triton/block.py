@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .kernel import Kernel
 from .launch import BLOCK, launch
-from .law import BROKEN, FIELDS, Law, load_law, prob
+from .law import BROKEN, FIELDS, load_law, prob
 from .passes import draft_left, residual_mass
 from .streams import spread
 from .walk import (
@@ -19,14 +19,19 @@ from .walk import (
     NOTHING,
     REST,
     STOP,
+    Draft,
+    Inputs,
+    Target,
     accept,
     at_node,
-    draft_rows_of,
+    draft_law_of,
+    draft_prob_of,
     first_child,
+    law_of,
     load_nodes,
-    row_base,
+    root_row,
+    row_of,
     span_of,
-    start_of,
     store_stop,
     target_row,
 )
@@ -35,24 +40,14 @@ STEP = tl.constexpr(4)  # int64 fields of a position: node, its token, its targe
 
 
 @triton.jit
-def follow(
-    b, span, target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
-    vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
-    s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, P: tl.constexpr,
-):  # fmt: skip
-    nodes, drawn = load_nodes(
-        0, b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
-        draft_count, draft_total, id_limit, row_a_node, P,
-    )  # fmt: skip
-    base, rows_start = row_base(target, b, span, spans, stride_b, stride_r), start_of(b, span, spans, s2, True)
+def follow(b, span, target, draft, inputs, steps, weights, lengths, max_depth, P: tl.constexpr):
+    nodes, drawn = load_nodes(0, inputs, b, span, P)
     node, depth = tl.full((), -1, tl.int32), tl.full((), 0, tl.int32)
-    weight, x, row = tl.full((), 1.0, tl.float64), b * 0 - 1, b * 0 - 1
-    if span.rows > 0:
-        row = target_row(rows_of, rows_start, node)
+    weight, x, row = tl.full((), 1.0, tl.float64), b * 0 - 1, root_row(inputs, b, span)
     going = (row >= 0) & (row < span.rows)
     tl.store(lengths + b, -1)
     while going:
-        law = load_law(laws + (span.row + row) * FIELDS)
+        law = law_of(target, span, row)
         child = tl.where((depth < max_depth) & (law.only != BROKEN), first_child(nodes, node), -1)
         going = child >= 0
         below = tl.where(going, at_node(drawn, nodes.ids, child), -1)
@@ -65,13 +60,10 @@ def follow(
         tl.store(lengths + b, depth)
         if going:
             x = at_node(nodes.tokens, nodes.ids, child).to(tl.int64)
-            t, d = prob(base + row * stride_r, vocab, law, x), tl.full((), 1.0, tl.float64)
-            if draft_laws is not None:
-                draft_row = draft_rows_of(draft, below, draft_count, draft_stride_b, draft_stride_r, spans)
-                d = prob(draft_row, draft_vocab, load_law(draft_laws + below * FIELDS), x)
+            t, d = prob(row_of(target, b, span, row), target.vocab, law, x), draft_prob_of(draft, below, x)
             ratio = tl.where(d > 0, weight * (t / tl.where(d > 0, d, 1.0)), 1.0)
             weight = tl.minimum(tl.where(t > 0, ratio, 0.0), 1.0)
-            row = target_row(rows_of, rows_start, child)
+            row = target_row(inputs, b, span, child)
             node = child
             depth += 1
 
@@ -85,18 +77,15 @@ def weights_kernel(
     """Follow each chain to its end: steps int64 [B, D + 1, STEP], weights P_i float64 [B, D + 1], lengths (−1: no root)."""
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
+    here = Target(target, laws, vocab, stride_b, stride_r, spans)
+    drafts = Draft(draft, draft_laws, draft_vocab, draft_count, draft_stride_b, draft_stride_r, spans)
+    inputs = Inputs(
+        tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, spans,
+    )  # fmt: skip
     if span.nodes <= FEW:
-        follow(
-            b, span, target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
-            vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
-            s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, FEW,
-        )  # fmt: skip
+        follow(b, span, here, drafts, inputs, steps, weights, lengths, max_depth, FEW)
     elif P > FEW:
-        follow(
-            b, span, target, draft, laws, spans, steps, weights, lengths, tokens, parents, rows_of, draft_rows, draft_laws,
-            vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
-            s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, P,
-        )  # fmt: skip
+        follow(b, span, here, drafts, inputs, steps, weights, lengths, max_depth, P)
 
 
 @Kernel
@@ -114,13 +103,11 @@ def masses_kernel(
     if drawn >= 0:
         span = span_of(b, spans, rows, 0)
         row = tl.load(steps + at * STEP + 2)
-        here = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
-        law = load_law(laws + (span.row + row) * FIELDS)
+        targets = Target(target, laws, vocab, stride_b, stride_r, spans)
+        here, law = row_of(targets, b, span, row), law_of(targets, span, row)
+        drafts = Draft(draft, draft_laws, draft_vocab, draft_count, draft_stride_b, draft_stride_r, spans)
+        draft_row, draft_law = draft_law_of(drafts, drawn, here, law)
         weight = tl.load(weights + at)
-        draft_row, draft_law = here, Law(law.max, law.cutoff, law.scale, law.mass, drawn)
-        if draft_laws is not None:
-            draft_row = draft_rows_of(draft, drawn, draft_count, draft_stride_b, draft_stride_r, spans)
-            draft_law = load_law(draft_laws + drawn * FIELDS)
         mass = residual_mass(here, vocab, law, draft_left(draft_row, draft_vocab, draft_law, weight), BLOCK)
         tl.store(masses + at, mass)
 

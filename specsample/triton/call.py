@@ -85,7 +85,7 @@ class Call:
         return 0 if values is None or values.dim() == 1 else values.shape[1]
 
     def nodes_args(self, draft_laws):
-        """(tensors, numbers, constants) of a walk's kernel, in the order of `load_nodes`."""
+        """(tensors, numbers, constants) of a walk's kernel, in the order of `walk.Inputs`."""
         lists = (self.tokens, self.parents, self.rows, self.draft_rows)
         numbers = (*map(self.stride_of, lists), self.draft_count, self.draft_total, self.id_limit, int(self.row_a_node))
         return (*lists, draft_laws), numbers, {"P": self.width}

@@ -8,10 +8,9 @@ from .. import limits
 from .groups import race_of, read_tops, room_of, winner_of
 from .kernel import Kernel
 from .launch import ALONE, launch, race_tiles, tops_for
-from .law import FIELDS, load_law
 from .streams import CLOCK, spread, stream
 from .tree import MAX_SIBLINGS
-from .walk import first_of, load_nodes, row_base, span_of, start_of, target_row
+from .walk import Inputs, Target, first_of, law_of, load_nodes, root_row, row_of, span_of, start_of, target_row
 
 MAX_LISTS = tl.constexpr(limits.MAX_LISTS)
 
@@ -44,7 +43,9 @@ def lists_kernel(
     ended there. Move to the children that carry it."""
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
-    nodes, _drawn = load_nodes(0, b, span, spans, tokens, parents, rows_of, None, None, s0, s1, s2, 0, 1, 0, id_limit, False, P)
+    inputs = Inputs(tokens, parents, rows_of, None, None, s0, s1, s2, 0, 0, 0, id_limit, 0, spans)
+    own = Target(target, laws, vocab, stride_b, stride_r, spans)
+    nodes, _drawn = load_nodes(0, inputs, b, span, P)
     start = start_of(b, span, spans, s3, False)
     list = lists_of(lists, nodes.parents, start + nodes.ids, nodes.ids < span.nodes, P)
     exists = nodes.exists & (list >= 0) & (list < MAX_LISTS)
@@ -52,15 +53,13 @@ def lists_kernel(
     tops += b * room_of(vocab)
     here = exists & (nodes.ids < 0)  # the nodes that carry the accepted prefix
     children = exists & (nodes.parents == -1)
-    depth, node = tl.full((), 0, tl.int32), tl.full((), -1, tl.int32)
-    row = b * 0 - 1
-    if span.rows > 0:
-        row = target_row(rows_of, start_of(b, span, spans, s2, True), node)
+    depth = tl.full((), 0, tl.int32)
+    row = root_row(inputs, b, span)
     going = (row >= 0) & (row < span.rows)
     while going:
         children = children & (depth < max_depth)
-        law = load_law(laws + (span.row + row) * FIELDS)
-        logits = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
+        law = law_of(own, span, row)
+        logits = row_of(own, b, span, row)
         ahead = tl.max(children.to(tl.int32), 0) > 0
         ends = tl.where(ahead, children, here)
         ends = ends & (tl.cumsum(ends.to(tl.int32), 0) <= MAX_SIBLINGS)
@@ -83,7 +82,7 @@ def lists_kernel(
         going = moved >= 0
         if going:
             tl.store(path + b * max_depth + depth, moved)
-            row = target_row(rows_of, start_of(b, span, spans, s2, True), moved)
+            row = target_row(inputs, b, span, moved)
             depth += 1
     tl.store(num_accepted + b, depth)
 

@@ -17,17 +17,17 @@ from .passes import Residual, residual_mass
 from .streams import spread
 from .tree import (
     MAX_SIBLINGS,
+    Scratch,
     arrive,
     child,
     draft_prob,
     marks_of,
     residual,
-    root_exists,
     target_prob,
     tree_args,
     tree_constants,
 )
-from .walk import accept, draft_rows_of, first_of, last_stream, row_base, span_of
+from .walk import Draft, Inputs, Target, accept, draft_row_of, first_of, last_stream, law_of, root_row, row_of, span_of
 
 
 @Kernel
@@ -40,9 +40,14 @@ def optimal_block_kernel(
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
+    own = Target(target, laws, vocab, stride_b, stride_r, spans)
+    drafts = Draft(draft, draft_laws, draft_vocab, draft_count, draft_stride_b, draft_stride_r, spans)
+    inputs = Inputs(
+        tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, spans,
+    )  # fmt: skip
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
     width = bins + SPARE
-    sums, tables = sums + b * 2 * width, tables + b * 2 * TABLES * width
+    sums, tables, listed = sums + b * 2 * width, tables + b * 2 * TABLES * width, listed + b * 2 * MAX_SIBLINGS
     first = emitted + b * (max_depth + 1)
     marks = marks_of(marks, b, span, spans, count)
     depth, chosen, token = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32), b * 0
@@ -50,14 +55,13 @@ def optimal_block_kernel(
     # After the longest accepted prefix: its length and weight, target row, draws, their law's index, and the bins' (0: b = d)
     stop, stop_row, stop_count, stop_left = depth, b * 0 - 1, depth, b * 0
     stop_weight, stop_k, stop_tail, held = weight, depth, depth, depth
-    exists = root_exists(b, span, spans, rows_of, s2)
+    root = root_row(inputs, b, span)
+    exists = (root >= 0) & (root < span.rows)
     going = exists
     while going:
+        scratch = Scratch(marks, listed, sums, tables + (1 - held) * TABLES * width, bins)
         at, row, left, _hit = arrive(
-            token, depth, b, span, seed, position, target, draft, laws, spans, path, marks, listed, sums,
-            tables + (1 - held) * TABLES * width, tokens, parents, rows_of, draft_rows, draft_laws, vocab, draft_vocab,
-            stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth, bins, s0, s1, s2, s3, draft_count, draft_total,
-            id_limit, True, row_a_node,
+            token, depth, b, span, own, drafts, inputs, seed, position, path, max_depth, scratch, True
         )  # fmt: skip
         only = at.pair.target.only
         k = tl.where((at.count > 1) & (only < 0) & (at.pair.draft.only < 0), at.count, 0)
@@ -102,14 +106,13 @@ def optimal_block_kernel(
         for i in range(stop, depth):
             tl.store(path + b * max_depth + i, -1)
         tl.store(num_accepted + b, stop)
-        law = load_law(laws + (span.row + stop_row) * FIELDS)
-        draft_row = draft_rows_of(draft, stop_left, draft_count, draft_stride_b, draft_stride_r, spans)
+        law = law_of(own, span, stop_row)
         binning = bins_for(stop_count, bins, vocab, sums, tables + held * TABLES * width)
         rest = Residual(
-            draft_row, draft_vocab, load_law(draft_laws + stop_left * FIELDS), stop_weight, zero,
+            draft_row_of(drafts, stop_left), draft_vocab, load_law(draft_laws + stop_left * FIELDS), stop_weight, zero,
             with_tail(binning, stop_k, stop_tail), (), (),
         )  # fmt: skip
-        here = row_base(target, b, span, spans, stride_b, stride_r) + stop_row * stride_r
+        here = row_of(own, b, span, stop_row)
         s = last_stream(seed, position, stop, stop_count > 0, b * 0)
         winner = last_race(here, vocab, law, s, rest, stop_count > 0, tops + b * room_of(vocab), TILES)
         tl.store(first + stop, tl.maximum(winner, -1))

@@ -9,7 +9,7 @@ from .kernel import Kernel
 from .launch import launch, plain, race_tiles, scale_bits, tops_for
 from .rows import law_or_plain
 from .streams import CLOCK, spread, stream
-from .walk import FEW, load_nodes, row_base, span_of, start_of, target_row
+from .walk import FEW, Inputs, first_row, load_nodes, span_of, start_of, target_row
 
 
 @Kernel
@@ -41,22 +41,20 @@ def winners_kernel(
                 here = tl.where(exists, parent, -1)
                 depth += 1
         if exists & (depth <= max_depth):
-            row = target_row(rows_of, start_of(b, span, spans, s2, True), node)
+            inputs = Inputs(None, parents, rows_of, None, None, 0, s1, s2, 0, 0, 0, 0, 0, spans)
+            row = target_row(inputs, b, span, node)
             if (row >= 0) & (row < span.rows):
                 law = law_or_plain(laws, span.row + row, scale)
                 s = stream(spread(seed, seeds, b, 1), spread(position, positions, b, 0) + depth, CLOCK, b * 0)
-                start_row = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
+                here = first_row(b, span, spans, target, stride_b, stride_r) + row * stride_r
                 room = tops + at * room_of(vocab)
-                winner = winner_of_law(start_row, vocab, law, s, laws is not None, room, TILES)
+                winner = winner_of_law(here, vocab, law, s, laws is not None, room, TILES)
     tl.store(winners + at, winner)
 
 
 @triton.jit
-def walk(
-    b, span, spans, winners, emitted, path, num_accepted, tokens, parents, rows_of, count, max_depth, s0, s1, s2, id_limit,
-    P: tl.constexpr,
-):  # fmt: skip
-    nodes, _drawn = load_nodes(0, b, span, spans, tokens, parents, rows_of, None, None, s0, s1, s2, 0, 1, 0, id_limit, False, P)
+def walk(b, span, spans, winners, inputs, emitted, path, num_accepted, count, max_depth, P: tl.constexpr):
+    nodes, _drawn = load_nodes(0, inputs, b, span, P)
     first = span.row
     if spans is None:
         first = b * (count + 1)
@@ -87,16 +85,11 @@ def race_walk_kernel(
     of few where a request has no more."""
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
+    inputs = Inputs(tokens, parents, rows_of, None, None, s0, s1, s2, 0, 0, 0, id_limit, 0, spans)
     if span.nodes <= FEW:
-        walk(
-            b, span, spans, winners, emitted, path, num_accepted, tokens, parents, rows_of, count, max_depth, s0, s1, s2,
-            id_limit, FEW,
-        )  # fmt: skip
+        walk(b, span, spans, winners, inputs, emitted, path, num_accepted, count, max_depth, FEW)
     elif P > FEW:
-        walk(
-            b, span, spans, winners, emitted, path, num_accepted, tokens, parents, rows_of, count, max_depth, s0, s1, s2,
-            id_limit, P,
-        )  # fmt: skip
+        walk(b, span, spans, winners, inputs, emitted, path, num_accepted, count, max_depth, P)
 
 
 def verify(call):

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .kernel import Kernel
 from .launch import launch
-from .law import BROKEN, FIELDS, load_law, prob
+from .law import BROKEN, prob
 from .streams import spread
 from .walk import (
     BONUS,
@@ -14,56 +14,45 @@ from .walk import (
     NOTHING,
     REST,
     STOP,
+    Draft,
+    Inputs,
+    Target,
     accept,
     at_node,
-    draft_rows_of,
+    draft_prob_of,
     first_child,
+    law_of,
     load_nodes,
-    row_base,
+    root_row,
+    row_of,
     span_of,
-    start_of,
     store_stop,
     target_row,
 )
 
 
 @triton.jit
-def walk(
-    b, span, target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
-    tokens, parents, rows_of, draft_rows, draft_laws,
-    vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
-    s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, P: tl.constexpr,
-):  # fmt: skip
-    """Accept the child x when u·d(x) < t(x), else stop and leave the residual race to `finish`."""
-    nodes, drawn = load_nodes(
-        0, b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
-        draft_count, draft_total, id_limit, row_a_node, P,
-    )  # fmt: skip
-    seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
-    base, rows_start = row_base(target, b, span, spans, stride_b, stride_r), start_of(b, span, spans, s2, True)
+def walk(b, span, target, draft, inputs, seed, position, emitted, path, num_accepted, stops, max_depth, P: tl.constexpr):
+    """Accept the child x when u·d(x) < t(x), else stop and leave the residual race to `finish`. Over vectors of P nodes."""
+    nodes, drawn = load_nodes(0, inputs, b, span, P)
     node = tl.full((), -1, tl.int32)
     depth, kind = tl.full((), 0, tl.int32), tl.full((), NOTHING, tl.int32)
-    row, left = b * 0 - 1, b * 0 - 1
-    if span.rows > 0:
-        row = target_row(rows_of, rows_start, node)
+    row, left = root_row(inputs, b, span), b * 0 - 1
     going = (row >= 0) & (row < span.rows)
     while going:
-        law = load_law(laws + (span.row + row) * FIELDS)
+        law = law_of(target, span, row)
         child = tl.where(depth < max_depth, first_child(nodes, node), -1)
         sound = law.only != BROKEN
         kind = tl.where(sound, tl.where(child >= 0, REST, BONUS), NOTHING)
         going = sound & (child >= 0)
         if going:
             x, left = at_node(nodes.tokens, nodes.ids, child).to(tl.int64), at_node(drawn, nodes.ids, child)
-            d = tl.full((), 1.0, tl.float64)
-            if draft_laws is not None:
-                draft_row = draft_rows_of(draft, left, draft_count, draft_stride_b, draft_stride_r, spans)
-                d = prob(draft_row, draft_vocab, load_law(draft_laws + left * FIELDS), x)
-            going = accept(seed, position, child, prob(base + row * stride_r, vocab, law, x), d)
+            t, d = prob(row_of(target, b, span, row), target.vocab, law, x), draft_prob_of(draft, left, x)
+            going = accept(seed, position, child, t, d)
             if going:
                 tl.store(emitted + b * (max_depth + 1) + depth, x)
                 tl.store(path + b * max_depth + depth, child)
-                row = target_row(rows_of, rows_start, child)
+                row = target_row(inputs, b, span, child)
                 node = child
                 depth += 1
     tl.store(num_accepted + b, depth)
@@ -80,20 +69,16 @@ def token_kernel(
     """The walk of each request over vectors of its nodes: of P, or of few where it has no more."""
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
+    here = Target(target, laws, vocab, stride_b, stride_r, spans)
+    drafts = Draft(draft, draft_laws, draft_vocab, draft_count, draft_stride_b, draft_stride_r, spans)
+    inputs = Inputs(
+        tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, spans,
+    )  # fmt: skip
+    seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
     if span.nodes <= FEW:
-        walk(
-            b, span, target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
-            tokens, parents, rows_of, draft_rows, draft_laws,
-            vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
-            s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, FEW,
-        )  # fmt: skip
+        walk(b, span, here, drafts, inputs, seed, position, emitted, path, num_accepted, stops, max_depth, FEW)
     elif P > FEW:
-        walk(
-            b, span, target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, stops,
-            tokens, parents, rows_of, draft_rows, draft_laws,
-            vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
-            s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, P,
-        )  # fmt: skip
+        walk(b, span, here, drafts, inputs, seed, position, emitted, path, num_accepted, stops, max_depth, P)
 
 
 def verify(call):

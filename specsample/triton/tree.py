@@ -25,12 +25,17 @@ from .passes import Residual, is_in
 from .streams import spread
 from .walk import (
     FEW,
+    Draft,
+    Inputs,
+    Target,
     at_node,
-    draft_rows_of,
+    draft_row_of,
     first_of,
     last_stream,
+    law_of,
     load_nodes,
-    row_base,
+    root_row,
+    row_of,
     span_of,
     start_of,
     target_row,
@@ -107,17 +112,27 @@ def share_of(rest, whole):
     return tl.where(rest.only >= 0, 1.0, share)
 
 
+class Scratch(NamedTuple):
+    """A request's scratch."""
+
+    marks: object  # pointer to int32, one a node: its depth once it lives
+    list: object  # see Siblings, as are the others
+    sums: object
+    tables: object
+    bins: object
+
+
 @triton.jit
-def arrive(
-    token, depth, b, span, seed, position, target, draft, laws, spans, path, marks, listed, sums, tables,
-    tokens, parents, rows_of, draft_rows, draft_laws,
-    vocab, draft_vocab, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth, bins,
-    s0, s1, s2, s3, draft_count, draft_total, id_limit, POINTS: tl.constexpr, row_a_node,
-):  # fmt: skip
+def arrive(token, depth, b, span, target, draft, inputs, seed, position, path, max_depth, scratch, POINTS: tl.constexpr):
     """Go to all of the live nodes that carry the token (depth 0: to the root). -> (Siblings: their children, those that a step sees,
     under a greedy target only with POINTS; target row; index of the children's draft law; whether a greedy target's only token is
-    among all of them). marks: int32, one a node, its depth once it lives."""
-    tokens_of, last = tokens + start_of(b, span, spans, s0, False), span.nodes.to(tl.int32)
+    among all of them)."""
+    tokens_of, marks, list, last = (
+        inputs.tokens + start_of(b, span, inputs.spans, inputs.tokens_stride, False),
+        scratch.marks,
+        scratch.list,
+        span.nodes.to(tl.int32),
+    )
     node, first = tl.full((), -1, tl.int32), tl.full((), 0, tl.int32)
     while (depth > 0) & (node < 0) & (first < last):  # the first is the one that is named
         ids = first + tl.arange(0, FEW)
@@ -126,17 +141,13 @@ def arrive(
         first += FEW
     if depth > 0:
         tl.store(path + b * max_depth + depth - 1, node)
-    row = target_row(rows_of, start_of(b, span, spans, s2, True), node)
-    law = load_law(laws + (span.row + row) * FIELDS)
+    row = target_row(inputs, b, span, node)
+    law = law_of(target, span, row)
     seen = (law.only == -1) | ((law.only >= 0) & POINTS)
-    list = listed + b * 2 * MAX_SIBLINGS
     count, hit, left, first = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32), b * 0, tl.full((), 0, tl.int32)
     tl.debug_barrier()  # the list of the level above has been read
     while (depth < max_depth) & (first < last):
-        nodes, drawn = load_nodes(
-            first, b, span, spans, tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3,
-            draft_count, draft_total, id_limit, row_a_node, FEW,
-        )  # fmt: skip
+        nodes, drawn = load_nodes(first, inputs, b, span, FEW)
         has = nodes.exists & (nodes.parents >= 0) & (depth > 0)
         above = tl.load(marks + nodes.parents, mask=has, other=0) == depth
         above = above & (tl.load(tokens_of + nodes.parents, mask=has, other=-1) == token)
@@ -152,10 +163,9 @@ def arrive(
         tl.store(list + MAX_SIBLINGS + rank, nodes.ids.to(tl.int64), mask=children)
         first += FEW
     tl.debug_barrier()
-    here = row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r
-    draft_row = draft_rows_of(draft, left, draft_count, draft_stride_b, draft_stride_r, spans)
-    pair = Pair(here, vocab, law, draft_row, draft_vocab, load_law(draft_laws + left * FIELDS))
-    return Siblings(pair, count, seed, position, bins, list, sums, tables), row, left, hit > 0
+    here, draft_row = row_of(target, b, span, row), draft_row_of(draft, left)
+    pair = Pair(here, target.vocab, law, draft_row, draft.vocab, load_law(draft.laws + left * FIELDS))
+    return Siblings(pair, count, seed, position, scratch.bins, list, scratch.sums, scratch.tables), row, left, hit > 0
 
 
 @triton.jit
@@ -165,14 +175,6 @@ def marks_of(marks, b, span, spans, count):
         return marks + b * count
     else:
         return marks + span.node
-
-
-@triton.jit
-def root_exists(b, span, spans, rows_of, s2):
-    row = b * 0 - 1
-    if span.rows > 0:
-        row = target_row(rows_of, start_of(b, span, spans, s2, True), tl.full((), -1, tl.int32))
-    return (row >= 0) & (row < span.rows)
 
 
 @Kernel
@@ -185,16 +187,23 @@ def tree_kernel(
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
+    own = Target(target, laws, vocab, stride_b, stride_r, spans)
+    drafts = Draft(draft, draft_laws, draft_vocab, draft_count, draft_stride_b, draft_stride_r, spans)
+    inputs = Inputs(
+        tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, spans,
+    )  # fmt: skip
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
-    sums, tables = sums + b * 2 * (bins + SPARE), tables + b * TABLES * (bins + SPARE)
-    marks, tops = marks_of(marks, b, span, spans, count), tops + b * room_of(vocab)
+    scratch = Scratch(
+        marks_of(marks, b, span, spans, count), listed + b * 2 * MAX_SIBLINGS, sums + b * 2 * (bins + SPARE),
+        tables + b * TABLES * (bins + SPARE), bins,
+    )  # fmt: skip
+    tops += b * room_of(vocab)
     depth, races, token = tl.full((), 0, tl.int32), b * 0, b * 0
-    going = root_exists(b, span, spans, rows_of, s2)
+    root = root_row(inputs, b, span)
+    going = (root >= 0) & (root < span.rows)
     while going:
         at, _row, _left, hit = arrive(
-            token, depth, b, span, seed, position, target, draft, laws, spans, path, marks, listed, sums, tables,
-            tokens, parents, rows_of, draft_rows, draft_laws, vocab, draft_vocab, stride_b, stride_r, draft_stride_b,
-            draft_stride_r, max_depth, bins, s0, s1, s2, s3, draft_count, draft_total, id_limit, False, row_a_node,
+            token, depth, b, span, own, drafts, inputs, seed, position, path, max_depth, scratch, False
         )  # fmt: skip
         pair = at.pair
         token, rest, takes = STEP(at, BLOCK)

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .groups import last_race, room_of
 from .kernel import Kernel
-from .law import BROKEN, FIELDS, Law, load_law, load_logits
+from .law import BROKEN, FIELDS, Law, load_law, load_logits, prob
 from .passes import draft_left
 from .streams import ACCEPT, CLOCK, RESIDUAL, Stream, spread, stream, uniform
 
@@ -49,12 +49,77 @@ def span_of(b, spans, rows, nodes):
 
 
 @triton.jit
-def row_base(logits, b, span, spans, stride_b, stride_r):
+def start_of(b, span, spans, stride, is_row: tl.constexpr):
+    """Where a request's entries begin in a per-node input; dense: `stride` entries a request (0: one list for all)."""
+    if spans is None:
+        return b * stride
+    elif is_row:
+        return span.row
+    else:
+        return span.node
+
+
+class Target(NamedTuple):
+    """The rows of target logits of all requests."""
+
+    logits: object  # pointer
+    laws: object  # pointer to their laws, see law.py
+    vocab: object
+    stride_b: object  # int64, in elements
+    stride_r: object
+    spans: object  # None: dense
+
+
+class Draft(NamedTuple):
+    """The rows of draft logits of all requests, by the index of their laws. Of one-hot drafts there are neither."""
+
+    logits: object  # pointer, or None
+    laws: object  # pointer, or None
+    vocab: object
+    count: object  # dense: rows a request
+    stride_b: object  # int64, in elements
+    stride_r: object
+    spans: object  # None: dense
+
+
+class Inputs(NamedTuple):
+    """The per-node inputs of all requests. Where one's begin is computed where it is needed: it would take registers."""
+
+    tokens: object  # pointer
+    parents: object  # pointer, or None: a chain
+    rows: object  # pointer, or None: row i + 1
+    draft_rows: object  # pointer, or None: the row above
+    draft_laws: object  # pointer, or None: one-hot drafts
+    tokens_stride: object  # dense: entries a request, 0 where one list is for all
+    parents_stride: object
+    rows_stride: object
+    draft_rows_stride: object
+    draft_count: object  # dense: draft laws a request
+    draft_total: object  # of all requests
+    id_limit: object  # ids from here on exist in no row
+    row_a_node: object  # packed: whether draft rows are counted by nodes
+    spans: object  # None: dense
+
+
+@triton.jit
+def first_row(b, span, spans, logits, stride_b, stride_r):
     """Pointer to a request's row 0."""
     if spans is None:
         return logits + b * stride_b
     else:
         return logits + span.row * stride_r
+
+
+@triton.jit
+def row_of(target, b, span, row):
+    """Pointer to a row of a request."""
+    first = first_row(b, span, target.spans, target.logits, target.stride_b, target.stride_r)
+    return first + row * target.stride_r
+
+
+@triton.jit
+def law_of(target, span, row):
+    return load_law(target.laws + (span.row + row) * FIELDS)
 
 
 @triton.jit
@@ -66,52 +131,50 @@ def node_values(values, default, at, inside):
 
 
 @triton.jit
-def target_row(rows, rows_start, node):
+def target_row(inputs, b, span, node):
     """Row of a node (−1: the root), int64"""
-    if rows is None:
+    if inputs.rows is None:
         return (node + 1).to(tl.int64)
     else:
-        return tl.load(rows + rows_start + node + 1).to(tl.int64)
+        start = start_of(b, span, inputs.spans, inputs.rows_stride, True)
+        return tl.load(inputs.rows + start + node + 1).to(tl.int64)
 
 
 @triton.jit
-def start_of(b, span, spans, stride, is_row: tl.constexpr):
-    """Where a request's entries begin in a per-node input; dense: `stride` entries a request (0: one list for all)."""
-    if spans is None:
-        return b * stride
-    elif is_row:
-        return span.row
-    else:
-        return span.node
+def root_row(inputs, b, span):
+    """Row of the root, int64; −1 where the request has no rows"""
+    row = b * 0 - 1
+    if span.rows > 0:
+        row = target_row(inputs, b, span, tl.full((), -1, tl.int32))
+    return row
 
 
 @triton.jit
-def load_nodes(
-    first, b, span, spans, tokens, parents, rows, draft_rows, draft_laws, tokens_stride, parents_stride, rows_stride,
-    draft_rows_stride, draft_count, draft_total, id_limit, row_a_node, P: tl.constexpr,
-):  # fmt: skip
-    """-> (the Nodes first .. first + P − 1, index of each one's draft law int64 [P]); draft_laws None: one-hot drafts, whose index
-    is the token."""
+def load_nodes(first, inputs, b, span, P: tl.constexpr):
+    """-> (the Nodes first .. first + P − 1, index of each one's draft law int64 [P]); of one-hot drafts the index is the token."""
+    spans, draft_count = inputs.spans, inputs.draft_count
     ids = first + tl.arange(0, P)
     inside = ids < span.nodes
-    token = tl.load(tokens + start_of(b, span, spans, tokens_stride, False) + ids, mask=inside, other=-1).to(tl.int64)
+    token = tl.load(inputs.tokens + start_of(b, span, spans, inputs.tokens_stride, False) + ids, mask=inside, other=-1).to(tl.int64)
     wide = ids.to(tl.int64)
-    parent = node_values(parents, wide - 1, start_of(b, span, spans, parents_stride, False) + ids, inside)
-    rows_start = start_of(b, span, spans, rows_stride, True)
-    row = node_values(rows, wide + 1, rows_start + ids + 1, inside)
-    exists = inside & (token >= 0) & (token < id_limit) & (parent >= -1) & (parent < ids) & (row >= 0) & (row < span.rows)
+    parent = node_values(inputs.parents, wide - 1, start_of(b, span, spans, inputs.parents_stride, False) + ids, inside)
+    rows_start = start_of(b, span, spans, inputs.rows_stride, True)
+    row = node_values(inputs.rows, wide + 1, rows_start + ids + 1, inside)
+    exists = inside & (token >= 0) & (token < inputs.id_limit)
+    exists = exists & (parent >= -1) & (parent < ids) & (row >= 0) & (row < span.rows)
     law = token
-    if draft_laws is not None:
-        above = node_values(rows, parent + 1, rows_start + tl.maximum(parent, -1) + 1, exists)
+    if inputs.draft_laws is not None:
+        above = node_values(inputs.rows, parent + 1, rows_start + tl.maximum(parent, -1) + 1, exists)
         start, count = span.row, span.rows
-        above = tl.where(row_a_node == 1, wide, above)
-        start, count = tl.where(row_a_node == 1, span.node, start), tl.where(row_a_node == 1, span.nodes, count)
+        above = tl.where(inputs.row_a_node == 1, wide, above)
+        start = tl.where(inputs.row_a_node == 1, span.node, start)
+        count = tl.where(inputs.row_a_node == 1, span.nodes, count)
         if spans is None:
             start, count = b * draft_count, b * 0 + draft_count
-        drawn = node_values(draft_rows, above, start_of(b, span, spans, draft_rows_stride, False) + ids, inside)
-        exists = exists & (drawn >= 0) & (drawn < count) & (start + drawn < draft_total)
+        drawn = node_values(inputs.draft_rows, above, start_of(b, span, spans, inputs.draft_rows_stride, False) + ids, inside)
+        exists = exists & (drawn >= 0) & (drawn < count) & (start + drawn < inputs.draft_total)
         law = start + drawn
-        exists = exists & (tl.load(draft_laws + law * FIELDS + 4, mask=exists, other=BROKEN) != BROKEN)
+        exists = exists & (tl.load(inputs.draft_laws + law * FIELDS + 4, mask=exists, other=BROKEN) != BROKEN)
     token = tl.where(exists, token, -1).to(tl.int32)
     return Nodes(ids, token, parent.to(tl.int32), exists), law
 
@@ -136,12 +199,31 @@ def at_node(values, ids, node):
 
 
 @triton.jit
-def draft_rows_of(draft_logits, law, draft_count, stride_b, stride_r, spans):
-    """Pointer to the draft row of a law index."""
-    if spans is None:
-        return draft_logits + (law // draft_count) * stride_b + (law % draft_count) * stride_r
+def draft_row_of(draft, law):
+    """Pointer to the draft row of a law's index."""
+    if draft.spans is None:
+        return draft.logits + (law // draft.count) * draft.stride_b + (law % draft.count) * draft.stride_r
     else:
-        return draft_logits + law * stride_r
+        return draft.logits + law * draft.stride_r
+
+
+@triton.jit
+def draft_prob_of(draft, law, token):
+    """Probability of a drafted token under the law of that index: float64; 1 for a one-hot draft"""
+    d = tl.full((), 1.0, tl.float64)
+    if draft.laws is not None:
+        d = prob(draft_row_of(draft, law), draft.vocab, load_law(draft.laws + law * FIELDS), token)
+    return d
+
+
+@triton.jit
+def draft_law_of(draft, law, target_row, target_law):
+    """(row, law) of a draft: that of an index, or of a one-hot draft (`law`: its token) the target's row and all mass on the token"""
+    if draft.laws is None:
+        return target_row, Law(target_law.max, target_law.cutoff, target_law.scale, target_law.mass, law)
+    else:
+        law = tl.maximum(law, 0)  # where nothing was drafted the first is pointed at, and decides nothing
+        return draft_row_of(draft, law), load_law(draft.laws + law * FIELDS)
 
 
 @triton.jit
@@ -178,17 +260,13 @@ def finish_kernel(
     if kind != NOTHING:
         span = span_of(b, spans, rows, 0)
         index, drawn = tl.load(stops + b * STOP + 2), tl.load(stops + b * STOP + 3)
-        row = row_base(target, b, span, spans, stride_b, stride_r) + index * stride_r
-        law = load_law(laws + (span.row + index) * FIELDS)
-        key, here = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
-        if draft_laws is None:
-            draft_row, draft_law = row, Law(law.max, law.cutoff, law.scale, law.mass, drawn)
-        else:
-            drawn = tl.maximum(drawn, 0)  # a bonus has no draft: the first is pointed at, and decides nothing
-            draft_row = draft_rows_of(draft, drawn, draft_count, draft_stride_b, draft_stride_r, spans)
-            draft_law = load_law(draft_laws + drawn * FIELDS)
+        targets = Target(target, laws, vocab, stride_b, stride_r, spans)
+        row, law = row_of(targets, b, span, index), law_of(targets, span, index)
+        drafts = Draft(draft, draft_laws, draft_vocab, draft_count, draft_stride_b, draft_stride_r, spans)
+        draft_row, draft_law = draft_law_of(drafts, drawn, row, law)
+        key, at = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
         rest = draft_left(draft_row, draft_vocab, draft_law, tl.load(weights + b))
-        s = last_stream(key, here, depth, kind == REST, b * 0)
+        s = last_stream(key, at, depth, kind == REST, b * 0)
         winner = last_race(row, vocab, law, s, rest, kind == REST, tops + b * room_of(vocab), TILES)
         tl.store(out + b * (max_depth + 1) + depth, winner)
 
@@ -207,9 +285,11 @@ def logprobs_kernel(
         if depth > 0:
             node = tl.load(nodes + b * max_depth + depth - 1).to(tl.int64)
         span = span_of(b, spans, rows, 0)
-        row = target_row(rows_of, start_of(b, span, spans, rows_stride, True), node)
-        law = load_law(laws + (span.row + row) * FIELDS)
-        z = load_logits(row_base(target, b, span, spans, stride_b, stride_r) + row * stride_r, token, vocab)
+        inputs = Inputs(tokens, None, rows_of, None, None, 0, 0, rows_stride, 0, 0, 0, 0, 0, spans)
+        targets = Target(target, laws, vocab, stride_b, stride_r, spans)
+        row = target_row(inputs, b, span, node)
+        law = law_of(targets, span, row)
+        z = load_logits(row_of(targets, b, span, row), token, vocab)
         value = (z.to(tl.float64) - law.max) * law.scale - tl.log(law.mass)
         value = tl.where(z >= law.cutoff, value, float("-inf"))
         value = tl.where(law.only >= 0, tl.where(law.only == token, 0.0, float("-inf")), value)
