@@ -1,11 +1,12 @@
 # make demo    a real language model, decoded speculatively, with the acceptance table
 # make test    exact laws, equality of backends, bad input, examples: minutes
-# make test-all   lint and the whole test suite, with compilers, emulated GPUs, sanitizers and statistics: what CI runs
+# make test-all   lint, the site and the whole test suite, with compilers, emulated GPUs, sanitizers and statistics: what CI runs
 # make quick   a minute of tests, while editing
 # make check-triton   the Triton kernels, compiled for every target
 # make check-models   every causal-LM class of transformers as a tiny model: served exactly or refused -> docs/models.md
 # make build   the package with its compiled kernels, in place
 # make lint    ruff, clang-format and mypy over the sources; `make format` writes what the formatters would
+# make docs    the documentation site, without warnings -> build/site
 # make fuzz    100 000 random calls of every op
 # make bench-before  this tree beside the last one with a random word a token, on the CPU -> benchmarks/results/groups.md
 # make bench   benchmarks on this machine -> benchmarks/results/
@@ -49,7 +50,7 @@ QUICK := $(addprefix tests/test_,rng.py exact_law.py op_arguments.py contributin
 
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
-.PHONY: demo test test-transformers-4 test-vllm test-all quick lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers wheel clean
+.PHONY: demo test test-transformers-4 test-vllm test-all quick lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers docs wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
@@ -57,7 +58,7 @@ build: $(VENV)/built
 test: $(VENV)/with-test build
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(FAST)
 
-test-all: lint $(VENV)/with-test $(VENV)/triton build
+test-all: lint docs $(VENV)/with-test $(VENV)/triton build
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 quick: $(VENV)/with-test build
@@ -75,7 +76,7 @@ test-transformers-4: $(VENV)/with-test build
 test-vllm: $(VLLM)/ready
 	$(VLLM)/bin/python -m pytest tests/test_vllm_v1.py tests/test_vllm_v2.py tests/test_vllm_hooks.py tests/test_vllm_engine.py $(ARGS)
 
-PYTHON_SOURCES := specsample tests benchmarks examples setup.py
+PYTHON_SOURCES := specsample tests benchmarks examples setup.py $(wildcard docs/*.py)
 CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inc')
 
 lint: $(VENV)/with-lint
@@ -138,6 +139,10 @@ bench-trees: $(VENV)/with-bench $(VENV)/with-theory build
 papers: $(VENV)/with-demo $(VENV)/with-theory $(VENV)/with-bench build
 	for x in khisti races which check; do $(BIN)/python -m benchmarks.papers.$$x $(ARGS) || exit 1; done
 	$(BIN)/python -m benchmarks.figures
+
+docs: $(VENV)/with-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo build/site/index.html
 
 wheel: $(VENV)/with-torch
 	SPECSAMPLE_REQUIRE_EXTENSION=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .

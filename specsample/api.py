@@ -34,7 +34,7 @@ _DEFAULT = Sampling()
 
 
 class RowStats(NamedTuple):
-    """Statistics of rows, float32 [R] each.
+    """Statistics of rows of logits, float32 [R] each.
 
     max        largest logit
     logsumexp  log Σ exp(logit / temperature) over the kept tokens; 0 for a greedy row
@@ -49,10 +49,10 @@ class RowStats(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a round decided, D = max_depth.
+    """The outcome of a round, for each request. D = max_depth.
 
     tokens        int64 [B, D + 1]: emitted tokens, padded with −1
-    num_accepted  int32 [B]: how many of them are draft tokens (one more is always emitted, but for a broken row)
+    num_accepted  int32 [B]: how many of them are draft tokens. One more is always emitted, unless its row has no finite logit
     nodes         int32 [B, D]: the accepted nodes, root to leaf, padded with −1: what a KV cache keeps
     logprobs      float32 [B, D + 1]: log-probabilities of the emitted tokens, padded with 0; None when not asked for
     """
@@ -71,7 +71,7 @@ def schemes() -> dict[str, Scheme]:
 def sample(
     logits: Tensor, *, sampling: Sampling = _DEFAULT, seed: Integers, position: Integers, backend: str | None = None
 ) -> Tensor:
-    """One token of each row's law: the winner of an exponential race on the clocks of (seed, position).
+    """Sample one token from each row: the winner of an exponential race on the clocks of (seed, position).
 
     logits    [B, V], float32, bfloat16 or float16 (any float dtype under `reference`)
     seed      int64 [B], or an int s, short for s, s + 1, …, s + B − 1
@@ -101,7 +101,7 @@ def draft(
     node: Integers = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """k children for each row of logits, one row a node to be expanded.
+    """Draft k children for each row of logits. A row belongs to one node of the tree, the children's parent.
 
     logits    [R, V] as in `sample`
     kind      "iid": k independent draws; "distinct": k draws without replacement, in order (`recursive_distinct`);
@@ -111,8 +111,8 @@ def draft(
               `schemes()` names the kind that each scheme needs
     seed      int64 [R], or an int s, short for s, s + 1, …, s + R − 1
     position  int or int64 [R]: the round's, i.e. the index of the first token the round will emit
-    depth     int or int64 [R]: how far below the root the expanded node is (0 for the root)
-    node      int or int64 [R]: index that the first child will have in the tree; child j gets node + j
+    depth     int or int64 [R]: depth of the parent below the root (0 for the root)
+    node      int or int64 [R]: index of the first child in the tree; child j has node + j
     -> int64 [R, k]; −1 where fewer than k tokens have positive weight
 
     Errors: ValueError naming the argument.
@@ -130,10 +130,11 @@ def draft(
 
 
 def row_stats(logits: Tensor, *, sampling: Sampling = _DEFAULT, backend: str | None = None) -> RowStats:
-    """RowStats of each row of logits [R, V]: what rebuilds its law without another pass.
+    """Maximum, log-sum-exp and cut-off of each row of logits [R, V]: enough to rebuild its distribution without another pass.
 
-    Pass the drafts' to `verify(draft_stats=...)` to spare it a pass over each draft row. Rows whose |logsumexp| is above
-    32 are read again there, since float32 would not hold their law to 1e-6 (very low temperatures).
+    Pass the drafts' statistics to `verify(draft_stats=...)` to save it a pass over each draft row. Rows whose |logsumexp| exceeds
+    32 are read again there, since float32 would not hold their probabilities to 1e-6 (very low temperatures).
+    -> RowStats of float32 [R]; ValueError naming the argument
     """
     rows = check_logits(logits, "logits", 2)
     numbers, per_row = pack(sampling, (rows,), logits.device)
@@ -141,10 +142,11 @@ def row_stats(logits: Tensor, *, sampling: Sampling = _DEFAULT, backend: str | N
 
 
 def log_probs(logits: Tensor, *, sampling: Sampling = _DEFAULT, backend: str | None = None) -> Tensor:
-    """The law itself: log-probabilities [R, V], −inf where filtered; float32, or float64 from `reference`.
+    """Log-probabilities of each row of logits [R, V] after temperature and filters.
 
     It writes R·V numbers, which nothing else here does: for tests and notebooks. Compiled backends take the row
     statistics from their kernels and finish in torch.
+    -> [R, V], −inf where filtered; float32, or float64 from `reference`. ValueError naming the argument
     """
     rows = check_logits(logits, "logits", 2)
     numbers, per_row = pack(sampling, (rows,), logits.device)
@@ -188,7 +190,10 @@ def verify(
     logprobs: Literal["filtered", "raw"] | None = None,
     backend: str | None = None,
 ) -> Verdict:
-    """Verify drafted tokens against the target: one draft-and-verify round of every request, exactly, from raw logits.
+    """Verify drafted tokens against the target, for one round of every request, from raw logits.
+
+    The emitted tokens are distributed exactly as if sampled from the target, whatever the draft, as long as the drafts were drawn
+    as the scheme asks (`schemes()[scheme].draft_kind`).
 
     target_logits   [B, R, V]; by default R = N + 1, row 0 after the committed prefix, row i + 1 after draft node i.
                     Packed: [>= total, V]

@@ -11,14 +11,14 @@ OFF = (1.0, 0.0, 1.0, 0.0)  # temperature, top_k, top_p, min_p that change nothi
 
 
 class Sampling(NamedTuple):
-    """How logits become a law. Each field is a number, or a tensor on the logits' device with one value a request
-    (or a row, where a call takes rows).
+    """Temperature and filters: how a row of logits becomes a probability distribution, its law.
 
+    Each field is a number, or a tensor on the logits' device with one value per request (or per row, where a call takes rows).
     Filters act in the order and with the meaning of transformers' warpers (temperature, top-k, top-p, min-p). Each
-    reduces to one logit cut-off a row, and every token that ties with the cut-off is kept. The law that remains,
-    renormalised, is *the* law of the row everywhere: acceptance, residual, bonus, theory.
+    reduces to one logit cut-off per row, and every token that ties with the cut-off is kept. What remains, renormalised, is the
+    row's law wherever one is meant: acceptance, residual, bonus, theory. ValueError naming the field for values out of range.
 
-    temperature  0 means greedy (argmax, lowest id on ties). In a tensor, values below 0 and NaN are greedy too.
+    temperature  >= 0; 0 means greedy (argmax, lowest id on ties). In a tensor, values below 0 and NaN are greedy too.
     top_k        keep the k largest logits; 0 is off.
     top_p        keep the likeliest tokens until their mass reaches top_p; 1 is off. A token is dropped when the mass
                  above it is at least top_p·(1 − 2⁻²⁰): the slack decides laws whose masses meet top_p exactly

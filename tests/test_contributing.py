@@ -20,6 +20,7 @@ TABLES = {
     "specsample/triton/warm.py",
     "specsample/decoding/drafts.py", "specsample/decoding/trees.py", "specsample/reference/rows.py", "specsample/triton/rows.py",
     "csrc/row_ops.h", "csrc/verify_op.h", "csrc/testing/bindings.cpp",
+    "specsample/tools/demo_tasks.py",
     "specsample/tools/acceptance.py", "specsample/tools/demo.py", "specsample/tools/expected.py", "specsample/decoding/arguments.py",
 }  # fmt: skip
 

@@ -1,6 +1,10 @@
 """README and docs: every Python example runs as it stands, and every link leads somewhere."""
 
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +12,8 @@ import pytest
 import torch
 import transformers
 from models import tiny_llama
+
+import specsample as ss
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -73,3 +79,28 @@ def test_the_readme_is_short():
     text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(), flags=re.S)
     lines = [line for line in text.splitlines() if not line.startswith(("|", "#", "    "))]
     assert len(" ".join(lines).split()) < 750
+
+
+def test_the_api_reference_has_every_public_name():
+    listed = re.findall(r"^::: specsample\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
+    public = {name for name in ss.__all__ if callable(getattr(ss, name))}
+    assert len(public) > 12 and public - set(listed) == set()
+
+
+def test_every_page_is_in_the_navigation():
+    named = set(re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
+    assert named == {page.name for page in (ROOT / "docs").glob("*.md")} | {"contributing.md", "changes.md"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="needs the packages of make docs")
+def test_the_site_builds_without_warnings(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]  # strict: mkdocs.yml
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    api = (tmp_path / "site/api/index.html").read_text()
+    assert 'id="specsample.verify"' in api and "<code>target_logits</code></td>" in api
+    assert "<strong>Returns</strong> Verdict" in api
+    assert "Adding a scheme" in (tmp_path / "site/contributing/index.html").read_text()
+    assert "A plausible rule that is wrong" in (tmp_path / "site/examples/laws/index.html").read_text()
+    assert 'href="../examples/engine_loop/"' in (tmp_path / "site/engine/index.html").read_text()
+    assert (tmp_path / "site/figures/acceptance.png").stat().st_size > 10_000

@@ -20,9 +20,11 @@ import specsample as ss
 from benchmarks import RESULTS
 from benchmarks.harness import Progress, machine, write_json
 from specsample.tools import demo
+from specsample.tools.demo_tasks import QUESTIONS, SPELLING
 
 PROMPTS = (
-    *demo.PROMPTS,
+    *QUESTIONS,
+    SPELLING,
     "Write a short letter to a landlord about a broken heating.",
     "What is the difference between a virus and a bacterium?",
     "Tell me a story about a lighthouse keeper and a lost dog.",

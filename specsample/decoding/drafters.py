@@ -118,11 +118,13 @@ class PathsDrafter:
 
 
 class NgramDrafter:
-    """Prompt look-up: find the last earlier occurrence of the longest suffix (n tokens, then n − 1, … 1) and propose what
-    followed it; when that runs into the end of the text, on from the start of it again, as repetition would.
+    """Prompt look-up: propose what followed the last earlier occurrence of the text's ending.
 
-    With `paths=K` under `race`: what followed each of the K occurrences found first that differ in it; with `tree` a number of
-    nodes: as many of these as have room. No model, no randomness. Good where the output copies from the prompt or from itself.
+    The longest ending is tried first: n tokens, then n − 1, … 1. Where the continuation runs into the end of the text it starts
+    over, as a repetition would. With `paths=K` under `race`, proposes up to K different continuations; with `tree` a number of
+    nodes, as many as fit. No model, no randomness. Good where the output copies from the prompt or from itself.
+
+    n  int >= 1: the longest ending that is looked up, in tokens; ValueError otherwise
     """
 
     def __init__(self, n=3):

@@ -41,16 +41,16 @@ def generate(
     return_stats: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Stats]:
-    """Continue each prompt with tokens that have exactly the target's law, in fewer target calls than tokens.
+    """Continue each prompt with tokens distributed exactly as if sampled from the target, in fewer target calls than tokens.
 
-    model           the target, any causal LM of transformers, or anything that is called and answers like one
-    draft           a causal LM with the same tokens (its vocabulary may be narrower or wider), a sequence of them, one a path
-                    (schemes `weighted` and `race`), `NgramDrafter()`, any object with `propose` and `commit`
-                    (specsample/decoding/proposal.py), or None: plain sampling
+    model           the target: a causal LM of transformers, or anything with the same call signature and outputs
+    draft           what proposes tokens: a causal LM with the same tokenizer (its vocabulary may be narrower or wider), a sequence
+                    of them, one for each path (schemes `weighted` and `race`), `NgramDrafter()`, any object with `propose` and
+                    `commit` (specsample/decoding/proposal.py), or None for plain sampling
     input_ids       int64 [B, W], padded left or right where attention_mask [B, W] is 0; None = all tokens are real
-    max_new_tokens  int >= 1, of each request. ValueError where the target's positions (learned, or a table of sinusoids) end
-                    before the longest prompt and these tokens do; rotary and linear ones have no end.
-    depth           int: tokens drafted a round, fewer when fewer may still be emitted
+    max_new_tokens  int >= 1, for each request. ValueError if the target's position embeddings (learned, or a table of sinusoids)
+                    are too few for the longest prompt and these tokens; rotary and linear ones have no limit.
+    depth           int: tokens drafted in a round, fewer when fewer may still be emitted
     paths           int: chains of `depth` tokens drafted a round, for a scheme that takes trees. Their first tokens are drawn
                     together, as `ss.draft(logits, paths, kind=…)` draws them for the scheme: independently, without replacement
                     (`recursive_distinct`), the first arrivals (`race`), the likeliest and one of the rest (`top`), one on each
@@ -61,8 +61,8 @@ def generate(
                     likeliest paths under the draft (`race` only, since the tokens shape that tree)
     scheme          see `ss.schemes()`. Under "race" the output is that of `draft=None`, token for token
     options         the scheme's own settings
-    sampling        of the target; draft_sampling of the draft, None = the target's. Fields may hold one value a request. A list
-                    of draft samplings is one a path (`weighted` and `race`)
+    sampling        temperature and filters of the target. Each field may hold one value per request
+    draft_sampling  the same for the draft; None = the target's. A list holds one for each path (`weighted` and `race`)
     seed            int64 [B], or an int s, short for s, s + 1, …, s + B − 1
     eos_token_id    int or list; None = the one of model.generation_config, if any
     logits_processor
@@ -79,24 +79,23 @@ def generate(
     -> int64 [B, W + new]: the prompts as given, then the new tokens, after eos the model's pad id (or the eos)
        With return_stats: (that, Stats)
 
-    A request's tokens depend on its own prompt, seed and settings; companions in the batch and padding change them only
-    where they change the model's own rounding. Positions count a request's own tokens, without padding.
+    A request's tokens depend on its own prompt, seed and settings. Other requests in the batch, and padding, can change them only
+    by changing how the model itself rounds. Positions count a request's own tokens, without padding.
 
-    Of model.generation_config only the ids of eos and padding are used: `sampling` decides temperature, top_k and the like.
-    Other settings there that would change law or end of the text are named in a warning; give them as logits_processor and
-    stopping_criteria, or [] to say that they are not wanted (specsample/decoding/settings.py).
+    Of model.generation_config only the eos and padding ids are used: temperature, top_k and the like come from `sampling`.
+    A warning names any other setting there that would change the distribution or the end of the text. Pass these as
+    logits_processor and stopping_criteria, or pass [] to say that they are not wanted (specsample/decoding/settings.py).
 
-    A draft model whose positions end before the text does drafts up to there; then sampling goes on without drafts
-    (`Stats.out_of_positions`).
+    If the draft model runs out of positions before the text ends, sampling goes on without drafts (`Stats.out_of_positions`).
 
-    Trees are read in one forward, with a 4-D attention mask and positions by depth, by models of transformers that obey such a
-    mask; other models read each path as a row of a larger batch. Then the caches keep the accepted nodes. Which way a model goes is
-    tried on a few tokens, once a model (specsample/decoding/models.py). Where padding or companions would change its texts
-    (positions counted by slots of the cache; frequencies that change once a text is long, as in Phi-3's longrope, which is then
-    read afresh), requests are read one by one. Models without a cache of keys and values that can be rewound are refused
-    (recurrent, encoder-decoder, …), and so are texts so long that dynamic rotary frequencies change: docs/models.md.
+    Models of transformers that obey a 4-D attention mask read a tree in one forward call, with positions by depth; other models
+    read each path as a row of a larger batch. The caches then keep the accepted nodes. Which of the two applies is tried on a few
+    tokens, once per model (specsample/decoding/models.py). Requests are read one by one where padding or other requests would
+    change a model's texts: positions counted by cache slots, or frequencies that change once a text is long, as in Phi-3's longrope
+    (which is then read afresh). Models without a key-value cache that can be rewound are refused (recurrent, encoder-decoder, …),
+    and so are texts so long that dynamic rotary frequencies change: docs/models.md.
 
-    Errors: ValueError naming the argument, before the first forward; for a drafter's proposals as they come.
+    Errors: ValueError naming the argument, before the first forward call; for a drafter's proposals, as they arrive.
     """
     given = check(
         model, draft, input_ids, attention_mask, max_new_tokens, depth, paths, tree, scheme, options, sampling,

@@ -11,13 +11,12 @@ class Stats:
     """Counts and times of one `generate`; `print(stats)` shows a table.
 
     target_calls  forward calls of the target, the prefill included (it already verifies drafts)
-    rounds        rounds summed over requests: how often a request took part in a call
+    rounds        rounds, summed over requests: how often a request took part in a target call
     emitted       new tokens, after cutting at eos
-    reached       list: how often the i-th draft of a round was up for a decision (it exists, and those before it were
-                  accepted); accepted: how often it was taken
-    out_of_positions  rounds summed over requests that had fewer drafts than asked for, or none, since the draft model has no
-                  more positions
-    seconds       host seconds by phase: prefill (the first target call), draft, target, verify, other. On an
+    reached       list: how often the i-th draft of a round was up for a decision (it exists, and those before it were accepted)
+    accepted      list: how often it was accepted
+    out_of_positions  rounds, summed over requests, that had fewer drafts than asked for because the draft model ran out of positions
+    seconds       dict of host seconds by phase: prefill (the first target call), draft, target, verify, other. On an
                   accelerator, work is counted where the host waits for it.
     """
 

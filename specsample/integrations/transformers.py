@@ -76,20 +76,20 @@ def generate(
     backend=None,
     **model_kwargs,
 ):
-    """`specsample.generate` as the `custom_generate` of a decoder-only model, whose settings decide law and end of the texts.
+    """`specsample.generate` as the `custom_generate` of a decoder-only model, honouring the settings of its GenerationConfig.
 
-    The first five come from transformers, prepared: input_ids int64 [B·num_return_sequences, W], padded at the left.
+    transformers passes the first five arguments, prepared: input_ids is int64 [B·num_return_sequences, W], padded on the left.
 
-    draft       a causal LM with the same tokens, a drafter, or None, as are scheme, depth, paths, tree, options, draft_sampling and
-                backend those of `specsample.generate`
-    seed        int s, short for s, s + 1, … (a request each), or int64 [B·num_return_sequences]; None = one drawn from torch's
-                generator of the CPU, so `torch.manual_seed` decides
-    stream_to   a streamer, for one request; transformers' own `streamer=` never arrives here
-    stats       a `specsample.Stats` that the counts of this call are added to
+    draft       a causal LM with the same tokenizer, a drafter, or None, as in `specsample.generate`; so are scheme, depth, paths,
+                tree, options, draft_sampling and backend
+    seed        int s, short for s, s + 1, … (one per request), or int64 [B·num_return_sequences]; None = drawn from torch's CPU
+                generator, so that `torch.manual_seed` decides
+    stream_to   a streamer, for a single request; transformers never hands its own `streamer=` on to a custom_generate
+    stats       a `specsample.Stats` to which the counts of this call are added
     -> int64 [B·num_return_sequences, W + new], or with return_dict_in_generate a GenerateDecoderOnlyOutput: sequences, scores and
        logits where asked for (a request that has ended has its padding for certain), and no cache
 
-    Errors: ValueError naming the setting that is not served, before the first forward.
+    Errors: ValueError naming the setting that is not supported, before the first forward call.
     """
     _refuse(model, generation_config, sys._getframe(1))
     _check_inputs(input_ids, model_kwargs)

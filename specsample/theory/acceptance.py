@@ -13,7 +13,7 @@ from .thresholds import clipped_mass, kseq_threshold, recursive_thresholds
 
 
 def acceptance(target, draft, k=1, scheme="token", *, samples=None, seed=0, s=None, alphabet=None):
-    """Chance that a node emits one of its k children.
+    """Probability that a node accepts one of its k children.
 
     | scheme | formula | source |
     |---|---|---|
@@ -27,8 +27,9 @@ def acceptance(target, draft, k=1, scheme="token", *, samples=None, seed=0, s=No
     | optimal, optimal_block | 1 − max_S { d(S)^k − t(S) }, without binning (block: depth 1) | Khisti et al. 2024 |
     | top | Σ_{x∉T} min(t, d') + t(T), T the k − 1 likeliest drafts, d' = d off T | Hu et al. 2025 |
 
-    target, draft: [..., V] probabilities -> float64 [...]. ValueError for `weighted`, whose acceptance depends on
-    several draft laws, for k > 1 under token and block, for settings of another scheme, and for bad laws.
+    target, draft: probabilities [..., V], arrays or tensors -> float64 [...]. ValueError for `weighted`, whose acceptance depends
+    on several draft distributions; for k > 1 under token and block; for settings of another scheme; and for rows that are no
+    probability distribution.
     """
     expect(scheme in FORMULAS, "scheme", f"one of {', '.join(FORMULAS)}",
            f"{scheme!r}{_WITHOUT.get(scheme, '')}")  # fmt: skip

@@ -32,7 +32,7 @@ def arrivals_acceptance(target, draft, k, knots=128):
     form for k > 1; the integral is numerical to about 1e-12. F falls with r, so with more than `knots` distinct ratios F
     is computed at `knots` of them (those of the target's likeliest tokens among them) and interpolated in log r, and
     `error` bounds what that can change; otherwise error is 0. k = 1 is `race_acceptance`, exactly.
-    Kobus and Gündüz 2025 ("Speculative decoding with exponential races"), its batch of drafts.
+    Kobus and Gündüz 2025 ("Speculative sampling via exponential races"), its batch of drafts.
     target, draft: [..., V]; k >= 1, knots >= 2 -> Bracketed(value, error), float64 [...]
     """
     target, draft = pair(target, draft)

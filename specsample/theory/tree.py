@@ -22,7 +22,7 @@ def drafting_tree(probabilities, nodes):
     A node's weight is the probability of its path and never exceeds its parent's, so the greedy tree is the heaviest of
     its size, and the sum of its weights is the expected number of accepted tokens when target and draft agree. A heap
     holds, of every node, only its next child: O(nodes·log nodes) heap work beside sorting the laws that are expanded.
-    Kobus and Gündüz 2025 ("Speculative decoding with exponential races"); Tunstall's code is built the same way.
+    Kobus and Gündüz 2025 ("Speculative sampling via exponential races"); Tunstall's code is built the same way.
 
     probabilities: the law of the token after a prefix, as one of
         a callable: prefix (tuple of token ids below the root) -> [V], or None where the tree must end;

@@ -44,12 +44,14 @@ def parser():
     commands.add_parser("bench", help="the benchmark runner; takes its options", add_help=False)
     demo = commands.add_parser("demo", help="speculative decoding of a real model, beside plain decoding")
     demo.add_argument("--prompt", action="append", help="instead of the built-in prompts; may be repeated")
-    demo.add_argument("--tokens", type=_positive, default=64, help="new tokens a prompt (64)")
-    demo.add_argument("--temperature", type=_temperature, help="1 and greedy; this one instead (0 = greedy)")
-    demo.add_argument("--depth", type=_positive, help="tokens drafted a round (student 1, ngram 3)")
+    demo.add_argument("--tokens", type=_positive, help="new tokens a prompt (copy 128, open 48)")
+    demo.add_argument("--temperature", type=_temperature, help="one temperature instead of two a task (0 = greedy)")
+    demo.add_argument("--depth", type=_positive, help="tokens drafted a round, instead of several (student 1, ngram 3 to 16)")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--scheme", choices=list(schemes()), help="only this scheme")
     demo.add_argument("--drafter", choices=["student", "ngram"], help="only this drafter")
+    demo.add_argument("--task", choices=["copy", "open"], help="only text that copies from its prompt, or only open-ended text")
+    demo.add_argument("--minutes", type=_minutes, default=2.0, help="of showing and measuring, at most (2)")
     demo.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the measured models; else the quicker one here")
     demo.add_argument("--color", action="store_true", help="colours even when the output is not a terminal")
     demo.add_argument("--no-color", action="store_true")
@@ -73,6 +75,13 @@ def _positive(text):
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text}")
+    return value
+
+
+def _minutes(text):
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text}")
     return value
 
 

