@@ -256,3 +256,20 @@ def test_a_streamer_gets_tokens_only(draft, start, said):
     assert output.tolist() == [[start, *said]] and streamer.ended == 1
     assert all(tokens.dtype == torch.int64 and tokens.numel() > 0 for tokens in streamer.got)
     assert [int(t) for tokens in streamer.got[1:] for t in tokens] == said
+
+
+# -- models that keep no cache -----------------------------------------------------------------------------------
+
+
+class Forgetful(TableModel):
+    def forward(self, *args, **more):
+        out = super().forward(*args, **more)
+        out.past_key_values = None
+        return out
+
+
+@pytest.mark.parametrize("who", ["target", "draft"])
+def test_a_model_that_returns_no_cache_is_named(who):
+    models = [Forgetful(table()) if who == name else TableModel(table(1)) for name in ("target", "draft")]
+    with pytest.raises(ValueError, match="past_key_values: expected a cache in what Forgetful returns, got None"):
+        run(*models)

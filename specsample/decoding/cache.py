@@ -146,11 +146,13 @@ class CachedModel:
             **({"position_ids": positions.to(self.device)} if self.call.positions else {}),
             **({self.call.keep: keep} if self.call.keep else {}),
         )
+        returned = getattr(out, self.call.cache, None)
+        expect(returned is not None, self.call.cache, f"a cache in what {type(self.model).__name__} returns", "None")
         if self.cache is None:  # the model has brought its own
-            forgets = any(getattr(layer, "is_sliding", False) for layer in getattr(getattr(out, self.call.cache), "layers", ()))
+            forgets = any(getattr(layer, "is_sliding", False) for layer in getattr(returned, "layers", ()))
             told = "a cache that keeps every token (transformers.DynamicCache(), without a config)"
             expect(not forgets, self.call.cache, told, f"layers with a window from {type(self.model).__name__}")
-        self.cache = getattr(out, self.call.cache)
+        self.cache = returned
         return out.logits[:, -keep:]
 
     def _rewind(self, keep):

@@ -3,7 +3,7 @@
 A child is accepted with β = Σ min(d, t/c) = (1 − Z(c))/c. With γ = (1 − (1 − β)^K)/β, any c >= γ is lossless when a token of
 t − γ·min(d, t/c) is emitted after K rejections; the least, c = γ, accepts the most: 1 − Z(c). The ratio
 histogram chooses c (a bin's edge); Z(c) itself is summed over the row, since with a binned Z laws near t = d come out wrong by 1e-4.
-Sun et al., "SpecTr" (arXiv 2310.15141), Algorithm 3.
+Sun et al., "SpecTr" (arXiv 2310.15141), k-sequential selection.
 """
 
 import torch
