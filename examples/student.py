@@ -5,6 +5,9 @@ the embeddings, in and out, are the target's own, shared in memory.  Its head is
 logits are [..., head] with head < the target's vocabulary.  The ids of a BPE vocabulary are about in order of
 frequency, so the rows left out carry little probability, and not reading them makes the student's call much cheaper.
 The ids beyond the head have draft weight 0, which the acceptance rule treats like any other draft law.
+
+The shipped file has its matrices in 4 bits a weight (distill/quantise.py): each GROUP weights of a row share a float16
+scale, and a weight is its scale times one of -8..7, two to a byte, the even column in the low half.
 """
 
 import copy
@@ -14,6 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import LlamaForCausalLM
+
+GROUP = 32  # weights that share a scale
 
 
 def new_student(target, layers, head):
@@ -39,6 +44,40 @@ def own_parameters(student):
     return {name: value for name, value in student.named_parameters() if not name.startswith(shared)}
 
 
+def best_scales(weights):
+    """Of groups float32 [rows, GROUP], each the scale of the least squared error, of several: float16 [rows]"""
+    largest = weights.gather(1, weights.abs().argmax(1, keepdim=True))  # with its sign, so that it can be -8 scales
+    scales = (largest / torch.linspace(-9, -6, 25)).half()
+    levels = levels_of(weights[:, None], scales.float()[..., None])
+    error = (levels * scales.float()[..., None] - weights[:, None]).square().sum(-1)
+    return scales.gather(1, error.argmin(1, keepdim=True))[:, 0]
+
+
+def levels_of(weights, scale):
+    """-8..7, the nearest multiples of a scale, float32; 0 where it is 0"""
+    return (weights / scale.where(scale != 0, 1)).round().clamp(-8, 7) * (scale != 0)
+
+
+def packed(levels):
+    """Levels -8..7 [rows, columns] -> uint8 [rows, columns / 2]"""
+    levels = (levels + 8).to(torch.uint8)
+    return levels[:, ::2] | levels[:, 1::2] << 4
+
+
+def unpacked(levels, scales):
+    """The matrix, float32, of packed levels and of scales float16 [rows, columns / GROUP]"""
+    levels = torch.stack([levels & 15, levels >> 4], -1).flatten(1).float() - 8
+    return (levels.unflatten(1, (-1, GROUP)) * scales.float()[..., None]).flatten(1)
+
+
+def saved_parameters(student, quantised=None):
+    """What the student's file holds: bfloat16, or of a matrix in `quantised` ({name: (packed levels, scales)}) these two"""
+    tensors = {name: value.detach().to(torch.bfloat16) for name, value in own_parameters(student).items()}
+    for name, (levels, scales) in (quantised or {}).items():
+        tensors[name], tensors[f"{name}.scales"] = levels, scales
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
 def load_student(path, target, head=None):
     """The student saved at `path`, on the device and in the dtype of `target`, sharing the embeddings of `target`.
 
@@ -46,7 +85,9 @@ def load_student(path, target, head=None):
     """
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["student"])
-        weights = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    scales = {name.removesuffix(".scales"): tensors.pop(name) for name in list(tensors) if name.endswith(".scales")}
+    weights = {name: unpacked(value, scales[name]) if name in scales else value for name, value in tensors.items()}
     if facts["hidden_size"] != target.config.hidden_size:
         raise ValueError(f"{path} is for hidden size {facts['hidden_size']}, not {target.config.hidden_size}")
     student = new_student(target, facts["layers"], head or facts["head"])

@@ -10,7 +10,7 @@ import time
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from student import load_student, new_student, own_parameters
+from student import load_student, new_student, own_parameters, saved_parameters
 
 from .texts import Texts, measure
 
@@ -44,9 +44,12 @@ def start_student(target, layers, head, sources):
     return student
 
 
-def save_student(path, student, facts):
-    """Write the student's own weights as bf16, with `facts` about it in the file's metadata."""
-    weights = {name: value.detach().to(torch.bfloat16).contiguous() for name, value in own_parameters(student).items()}
+TRAINED = "student.safetensors"  # in the work folder, 16 bits a weight
+
+
+def save_student(path, student, facts, quantised=None):
+    """Write the student's own weights, in bfloat16 or as quantise.py gave them, with `facts` about it in the file's metadata."""
+    weights = saved_parameters(student, quantised)
     facts = {
         "base_model": "SmolLM2-135M-Instruct",
         "layers": student.config.num_hidden_layers,
@@ -143,4 +146,4 @@ def checkpoint(args, student, held_out, run):
     run["best"] = max(run["best"], acceptance)
     print(f"train: step {run['step']}, held-out acceptance {acceptance:.4f} (best {run['best']:.4f})", flush=True)
     if acceptance == run["best"]:
-        save_student(args.out, student, {"acceptance_t1": acceptance})
+        save_student(args.work / TRAINED, student, {"acceptance_t1": acceptance})
