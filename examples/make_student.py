@@ -21,8 +21,8 @@ sentence templates are.  The checkpoint was chosen among six by acceptance on 32
 How it was made differs from one run of this script with its defaults: 137 511 target tokens instead of 300 000, and two
 training runs, a first of 2.2 minutes on 78 000 of those tokens (unthreaded AdamW, batches of 6, rate 2e-3), a second of
 23 minutes from its result (--resume --batch 4 --rate 1.5e-3 --variation 0.2 0.9 --epochs 12 --minutes 23), 1602 steps,
-on two cores shared with other work; rounded by 64 texts of 80
-tokens.  Two quiet cores generate about 250 tokens/s and train on about 1000 tokens/s.
+on two cores shared with other work; rounded by 64 texts of 80 tokens.
+Two quiet cores generate about 250 tokens/s and train on about 1000 tokens/s.
 Seeds are fixed, but the training threads do not wait for each other, so results vary a little from run to run.
 """
 
