@@ -14,6 +14,7 @@
 # make papers  the papers' experiments on the demo's models (or ARGS="--target M --draft M") -> benchmarks/results/papers/
 # make check-cuda   the CUDA kernels through nvcc for every architecture: spills, local memory, 16-byte loads; one extension of them
 # make check-races  the CUDA kernels under ThreadSanitizer, every case of layout, team, filter, tree, …: most of an hour
+# make check-ptx    what nvcc makes of the CUDA kernels, executed on the CPU by the launch code that is shipped: every case (docs/ptx.md)
 # make check-torch  every host file against the headers of the oldest torch, the newest and those between; the oldest runs it (4 GB)
 # make test-transformers-4   the adapter's tests under transformers 4.57, beside the packages of make test
 # make check-cuda12 the same gate for the kernels by the compiler of CUDA 12.9 as the package index has it
@@ -50,7 +51,7 @@ QUICK := $(addprefix tests/test_,rng.py exact_law.py op_arguments.py contributin
 
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
-.PHONY: demo test test-transformers-4 test-vllm test-all quick lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers docs wheel clean
+.PHONY: demo test test-transformers-4 test-vllm test-all quick lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-ptx check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers docs wheel clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
@@ -106,6 +107,9 @@ check-cuda: $(VENV)/with-test build
 
 check-races: $(VENV)/with-test build
 	SPECSAMPLE_CHECK_RACES=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_cuda_on_cpu.py -k race
+
+check-ptx: $(VENV)/with-test build
+	SPECSAMPLE_CHECK_PTX=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/test_ptx.py tests/test_ptx_machine.py
 
 # By hand, before a release: the wheels are the CUDA builds, unpacked without what they depend on.
 check-torch: $(VENV)/with-test build

@@ -6,11 +6,10 @@ nvcc, of CUDA_HOME or on the path, or CUDA 12's from the package index (`make ch
 
 import re
 import subprocess
-from pathlib import Path
 
 import native
 import pytest
-from nvidia_tools import ALL, PACKAGES, nvcc, nvidia_tool, nvrtc
+from nvidia_tools import ALL, PACKAGES, cuda_headers, nvcc, nvidia_tool, nvrtc
 
 # One kernel for sample, draft and row_stats, one for verify under every scheme.
 SOURCES = {"row_kernel": '#include "csrc/cuda/row_kernels.h"\n', "verify_kernel": '#include "csrc/cuda/verify_kernel.h"\n'}
@@ -83,12 +82,6 @@ def disassembled(cubin):
     text = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
     parts = re.split(r"^\s*\.section\s+\.text\.(\w+),", text, flags=re.M)
     return dict(zip(parts[1::2], parts[2::2]))
-
-
-def cuda_headers():
-    """The folder of CUDA's headers; None where there is none"""
-    around = [Path(nvcc()).resolve().parent.parent] if nvcc() else []
-    return next((p / "include" for p in (*around, Path("/usr/local/cuda")) if (p / "include/cuda_runtime_api.h").exists()), None)
 
 
 def test_the_first_call_on_a_gpu(tmp_path):

@@ -136,6 +136,31 @@ def test_teams_emit_the_integers_of_the_reference(scheme, team):
     assert accepted > 0
 
 
+@pytest.mark.parametrize("scheme", backends.BACKENDS["cuda"].schemes)
+def test_no_token_depends_on_the_last_bits_of_approximations(scheme):
+    """ex2, lg2 and rcp off by as much as is documented, each argument's result in a direction of its own"""
+    at = (*CHAIN_SCHEMES, *MULTI).index(scheme)
+    for seed in range(1, 6):
+        settings = {"seed": at + seed, "dtype": (torch.float32, torch.bfloat16, torch.float16)[seed % 3]}
+        settings["sampling"] = SAMPLINGS[(at + seed) % len(SAMPLINGS)]
+        V = 3000 if seed == 1 else 300
+        args = case(8, 3, V, scheme=scheme, **settings) if scheme in CHAIN_SCHEMES else drafted_tree(6, 3, 2, V, scheme, **settings)
+        expected = ss.verify(**args, backend="reference")
+        with cuda_on_cpu.launches(64, perturb=seed):
+            identical(ss.verify(**args, backend=cuda_on_cpu.NAME), expected)
+
+
+def test_control_approximations_are_perturbed():
+    """Statistics of a row do depend on them, by a unit in the last place; over many tokens the errors cancel."""
+    rows = numbers(64, 3, seed=1, scale=2.0)
+    cuda_on_cpu.load()
+    exact = ss.row_stats(rows, backend=cuda_on_cpu.NAME)
+    with cuda_on_cpu.launches(64, perturb=1):
+        off = ss.row_stats(rows, backend=cuda_on_cpu.NAME)
+    assert torch.equal(exact.max, off.max) and not torch.equal(exact.logsumexp, off.logsumexp)
+    torch.testing.assert_close(exact.logsumexp, off.logsumexp, rtol=2e-6, atol=2e-6)
+
+
 def test_sums_of_long_rows_do_not_depend_on_the_launch():
     """Tiles of several pieces: a vocabulary above 2^18."""
     rows = numbers(1, (1 << 18) + 1500, seed=1, scale=3.0)

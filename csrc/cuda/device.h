@@ -9,17 +9,24 @@
 #include "debug.h"
 #include "protocol.h"
 
+#if !defined(SPS_DISPATCH_KEY)  // else csrc/emulator/ptx/on_cpu.h came before
 #define SPS_LIBRARY specsample
 #define SPS_DISPATCH_KEY CUDA
-#define SPS_DEVICE_SCHEMES SPS_CUDA_SCHEMES
 
 namespace SPS_NAMESPACE {
 
 constexpr const char* kDeviceName = "cuda";
-constexpr int64_t kMaxVocab = 1 << 24;  // rows.h
 inline bool on_device(const torch::stable::Tensor& t) { return t.is_cuda(); }
 inline int32_t device_type() { return aoti_torch_device_type_cuda(); }
 inline int32_t device_index(const torch::stable::Tensor& t) { return t.get_device_index(); }
+
+}  // namespace SPS_NAMESPACE
+#endif
+#define SPS_DEVICE_SCHEMES SPS_CUDA_SCHEMES
+
+namespace SPS_NAMESPACE {
+
+constexpr int64_t kMaxVocab = 1 << 24;  // rows.h
 inline Rows rows_at(const char* data, int64_t vocab, int64_t stride, Dtype dtype) { return Rows{data, vocab, stride, dtype}; }
 
 // The symbol lives in libtorch_cuda, which a CPU build of torch lacks, so it is looked up at first use.

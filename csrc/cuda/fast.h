@@ -11,6 +11,8 @@ SPS_DEVICE float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
+  const uint32_t seed = cuda_on_cpu::settings.perturb;
+  if (seed) return approximations::approximated<approximations::kExp2>(x, seed);
   return x < -126.f ? 0.f : exp2f(x);
 #endif
 }
@@ -22,6 +24,8 @@ SPS_DEVICE float log2_fast(float x) {
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
+  const uint32_t seed = cuda_on_cpu::settings.perturb;
+  if (seed) return approximations::approximated<approximations::kLog2>(x, seed);
   return x < 0x1p-126f ? -HUGE_VALF : std::log2(x);
 #endif
 }
@@ -33,6 +37,8 @@ SPS_DEVICE float reciprocal_fast(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
+  const uint32_t seed = cuda_on_cpu::settings.perturb;
+  if (seed) return approximations::approximated<approximations::kReciprocal>(x, seed);
   return 1 / (x < 0x1p-126f ? 0.f : x);
 #endif
 }

@@ -2,6 +2,7 @@
 // before the kernels' sources, in the place of CUDA's own headers.
 #pragma once
 #define SPS_CUDA_ON_CPU 1
+#include "approximations.h"
 #include "machine.h"
 
 #define __global__

@@ -43,6 +43,7 @@ struct Settings {
   uint32_t shuffle = 0;  // seed of the order in which threads run; 0: by index
   int team = 1;          // blocks of a team
   bool ahead = false;    // all rows are read before the round (verify.cu)
+  uint32_t perturb = 0;  // seed of errors in approximations (approximations.h); 0: none
 };
 inline Settings settings;
 

@@ -10,8 +10,8 @@
 
 using namespace specsample;
 
-SPS_EXPORT void specsample_cuda_on_cpu_settings(int threads, uint32_t shuffle, int team, int ahead) {
-  cuda_on_cpu::settings = {threads, shuffle, team, ahead != 0};
+SPS_EXPORT void specsample_cuda_on_cpu_settings(int threads, uint32_t shuffle, int team, int ahead, uint32_t perturb) {
+  cuda_on_cpu::settings = {threads, shuffle, team, ahead != 0, perturb};
 }
 
 namespace {

@@ -22,7 +22,7 @@ NAME, BESIDE = "cuda on cpu", "cpu beside cuda"
 LIBRARIES = {NAME: "specsample_cuda_on_cpu", BESIDE: "specsample_cpu_beside_cuda"}
 CPU = sorted((native.ROOT / "csrc/cpu").glob("*.cpp"))  # in the order of setup.py
 CUDA = [native.ROOT / "csrc/emulator/ops.cpp"]
-USUAL = (64, 0, 1, 0)  # threads, …: small blocks run faster here, and results do not depend on it
+USUAL = (64, 0, 1, 0, 0)  # threads, …: small blocks run faster here, and results do not depend on it
 
 
 def build(folder=native.FOLDER, flags=native.FLAGS, sources=(*CPU, *CUDA), name=LIBRARIES[NAME]):
@@ -55,11 +55,12 @@ def load():
 
 
 @contextlib.contextmanager
-def launches(threads=0, shuffle=0, team=1, ahead=False):
+def launches(threads=0, shuffle=0, team=1, ahead=False, perturb=0):
     """Within it, crews have `threads` threads (0: as on a GPU), run in an order shuffled by the seed `shuffle` (0: by index), in
-    teams of `team` blocks; `ahead`: all rows are read before the round."""
+    teams of `team` blocks; `ahead`: all rows are read before the round; `perturb`: seed of errors in approximations, within what is
+    documented (0: none)."""
     handle = load()
-    handle.specsample_cuda_on_cpu_settings(threads, shuffle, team, int(ahead))
+    handle.specsample_cuda_on_cpu_settings(threads, shuffle, team, int(ahead), perturb)
     try:
         yield
     finally:

@@ -43,6 +43,12 @@ def nvcc():
     return shutil.which("nvcc", path=os.path.join(home, "bin")) if home else shutil.which("nvcc")
 
 
+def cuda_headers():
+    """The folder of CUDA's headers; None where there is none"""
+    around = [Path(nvcc()).resolve().parent.parent] if nvcc() else []
+    return next((p / "include" for p in (*around, Path("/usr/local/cuda")) if (p / "include/cuda_runtime_api.h").exists()), None)
+
+
 def nvrtc(source, folder, arch, include, flags=()):
     """Compiles CUDA C++ to folder/kernels.ptx with NVRTC, and that with ptxas. -> (cubin, what ptxas said)"""
     packages = Path(PACKAGES).resolve()

@@ -1,0 +1,20 @@
+// Included before csrc/cuda by a build of its host code for the stand-in: tensors of the CPU are those of a device. The rest of that
+// code is the shipped one.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+
+#include "../../common.h"
+
+#define SPS_LIBRARY specsample_ptx
+#define SPS_DISPATCH_KEY CPU
+
+extern "C" int specsample_ptx_current_device();
+
+namespace SPS_NAMESPACE {
+
+constexpr const char* kDeviceName = "cpu";
+inline bool on_device(const torch::stable::Tensor& t) { return t.is_cpu(); }
+inline int32_t device_type() { return aoti_torch_device_type_cpu(); }
+inline int32_t device_index(const torch::stable::Tensor&) { return specsample_ptx_current_device(); }
+
+}  // namespace SPS_NAMESPACE

@@ -1,0 +1,152 @@
+"""The backend "ptx": the kernels as nvcc compiles them, their PTX executed on the CPU (csrc/emulator/ptx), launched by the shipped code.
+
+`load()` compiles csrc/cuda/*.cu with nvcc for two architectures, links them with a stand-in for the CUDA run time, and adds the ops to
+the backends, so that tests call them like any other: `ss.verify(**args, backend=ptx_machine.NAME)`, within `on("sm_90")`.
+"""
+
+import contextlib
+import ctypes
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import native
+import pytest
+import torch
+from nvidia_tools import cuda_headers, nvcc
+
+from specsample import backends, ops
+
+NAME, LIBRARY = "ptx", "specsample_ptx"
+ARCHS = ("sm_80", "sm_90")
+ALL = os.environ.get("SPECSAMPLE_CHECK_PTX", "0") not in ("", "0")  # every case (make check-ptx)
+FOLDER = native.ROOT / "build/ptx"
+MACHINE = native.ROOT / "csrc/emulator/ptx"
+KERNELS = {"row": "row_kernel", "verify": "verify_kernel"}
+# The machine's arithmetic is the kernel's, operation by operation: nothing may be fused that is not.
+CXX = ("-std=c++17", "-O2", "-fPIC", "-march=native", "-ffp-contract=off", "-fvisibility=hidden", "-w")
+
+
+def build(folder=FOLDER):
+    """-> the shared object; only what changed is compiled again"""
+    texts = " ".join(f"-gencode=arch=compute_{a[3:]},code=compute_{a[3:]}" for a in ARCHS)
+    torch_flags = " ".join(native.TORCH)
+    lines = [
+        "rule cc",
+        f"  command = c++ -MMD -MF $out.d {' '.join(CXX)} {torch_flags} -I{cuda_headers()} -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule nvcc",  # PTX alone, as text; the run time takes it from the object as a driver does
+        f"  command = {nvcc()} -MD -MF $out.d -std=c++17 -O3 --no-compress --threads=2 -Xcompiler=-fPIC,-fvisibility=hidden,-w "
+        f"-include {MACHINE}/on_cpu.h {torch_flags} {texts} -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = c++ -shared -Wl,-Bsymbolic $in -o $out {' '.join(native.TORCH_LIBRARIES)} -ldl",
+    ]
+    objects = []
+    for source in sorted((native.ROOT / "csrc/cuda").glob("*.cu")):
+        objects.append(f"{source.stem}_cu.o")
+        lines.append(f"build {objects[-1]}: nvcc {source}")
+    for source in sorted(MACHINE.glob("*.cpp")):
+        objects.append(f"{source.stem}.o")
+        lines.append(f"build {objects[-1]}: cc {source}")
+    output = folder / f"{LIBRARY}.so"
+    lines.append(f"build {output}: link {' '.join(objects)}")
+    ninja = shutil.which("ninja") or str(Path(sys.executable).parent / "ninja")
+    with native.alone(folder):
+        (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+        done = subprocess.run([ninja, "-j2", "-C", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+class Small(ctypes.Structure):  # SmallLaunch of bindings.cpp
+    _fields_ = [(name, ctypes.c_int) for name in ("blocks", "threads", "cluster", "launches", "buffers", "number")]
+    _fields_ += [("shuffle", ctypes.c_uint32), ("perturb", ctypes.c_uint32), ("steps", ctypes.c_uint64)]
+
+
+@functools.cache
+def load():
+    """The library's handle; skips the test where there is no nvcc or no C++ compiler."""
+    if nvcc() is None or cuda_headers() is None:
+        pytest.skip("no nvcc in CUDA_HOME or on the path: there is no PTX to execute")
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler (c++) on the path")
+    path = build()
+    load.definitions = torch.library.Library(LIBRARY, "DEF")  # lives as long as the process
+    for name, schema in ops.SCHEMAS.items():
+        load.definitions.define(name + schema)
+    functions = getattr(torch.ops, LIBRARY)
+    backends.BACKENDS[NAME] = backends.BACKENDS["cuda"]._replace(functions=functions, device="cpu", missing=None, no_device=None)
+    torch.ops.load_library(str(path))
+    handle = ctypes.CDLL(str(path))
+    for name in ("log", "text", "unknown", "run", "ran"):
+        getattr(handle, f"{LIBRARY}_{name}").restype = ctypes.c_char_p
+    handle.specsample_ptx_steps.restype = ctypes.c_uint64
+    return handle
+
+
+_devices = {}
+
+
+@contextlib.contextmanager
+def on(arch="sm_90", processors=132, clusters=8, *, shuffle=0, perturb=0, resident=8, fresh=False):
+    """Within it, tensors of the CPU are on a device of `arch` with so many multiprocessors and clusters of at most so many blocks.
+
+    shuffle: seed of the order in which warps run; perturb: of errors in the approximations; fresh: no call was made on it before
+    """
+    handle, what = load(), (arch, processors, clusters)
+    index = len(_devices) if fresh else _devices.setdefault(what, len(_devices))
+    if fresh:
+        _devices[what, index] = index
+    handle.specsample_ptx_device(index, int(arch[3:]), processors, clusters)
+    handle.specsample_ptx_settings(shuffle, perturb, resident, 1)
+    handle.specsample_ptx_use(index)
+    handle.specsample_ptx_log()
+    try:
+        yield handle
+    finally:
+        handle.specsample_ptx_settings(0, 0, 8, 1)
+
+
+def launches():
+    """Since the last question: [(kernel, architecture, blocks, blocks of a cluster, whether it is early)]"""
+    text = load().specsample_ptx_log().decode()
+    pattern = r"launch \w*?(row_kernel|verify_kernel)\w* (sm_\d+): (\d+) blocks in clusters of (\d+)(, early)?"
+    return [(k, a, int(b), int(c), bool(e)) for k, a, b, c, e in re.findall(pattern, text)]
+
+
+def text(kernel, arch):
+    """The PTX that is executed"""
+    found = load().specsample_ptx_text(kernel.encode(), int(arch[3:])).decode()
+    assert found, f"no PTX of {kernel} for {arch}"
+    return found
+
+
+@contextlib.contextmanager
+def edited(kernel, arch, edit):
+    """Within it, edit(PTX) takes the place of a kernel's text."""
+    handle, before = load(), text(kernel, arch)
+    after = edit(before)
+    assert after != before, "the edit changed nothing"
+    replace = lambda new: handle.specsample_ptx_replace(kernel.encode(), ctypes.c_int(int(arch[3:])), new.encode())
+    replace(after)
+    try:
+        yield
+    finally:
+        replace("")
+
+
+def run(source, *buffers, blocks=1, threads=32, cluster=1, launches=1, number=0, known=None, shuffle=0, perturb=0, steps=0):
+    """Runs a PTX text's only kernel, whose parameters are the addresses of the tensors `buffers`, then the launch's number and `number`
+    as two ints where there is room. known: of each buffer, whether its content counts as written. -> what was found ('': nothing)"""
+    how = Small(blocks, threads, cluster, launches, len(buffers), number, shuffle, perturb, steps)
+    data = (ctypes.c_void_p * max(1, len(buffers)))(*(b.data_ptr() for b in buffers))
+    sizes = (ctypes.c_int64 * max(1, len(buffers)))(*(b.numel() * b.element_size() for b in buffers))
+    are_known = (ctypes.c_int * max(1, len(buffers)))(*(known or [1] * len(buffers)))
+    return load().specsample_ptx_run(source.encode(), ctypes.byref(how), data, sizes, are_known).decode()
