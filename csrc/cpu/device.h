@@ -4,10 +4,11 @@
 
 #include <algorithm>
 
+#include "../library.h"
 #include "executor.h"
 
 #if !defined(SPS_CPU_LIBRARY)  // a test registers them in a library of its own, beside the extension's
-#define SPS_CPU_LIBRARY specsample
+#define SPS_CPU_LIBRARY SPS_OPS
 #endif
 #define SPS_LIBRARY SPS_CPU_LIBRARY
 #define SPS_DISPATCH_KEY CPU

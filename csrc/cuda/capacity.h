@@ -60,7 +60,12 @@ struct Capacity {
 inline Capacity find_capacity(const void* kernel, int32_t device) {
   Capacity capacity;
   cudaFuncAttributes attributes{};
-  check(cudaFuncGetAttributes(&attributes, kernel), "kernel attributes");
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction,
+                  "specsample: the CUDA kernels have no code for this GPU, of compute capability ",
+                  attribute(cudaDevAttrComputeCapabilityMajor, device), ".", attribute(cudaDevAttrComputeCapabilityMinor, device),
+                  ": specsample.build_info() says for which they were compiled; backend='triton' compiles for this one");
+  check(error, "kernel attributes");
   // A kernel made from the text of an older architecture knows blocks alone.
   capacity.teams = attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9 && attributes.ptxVersion >= 90;
   for (int team = 2; capacity.teams && team <= kMaxTeam; team *= 2) {

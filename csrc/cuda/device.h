@@ -5,12 +5,13 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "../library.h"
 #include "capacity.h"
 #include "debug.h"
 #include "protocol.h"
 
 #if !defined(SPS_DISPATCH_KEY)  // else csrc/emulator/ptx/on_cpu.h came before
-#define SPS_LIBRARY specsample
+#define SPS_LIBRARY SPS_OPS
 #define SPS_DISPATCH_KEY CUDA
 
 namespace SPS_NAMESPACE {

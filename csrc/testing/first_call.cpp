@@ -6,17 +6,18 @@
 #include <stdexcept>
 
 namespace {
-bool capturing = false, failing = false;
+bool capturing = false, failing = false, old = false;
 int loaded = 0;
 }  // namespace
 
 extern "C" {
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   attributes->ptxVersion = 90, ++loaded;
+  if (old) return cudaErrorNoKernelImageForDevice;
   return failing || capturing ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  return *value = which == cudaDevAttrMultiProcessorCount ? 132 : 9, cudaSuccess;
+  return *value = which == cudaDevAttrMultiProcessorCount ? 132 : old ? 7 : 9, cudaSuccess;
 }
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t* config) {
   return *clusters = 132 / static_cast<int>(config->gridDim.x), cudaSuccess;
@@ -42,7 +43,8 @@ int main() {
     }
   };
   capturing = true, call("captured first", &row);
-  capturing = false, failing = true, call("failing", &row);
+  capturing = false, old = true, call("old", &row);
+  old = false, failing = true, call("failing", &row);
   failing = false, call("again", &row);
   capturing = true, call("captured later", &verify);
 }

@@ -16,6 +16,7 @@ import os
 import torch
 
 from .. import ops
+from ..names import TRITON_LIBRARY
 
 SUPPORTED = (  # one a line
     "token",
@@ -53,11 +54,11 @@ def _implementation(name):
     return run
 
 
-_library = ops.declare("specsample_triton")
+_library = ops.declare(TRITON_LIBRARY)
 for _name in ops.SCHEMAS:
     _library.impl(_name, _implementation(_name), "CompositeExplicitAutograd")
 
-functions = torch.ops.specsample_triton
+functions = getattr(torch.ops, TRITON_LIBRARY)
 
 
 def warmup(vocab, **how):

@@ -10,7 +10,15 @@ import cuda_on_cpu
 import pytest
 
 FILES = {
-    "build": ("test_build", "test_cuda_compile", "test_triton_compile", "test_sanitizers", "test_one_library", "test_ptx_machine"),
+    "build": (
+        "test_build",
+        "test_wheel",
+        "test_cuda_compile",
+        "test_triton_compile",
+        "test_sanitizers",
+        "test_one_library",
+        "test_ptx_machine",
+    ),
     "emulated": ("test_cuda_on_cpu", "test_teams", "test_triton", "test_ptx"),
     "statistical": ("test_chi_square", "test_rounds", "test_tree_rounds"),
     "slow": (

@@ -1,0 +1,6 @@
+// The library of torch ops in which the kernels are registered, torch.ops.<name>: specsample/names.py says it, setup.py passes it.
+#pragma once
+
+#ifndef SPS_OPS
+#define SPS_OPS specsample
+#endif
