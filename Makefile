@@ -63,7 +63,7 @@ test: $(VENV)/with-test build
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(FAST)
 
 test-all: lint docs $(VENV)/with-test $(VENV)/triton $(VENV)/wheel-tools build
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=40
 
 quick: $(VENV)/with-test build
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(FAST) $(QUICK)
