@@ -238,6 +238,11 @@ def test_a_call_that_fails_is_named_and_can_be_made_again(machine, entry, what):
         )
 
 
+def test_a_gpu_older_than_the_kernels_is_named(machine):
+    with on("sm_75", fresh=True):
+        refused("no code for this GPU, of compute capability 7.5: .* backend='triton' compiles for this one")
+
+
 def test_a_gpu_without_room_for_large_clusters_has_smaller_teams(machine):
     rows = numbers(1, WIDE[8], seed=1)
     for clusters in (1, 4, 8):

@@ -46,9 +46,9 @@ def winners_kernel(
             if (row >= 0) & (row < span.rows):
                 law = law_or_plain(laws, span.row + row, scale)
                 s = stream(spread(seed, seeds, b, 1), spread(position, positions, b, 0) + depth, CLOCK, b * 0)
-                here = first_row(b, span, spans, target, stride_b, stride_r) + row * stride_r
+                row_at = first_row(b, span, spans, target, stride_b, stride_r) + row * stride_r
                 room = tops + at * room_of(vocab)
-                winner = winner_of_law(here, vocab, law, s, laws is not None, room, TILES)
+                winner = winner_of_law(row_at, vocab, law, s, laws is not None, room, TILES)
     tl.store(winners + at, winner)
 
 

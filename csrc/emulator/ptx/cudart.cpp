@@ -50,6 +50,10 @@ const Device* device(int index) {
 }
 int guarded() { return StandIn::it().device; }
 
+struct NoText : Fault {
+  using Fault::Fault;
+};
+
 const Program* load(const void* function, const Device& on) {
   const auto found = symbols().find(function);
   if (found == symbols().end()) throw Fault("no such kernel");
@@ -57,7 +61,7 @@ const Program* load(const void* function, const Device& on) {
   int architecture = 0;
   for (const auto& entry : symbol.binary->texts)
     if (entry.first <= on.capability) architecture = entry.first;
-  if (!architecture) throw Fault("no text of " + symbol.name + " for this device");
+  if (!architecture) throw NoText("no text of " + symbol.name + " for this device");
   std::unique_ptr<Program>& program = symbol.programs[architecture];
   if (!program) {
     const auto other = replacements().find({symbol.name, architecture});
@@ -168,7 +172,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int index) 
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
-  if (fails("cudaFuncGetAttributes")) return error(cudaErrorInvalidDeviceFunction);
+  if (fails("cudaFuncGetAttributes")) return error(cudaErrorUnknown);
   if (StandIn::it().capturing) return error(cudaErrorStreamCaptureUnsupported, "a kernel is loaded while a stream is captured");
   const Device* d = device(guarded());
   if (!d) return error(cudaErrorInvalidDevice, "no device");
@@ -181,6 +185,8 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* fu
     attributes->localSizeBytes = program.local;
     attributes->maxThreadsPerBlock = program.block_limit ? program.block_limit : 1024;
     return cudaSuccess;
+  } catch (const NoText& fault) {
+    return error(cudaErrorNoKernelImageForDevice, fault.what());
   } catch (const Fault& fault) {
     return error(cudaErrorInvalidKernelImage, fault.what());
   }
