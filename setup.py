@@ -15,23 +15,22 @@ import sys
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
-# The oldest torch (specsample/needs.py tells users): the one whose stable ABI is used, the first with TORCH_TARGET_VERSION and
-# torch::stable::parallel_for. The extension then loads in every later one. `make check-torch` compiles against its headers and
-# later ones', and runs under it.
-OLDEST_TORCH = "2.10"
+
+def stated(module):
+    """What a module of the package says that imports nothing, by name: the package itself may not be importable yet"""
+    names = {}
+    with open(f"specsample/{module}.py") as file:
+        exec(file.read(), names)
+    return names
+
+
+# `make check-torch` compiles against its headers and later ones', and runs under it.
+OLDEST_TORCH = stated("version")["OLDEST_TORCH"]
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*map(int, OLDEST_TORCH.split(".")))
 REQUIRED = os.environ.get("SPECSAMPLE_REQUIRE_EXTENSION", "0") not in ("", "0")
 # More flags for the C++ compiler, after these here.
 CXX_FLAGS = os.environ.get("SPECSAMPLE_CXXFLAGS", "").split()
 ROOT = os.getcwd()  # as all paths below
-
-
-def operators():
-    """The library of torch ops: the package's own word for it"""
-    names = {}
-    with open("specsample/names.py") as file:
-        exec(file.read(), names)
-    return names["LIBRARY"]
 
 
 def anonymous(torch):
@@ -135,7 +134,7 @@ def compiled():
                 "-Wno-maybe-uninitialized",  # false alarms in gcc's own AVX-512 headers
                 STABLE_ABI,
                 f'-DSPS_TORCH_VERSION="{torch.__version__}"',
-                f"-DSPS_OPS={operators()}",
+                f"-DSPS_OPS={stated('names')['LIBRARY']}",
                 *anonymous(torch),
                 *([f'-DSPS_CUDA_VERSION="{gpu["version"]}"', f'-DSPS_CUDA_ARCHS="{gpu["archs"]}"'] if gpu else []),
                 *CXX_FLAGS,
@@ -146,7 +145,7 @@ def compiled():
                 "--threads=2",
                 "-Xcompiler=-fvisibility=hidden",
                 STABLE_ABI,
-                f"-DSPS_OPS={operators()}",
+                f"-DSPS_OPS={stated('names')['LIBRARY']}",
                 *(f"-Xcompiler={flag}" for flag in anonymous(torch)),
                 *(gpu["flags"] if gpu else []),
             ],

@@ -60,7 +60,7 @@ def save(figure, path, rect=(0, 0, 1, 1)):
 
 # -- of the benchmarks -------------------------------------------------------------------------------------------------
 
-# Of the benchmarks: markers and places beside the tick say again what the colour says.
+# Markers and places beside the tick say again what the colour says.
 PEERS = {  # name -> (label, colour, marker, place beside the tick)
     "transformers": ("transformers", VERMILION, "^", -0.22),
     "torch": ("torch eager", BLUE, "o", 0.0),

@@ -58,6 +58,11 @@ def levels_of(weights, scale):
     return (weights / scale.where(scale != 0, 1)).round().clamp(-8, 7) * (scale != 0)
 
 
+def scaled(levels, scales):
+    """The matrix, float32, of levels float32 [rows, columns] and scales float16 [rows, columns / GROUP]"""
+    return (levels.unflatten(1, (-1, GROUP)) * scales.float()[..., None]).flatten(1)
+
+
 def packed(levels):
     """Levels -8..7 [rows, columns] -> uint8 [rows, columns / 2]"""
     levels = (levels + 8).to(torch.uint8)
@@ -66,8 +71,7 @@ def packed(levels):
 
 def unpacked(levels, scales):
     """The matrix, float32, of packed levels and of scales float16 [rows, columns / GROUP]"""
-    levels = torch.stack([levels & 15, levels >> 4], -1).flatten(1).float() - 8
-    return (levels.unflatten(1, (-1, GROUP)) * scales.float()[..., None]).flatten(1)
+    return scaled(torch.stack([levels & 15, levels >> 4], -1).flatten(1).float() - 8, scales)
 
 
 def saved_parameters(student, quantised=None):

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import inspection
@@ -52,12 +53,9 @@ def with_this_torch(folder):
     # By links: a path to the whole folder would bring its editable installations.
     for path in Path(torch.__file__).parent.parent.iterdir():
         target = Path(site) / path.name
-        if (
-            not re.match(r"(__editable__|specsample|pip|setuptools|wheel|_distutils|pkg_resources|distutils-)", path.name)
-            and not target.exists()
-        ):
-            if path.suffix != ".pth":
-                target.symlink_to(path)
+        own = re.match(r"__editable__|specsample|pip|setuptools|wheel|_distutils|pkg_resources|distutils-", path.name)
+        if not own and not target.exists() and path.suffix != ".pth":
+            target.symlink_to(path)
     return python
 
 
@@ -76,14 +74,15 @@ def expected(wheel, torch_cuda):
 
 
 def library_for(wheel, major):
-    with tempfile.TemporaryDirectory() as folder:
-        import zipfile
+    """The CUDA of a joined wheel's library for a major version; None where it has none"""
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
+        name = next((name for name in archive.namelist() if major and f"_cu{major}." in name), None)
+        return name and inspection.cuda_of(wheel, archive.extract(name, folder))
 
-        with zipfile.ZipFile(wheel) as archive:
-            for name in archive.namelist():
-                if major and f"_cu{major}." in name:
-                    return inspection.cuda_of(wheel, archive.extract(name, folder))
-    return None
+
+def clean():
+    """This process's environment without what would lead to the checkout"""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SPECSAMPLE"))}
 
 
 def check_wheels(python, wheels):
@@ -94,7 +93,7 @@ def check_wheels(python, wheels):
         run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall", wheel)
         print(f"  {wheel.name}", flush=True)
         with tempfile.TemporaryDirectory() as elsewhere:
-            env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SPECSAMPLE"))}
+            env = clean()
             smoke = shutil.copy(ROOT / "release/smoke.py", elsewhere)
             print(run(python, smoke, json.dumps(expected(wheel, cuda)), readme, cwd=elsewhere, env=env).rstrip(), flush=True)
             said = run(python, "-m", "specsample", "info", cwd=elsewhere, env=env)
@@ -104,8 +103,7 @@ def check_wheels(python, wheels):
 def check_sources(python):
     """pip on the sdist: isolated (no torch there: pure Python, which says so), not isolated, editable"""
     (sdist,) = (ROOT / "dist").glob("specsample-*.tar.gz")
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SPECSAMPLE"))}
-    env["PATH"] = os.pathsep.join([str(python.parent), os.environ["PATH"]])
+    env = clean() | {"PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]])}
     why = "import specsample as ss; print(ss.build_info()['unavailable'].get('cpu', 'compiled'))"
     with tempfile.TemporaryDirectory() as elsewhere:
         run("tar", "-xf", sdist, "-C", elsewhere)

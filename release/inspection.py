@@ -18,6 +18,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Tools are programs of the environment, which need not be the shell's.
 PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
 LIMIT = 15_000_000  # bytes of a wheel
 # manylinux_2_28, and what is there on every system of it beside torch's own libraries.
@@ -93,9 +94,8 @@ def path_faults(library):
             yield f"holds a path of the machine that built it: {path.decode()}"
 
 
-def code_faults(library, cuda):
-    """`cuda`: "13.0", or None for a library without kernels for GPUs"""
-    machine, text = code_of(library)
+def code_faults(machine, text, cuda):
+    """machine, text: of `code_of`; cuda: "13.0", or None for a library without kernels for GPUs"""
     if cuda is None:
         if machine or text:
             yield "holds code for GPUs"
@@ -114,11 +114,11 @@ def cuda_of(wheel, library):
     the library itself, which states the version to build_info()"""
     if found := re.search(r"\+cu(\d+)(\d)-", Path(wheel).name):
         return ".".join(found.groups())
-    if not re.search(r"_cu\d+\.", Path(library).name):
+    named = re.search(r"_cu(\d+)\.", Path(library).name)
+    if named is None:
         return None
-    major = re.search(r"_cu(\d+)\.", Path(library).name).group(1)
-    found = re.search(rb"\0(%s\.\d+)\0" % major.encode(), Path(library).read_bytes())
-    return found.group(1).decode() if found else f"{major}.0"
+    found = re.search(rb"\0(%s\.\d+)\0" % named.group(1).encode(), Path(library).read_bytes())
+    return found.group(1).decode() if found else f"{named.group(1)}.0"
 
 
 def metadata_faults(wheel, archive):
@@ -152,8 +152,9 @@ def look(wheel):
             if not library.name.endswith(".abi3.so"):
                 faults.append("is not abi3")
             if cuobjdump():
-                faults += code_faults(library, cuda)
-                code = [f"sm_{x}" for x in code_of(library)[0]] + [f"PTX {x}" for x in code_of(library)[1]]
+                machine, text = code_of(library)
+                faults += code_faults(machine, text, cuda)
+                code = [f"sm_{x}" for x in machine] + [f"PTX {x}" for x in text]
                 seen.append(f"{library.name}: {'CUDA ' + cuda if cuda else 'CPU'} {' '.join(code)}".strip())
             else:
                 unseen.append("code for GPUs: no cuobjdump")

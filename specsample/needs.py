@@ -2,7 +2,7 @@
 
 import re
 
-OLDEST_TORCH = "2.10"
+from .version import OLDEST_TORCH
 
 
 def torch_error():

@@ -283,7 +283,7 @@ def smoke(arch, team, **variables):
     code = f"import test_ptx as t; print(t.of_every_kind({arch!r}))"
     env = {
         **os.environ,
-        "PYTHONPATH": f"{native.ROOT}{os.pathsep}{native.ROOT / 'tests'}{os.pathsep}{native.ROOT / 'tests/support'}",
+        "PYTHONPATH": native.PYTHONPATH,
         "SPECSAMPLE_TEAM": str(team),
         **variables,
     }

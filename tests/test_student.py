@@ -45,10 +45,9 @@ def test_rounding_keeps_what_a_layer_gives(student):
     nearest = [student.best_scales(part) for part in matrix.split(student.GROUP, 1)]
     nearest = torch.stack(nearest, 1).float().repeat_interleave(student.GROUP, 1)
     nearest = student.levels_of(matrix, nearest) * nearest
-    whole = lambda levels, scales: levels * scales.float().repeat_interleave(student.GROUP, 1)
-    assert torch.equal(whole(*rounded(matrix, torch.eye(64, dtype=torch.float64))), nearest)
+    assert torch.equal(student.scaled(*rounded(matrix, torch.eye(64, dtype=torch.float64))), nearest)
     x = torch.randn(500, 8, generator=generator) @ torch.randn(8, 64, generator=generator) + 0.1 * torch.randn(500, 64)
-    ours = whole(*rounded(matrix, (x.T @ x).double()))
+    ours = student.scaled(*rounded(matrix, (x.T @ x).double()))
     error = lambda other: ((other - matrix) @ x.T).norm()
     assert error(ours) < 0.5 * error(nearest)
 

@@ -5,7 +5,7 @@ seen on some text allow: with H = Σ x xᵀ, by −error · U[j, j+1:] / U[j, j]
 """
 
 import torch
-from student import GROUP, best_scales, levels_of, packed
+from student import GROUP, best_scales, levels_of, packed, scaled
 
 DAMPING = 0.01  # of H's mean diagonal, added to it
 
@@ -23,7 +23,7 @@ def quantise(student, batches):
             seen = inputs_of(student, linears[names[0]], batches)
             for name, linear in linears.items():
                 levels, scales = rounded(linear.weight.float(), seen)
-                linear.weight.copy_((levels.unflatten(1, (-1, GROUP)) * scales.float()[..., None]).flatten(1))
+                linear.weight.copy_(scaled(levels, scales))
                 found[f"model.layers.{i}.{name}.weight"] = packed(levels), scales
     return found
 

@@ -23,11 +23,12 @@ from .tree import (
     draft_prob,
     marks_of,
     residual,
+    root_exists,
     target_prob,
     tree_args,
     tree_constants,
 )
-from .walk import Draft, Inputs, Target, accept, draft_row_of, first_of, last_stream, law_of, root_row, row_of, span_of
+from .walk import Draft, Inputs, Target, accept, draft_row_of, first_of, last_stream, law_of, row_of, span_of
 
 
 @Kernel
@@ -55,8 +56,7 @@ def optimal_block_kernel(
     # After the longest accepted prefix: its length and weight, target row, draws, their law's index, and the bins' (0: b = d)
     stop, stop_row, stop_count, stop_left = depth, b * 0 - 1, depth, b * 0
     stop_weight, stop_k, stop_tail, held = weight, depth, depth, depth
-    root = root_row(inputs, b, span)
-    exists = (root >= 0) & (root < span.rows)
+    exists = root_exists(inputs, b, span)
     going = exists
     while going:
         scratch = Scratch(marks, listed, sums, tables + (1 - held) * TABLES * width, bins)

@@ -18,12 +18,8 @@ CLOCK, ACCEPT, RESIDUAL = tl.constexpr(rng.CLOCK), tl.constexpr(rng.ACCEPT), tl.
 SELECT, DRAFT, DISTINCT = tl.constexpr(rng.SELECT), tl.constexpr(rng.DRAFT), tl.constexpr(rng.DISTINCT)
 REFINE_BELOW = tl.constexpr(rng.REFINE_BELOW)
 REFINE_BLOCK, GROUP_BLOCK = tl.constexpr(rng.REFINE_BLOCK), tl.constexpr(rng.GROUP_BLOCK)
-GROUP, LANES, ROW, TILE = (
-    tl.constexpr(rng.GROUP),
-    tl.constexpr(32),
-    tl.constexpr(256),
-    tl.constexpr(1024),
-)  # tokens; groups of a tile
+GROUP, LANES = tl.constexpr(rng.GROUP), tl.constexpr(32)  # tokens of a group; groups of a tile
+ROW, TILE = tl.constexpr(256), tl.constexpr(1024)  # tokens
 _TO_UNIT = tl.constexpr(2.0**-32)
 
 

@@ -127,12 +127,8 @@ def arrive(token, depth, b, span, target, draft, inputs, seed, position, path, m
     """Go to all of the live nodes that carry the token (depth 0: to the root). -> (Siblings: their children, those that a step sees,
     under a greedy target only with POINTS; target row; index of the children's draft law; whether a greedy target's only token is
     among all of them)."""
-    tokens_of, marks, list, last = (
-        inputs.tokens + start_of(b, span, inputs.spans, inputs.tokens_stride, False),
-        scratch.marks,
-        scratch.list,
-        span.nodes.to(tl.int32),
-    )
+    tokens_of = inputs.tokens + start_of(b, span, inputs.spans, inputs.tokens_stride, False)
+    marks, list, last = scratch.marks, scratch.list, span.nodes.to(tl.int32)
     node, first = tl.full((), -1, tl.int32), tl.full((), 0, tl.int32)
     while (depth > 0) & (node < 0) & (first < last):  # the first is the one that is named
         ids = first + tl.arange(0, FEW)
@@ -177,6 +173,12 @@ def marks_of(marks, b, span, spans, count):
         return marks + span.node
 
 
+@triton.jit
+def root_exists(inputs, b, span):
+    row = root_row(inputs, b, span)
+    return (row >= 0) & (row < span.rows)
+
+
 @Kernel
 def tree_kernel(
     target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, listed, sums, tables, tops,
@@ -199,8 +201,7 @@ def tree_kernel(
     )  # fmt: skip
     tops += b * room_of(vocab)
     depth, races, token = tl.full((), 0, tl.int32), b * 0, b * 0
-    root = root_row(inputs, b, span)
-    going = (root >= 0) & (root < span.rows)
+    going = root_exists(inputs, b, span)
     while going:
         at, _row, _left, hit = arrive(
             token, depth, b, span, own, drafts, inputs, seed, position, path, max_depth, scratch, False

@@ -16,8 +16,6 @@ import native
 import pytest
 import torch
 
-from specsample import backends, ops
-
 NAME, BESIDE = "cuda on cpu", "cpu beside cuda"
 LIBRARIES = {NAME: "specsample_cuda_on_cpu", BESIDE: "specsample_cpu_beside_cuda"}
 CPU = sorted((native.ROOT / "csrc/cpu").glob("*.cpp"))  # in the order of setup.py
@@ -40,14 +38,8 @@ def load():
     # The sanitizer tests point at a build of their own, made before their process starts.
     ready = os.environ.get("SPECSAMPLE_CUDA_ON_CPU_BUILD")
     path = Path(ready) if ready else build()
-    load.definitions = []  # live as long as the process
-    for backend, library in LIBRARIES.items():
-        load.definitions.append(torch.library.Library(library, "DEF"))
-        for name, schema in ops.SCHEMAS.items():
-            load.definitions[-1].define(name + schema)
-        like = backends.BACKENDS["cuda" if backend == NAME else "cpu"]
-        functions = getattr(torch.ops, library)
-        backends.BACKENDS[backend] = like._replace(functions=functions, device="cpu", missing=None, no_device=None)
+    # They live as long as the process.
+    load.definitions = [native.declare(name, LIBRARIES[name], like) for name, like in ((NAME, "cuda"), (BESIDE, "cpu"))]
     torch.ops.load_library(str(path))
     handle = ctypes.CDLL(str(path))
     handle.specsample_cuda_on_cpu_settings(*USUAL)

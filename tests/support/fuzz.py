@@ -14,7 +14,7 @@ from collections import Counter
 
 import torch
 
-import specsample as ss  # noqa: E402
+import specsample as ss
 
 SCHEMES, KINDS = tuple(ss.schemes()), ("iid", "distinct", "arrivals", "lists", "top", "topk")
 OPTIONS = {

@@ -12,7 +12,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils import cpp_extension
+
+from specsample import backends, ops
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tests/support"))  # of processes of their own
@@ -40,9 +43,17 @@ def alone(directory):
         yield
 
 
+def ninja(directory, lines):
+    """Run ninja on a file of these lines. Only what changed is made again."""
+    program = shutil.which("ninja") or str(Path(sys.executable).parent / "ninja")
+    with alone(directory):
+        (directory / "build.ninja").write_text("\n".join(lines) + "\n")
+        done = subprocess.run([program, "-j2", "-C", str(directory)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def build(directory=FOLDER, flags=FLAGS, sources=SOURCES, output=None, libraries=()):
-    """Compile the bindings (or other sources) in `directory` with ninja; -> the shared object, linked in the order of the sources.
-    Only what changed is compiled again."""
+    """Compile the bindings (or other sources) in `directory` with ninja; -> the shared object, linked in the order of the sources."""
     import pybind11
 
     output = output or directory / f"specsample_testing{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -61,12 +72,19 @@ def build(directory=FOLDER, flags=FLAGS, sources=SOURCES, output=None, libraries
         objects.append(source.stem + ".o")
         lines.append(f"build {objects[-1]}: cc {source}")
     lines.append(f"build {output}: link {' '.join(objects)}")
-    ninja = shutil.which("ninja") or str(Path(sys.executable).parent / "ninja")
-    with alone(directory):
-        (directory / "build.ninja").write_text("\n".join(lines) + "\n")
-        done = subprocess.run([ninja, "-j2", "-C", str(directory)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ninja(directory, lines)
     return output
+
+
+def declare(backend, library, like):
+    """Define the ops' schemas in `library`, whose kernels are loaded afterwards, and add a backend on the CPU that has them and is
+    otherwise as the backend `like`. -> the definitions, which must live as long as they are used"""
+    definitions = torch.library.Library(library, "DEF")
+    for name, schema in ops.SCHEMAS.items():
+        definitions.define(name + schema)
+    functions = getattr(torch.ops, library)
+    backends.BACKENDS[backend] = backends.BACKENDS[like]._replace(functions=functions, device="cpu", missing=None, no_device=None)
+    return definitions
 
 
 @functools.cache

@@ -10,16 +10,11 @@ import functools
 import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import native
 import pytest
 import torch
 from nvidia_tools import cuda_headers, nvcc
-
-from specsample import backends, ops
 
 NAME, LIBRARY = "ptx", "specsample_ptx"
 ARCHS = ("sm_80", "sm_90")
@@ -57,11 +52,7 @@ def build(folder=FOLDER):
         lines.append(f"build {objects[-1]}: cc {source}")
     output = folder / f"{LIBRARY}.so"
     lines.append(f"build {output}: link {' '.join(objects)}")
-    ninja = shutil.which("ninja") or str(Path(sys.executable).parent / "ninja")
-    with native.alone(folder):
-        (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-        done = subprocess.run([ninja, "-j2", "-C", str(folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    native.ninja(folder, lines)
     return output
 
 
@@ -78,11 +69,7 @@ def load():
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler (c++) on the path")
     path = build()
-    load.definitions = torch.library.Library(LIBRARY, "DEF")  # lives as long as the process
-    for name, schema in ops.SCHEMAS.items():
-        load.definitions.define(name + schema)
-    functions = getattr(torch.ops, LIBRARY)
-    backends.BACKENDS[NAME] = backends.BACKENDS["cuda"]._replace(functions=functions, device="cpu", missing=None, no_device=None)
+    load.definitions = native.declare(NAME, LIBRARY, "cuda")  # live as long as the process
     torch.ops.load_library(str(path))
     handle = ctypes.CDLL(str(path))
     for name in ("log", "text", "unknown", "run", "ran"):

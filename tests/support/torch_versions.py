@@ -1,4 +1,4 @@
-"""The oldest torch that setup.py names, the GPU machines' and the newest: does the package build against them and run?
+"""The oldest torch that the package names, the GPU machines' and the newest: does the package build against them and run?
 
     python tests/support/torch_versions.py [--headers-only] [VERSION ...]     (make check-torch; before a release)
 
@@ -7,7 +7,6 @@ depends on (0.5 to 0.9 GB each, in build/torch). Under the oldest, in a virtual 
 checkout is loaded, whatever torch it was built with: opcheck, and the reference's integers.
 """
 
-import re
 import subprocess
 import sys
 import sysconfig
@@ -17,9 +16,11 @@ from pathlib import Path
 
 import pybind11
 
+from specsample.version import OLDEST_TORCH
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build/torch"
-OLDEST = re.search(r'^OLDEST_TORCH = "([\d.]+)"', (ROOT / "setup.py").read_text(), re.M).group(1) + ".0"
+OLDEST = f"{OLDEST_TORCH}.0"
 VERSIONS = (OLDEST, "2.11.0", "2.14.1")
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*map(int, OLDEST.split(".")[:2]))
 HOST = ["csrc/module.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")), "csrc/emulator/ops.cpp"]

@@ -9,11 +9,10 @@ import specsample as ss
 transformers = pytest.importorskip("transformers")
 
 
-from transformers.generation import candidate_generator, utils  # noqa: E402, F401 (for those who import them from here)
+from transformers.generation import candidate_generator  # noqa: E402, F401 (for those who import it from here)
+from transformers.generation import utils as generation  # noqa: E402, F401
 
 from specsample.integrations import transformers as adapter  # noqa: E402
-
-generation = utils
 
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
 LENGTHS, NEW, EOS, PAD = [6, 3, 6], 12, 5, 7
