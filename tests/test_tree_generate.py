@@ -44,13 +44,18 @@ def run(target, draft, scheme, new=NEW, **settings):
 # -- what must not change the output ---------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def greedy(target):
+    """The prompts and what transformers writes after them."""
+    ids, mask = prompts(LENGTHS)
+    return target.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 @pytest.mark.parametrize("scheme", TREES)
-def test_greedy_is_transformers_greedy(target, draft, scheme, shape):
-    ids, mask = prompts(LENGTHS)
-    expected = target.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+def test_greedy_is_transformers_greedy(target, draft, greedy, scheme, shape):
     warm = ss.Sampling(temperature=0.8) if shape is PATHS else None  # random drafts for a greedy target
-    assert (run(target, draft, scheme, sampling=GREEDY, draft_sampling=warm, **shape) == expected).all()
+    assert (run(target, draft, scheme, sampling=GREEDY, draft_sampling=warm, **shape) == greedy).all()
 
 
 @pytest.mark.parametrize("other", ["narrower", "wider", "float32"])

@@ -9,7 +9,7 @@ from .kernel import Kernel
 from .launch import launch, plain, race_tiles, scale_bits, tops_for
 from .rows import law_or_plain
 from .streams import CLOCK, spread, stream
-from .walk import FEW, Inputs, first_row, load_nodes, span_of, start_of, target_row
+from .walk import FEW, Inputs, TargetRows, first_row, load_nodes, span_of, start_of, target_row
 
 
 @Kernel
@@ -41,8 +41,7 @@ def winners_kernel(
                 here = tl.where(exists, parent, -1)
                 depth += 1
         if exists & (depth <= max_depth):
-            inputs = Inputs(None, parents, rows_of, None, None, 0, s1, s2, 0, 0, 0, 0, 0, spans)
-            row = target_row(inputs, b, span, node)
+            row = target_row(TargetRows(rows_of, s2, spans), b, span, node)
             if (row >= 0) & (row < span.rows):
                 law = law_or_plain(laws, span.row + row, scale)
                 s = stream(spread(seed, seeds, b, 1), spread(position, positions, b, 0) + depth, CLOCK, b * 0)

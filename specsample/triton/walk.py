@@ -101,6 +101,14 @@ class Inputs(NamedTuple):
     spans: object  # None: dense
 
 
+class TargetRows(NamedTuple):
+    """The part of Inputs that `target_row` reads, for kernels that need no more."""
+
+    rows: object
+    rows_stride: object
+    spans: object
+
+
 @triton.jit
 def first_row(b, span, spans, logits, stride_b, stride_r):
     """Pointer to a request's row 0."""
@@ -132,7 +140,7 @@ def node_values(values, default, at, inside):
 
 @triton.jit
 def target_row(inputs, b, span, node):
-    """Row of a node (−1: the root), int64"""
+    """Row of a node (−1: the root), int64; inputs: Inputs or TargetRows"""
     if inputs.rows is None:
         return (node + 1).to(tl.int64)
     else:
