@@ -5,6 +5,7 @@ import importlib
 import pytest
 import torch
 import triton
+import triton.language as tl  # noqa: F401 (functions under triton.jit must see it)
 from conftest import CHAIN_SCHEMES as CHAINS
 from conftest import case, identical, numbers, packed, widened
 from shared import DTYPES, SAMPLINGS, odd_rows, same
