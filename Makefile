@@ -112,7 +112,7 @@ check-races: $(VENV)/with-test build
 	SPECSAMPLE_CHECK_RACES=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_cuda_on_cpu.py -k race
 
 check-ptx: $(VENV)/with-test build
-	SPECSAMPLE_CHECK_PTX=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/test_ptx.py tests/test_ptx_machine.py
+	SPECSAMPLE_CHECK_PTX=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/test_ptx.py tests/test_ptx_machine.py tests/test_ptx_mistakes.py
 
 # By hand, before a release: the wheels are the CUDA builds, unpacked without what they depend on.
 check-torch: $(VENV)/with-test build

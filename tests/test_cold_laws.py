@@ -16,8 +16,8 @@ import pytest
 import torch
 from cold_laws import GAPS, MOST, SHAPES
 from conftest import FAILURE_RATE, identical, p_value, probabilities, require, require_scheme
-from test_exact_law import Scripted
-from test_multi_draft import SELECTING, options, tolerance
+from enumeration import Scripted
+from tree_enumeration import SELECTING, options, tolerance
 from trees import STAR, drawn_tree
 
 import specsample as ss

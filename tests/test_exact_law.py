@@ -13,26 +13,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import CHAIN_SCHEMES
+from enumeration import Scripted, completed, pair, target_law
 
 from specsample.reference.walk import Round
 from specsample.schemes import SCHEMES as CARDS
 
 IID = ("token", "block")
-
-
-def laws(vocab, length, rng, style):
-    """{prefix: law} of every prefix up to `length`."""
-    out = {}
-    for n in range(length + 1):
-        for prefix in itertools.product(range(vocab), repeat=n):
-            law = rng.dirichlet(np.full(vocab, 0.7))
-            if style == "zeros":
-                law[rng.integers(vocab)] = 0.0
-                law = law / law.sum() if law.sum() > 0 else np.eye(vocab)[0]
-            if style == "one-hot":
-                law = np.eye(vocab)[rng.integers(vocab)]
-            out[prefix] = law
-    return out
 
 
 CASES = [
@@ -53,31 +39,6 @@ CASES = [
 ]
 
 
-def pair(vocab, depth, target_style, draft_style, seed=0):
-    rng = np.random.default_rng(seed)
-    target = laws(vocab, depth, rng, target_style)
-    draft = target if draft_style == "same" else laws(vocab, depth, rng, draft_style)
-    return target, draft
-
-
-def completed(outcomes, target, vocab, depth):
-    """Law of the completed sequence of depth + 1 tokens: what was emitted, then the target. {emitted: probability} -> array"""
-    law = np.zeros((vocab,) * (depth + 1))
-    for emitted, probability in outcomes.items():
-        rest = depth + 1 - len(emitted)
-        for tail in itertools.product(range(vocab), repeat=rest):
-            sequence, weight = emitted, probability
-            for token in tail:
-                weight *= target[sequence][token]
-                sequence += (token,)
-            law[sequence] += weight
-    return law
-
-
-def target_law(target, vocab, depth):
-    return completed({(): 1.0}, target, vocab, depth)
-
-
 def by_templates(scheme, target, draft, vocab, depth, one_hot=False):
     """{emitted tokens: probability} of the C++ template, drafts drawn from the draft's law (or fixed, when one-hot)."""
     module, outcomes, accepted = native.load(), defaultdict(float), 0.0
@@ -93,50 +54,6 @@ def by_templates(scheme, target, draft, vocab, depth, one_hot=False):
             outcomes[tuple(emitted)] += weight * probability
             accepted += weight * probability * count
     return outcomes, accepted
-
-
-class Scripted:
-    """Scripted decisions of a batch, one combination a row, and the probability of having taken them.
-
-    Rounds are vectorised, so they also take decisions that do not matter. A node's test counts the first time; of the races
-    only those whose token is emitted count, which the caller picks from the recorded laws.
-    bits [rows, N]: outcomes of the nodes' tests; then, for schemes that ask `stays`, those of nodes 1, 2, …
-    """
-
-    def __init__(self, bits, clock, residual, nodes=None):
-        self.bits, self.clock, self.residual = bits, clock, residual
-        self.nodes = bits.shape[1] if nodes is None else nodes
-        self.taken = torch.full(bits.shape, torch.nan, dtype=torch.float64)  # probability of each node's bit, once tested
-        self.clock_laws, self.residual_laws = {}, []
-
-    @property
-    def probability(self):
-        return self.taken.nan_to_num(nan=0.5).prod(-1)  # a node that was not tested: either bit, half each
-
-    def accept(self, node, numerator, denominator):
-        if self.bits.shape[1] == 0:
-            return torch.zeros(len(self.bits), dtype=torch.bool)
-        a = torch.where(denominator > 0, numerator / denominator, (numerator > 0).double()).clamp(0, 1)
-        bit = self.bits.gather(1, node[:, None])[:, 0]
-        before = self.taken.gather(1, node[:, None])
-        now = torch.where(before.isnan(), torch.where(bit, a, 1 - a)[:, None], before)
-        self.taken.scatter_(1, node[:, None], now)
-        return bit
-
-    def stays(self, node, numerator, denominator):
-        return self.accept(torch.where(node > 0, self.nodes - 1 + node, 0), numerator, denominator)
-
-    def clock_race(self, log_weights, depth, lists=None):
-        depth = torch.as_tensor(depth).expand(len(self.clock))
-        token = self.clock.gather(1, depth[:, None])[:, 0]
-        law = log_weights.softmax(-1).nan_to_num().gather(1, token[:, None])[:, 0]
-        for i in range(self.clock.shape[1]):
-            self.clock_laws[i] = torch.where(depth == i, law, self.clock_laws.get(i, torch.ones_like(law)))
-        return token
-
-    def residual_race(self, log_weights, slot=None):
-        self.residual_laws.append(log_weights.softmax(-1).nan_to_num().gather(1, self.residual[:, None])[:, 0])
-        return self.residual
 
 
 def by_reference(scheme, target, draft, vocab, depth):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import CAUGHT, FAILURE_RATE, identical, numbers, p_value, require
-from test_exact_law import pair
-from test_multi_draft import BINS, STAR, by_reference, by_templates, gap
-from test_theory import PAIRS
-from trees import drafted_tree
+from enumeration import pair
+from law_pairs import PAIRS
+from tree_enumeration import BINS, by_reference, by_templates, gap
+from trees import STAR, drafted_tree
 
 import specsample as ss
 from specsample import theory

@@ -1,12 +1,7 @@
 """Multi-draft schemes on trees: exact laws by enumeration, the selection, one child a node, equality of tokens, and what must not be
-done with several drafts (negative controls).
-
-The templates of csrc/schemes run over csrc/testing/enumerate.h for every assignment of tokens to the nodes, with the probability that
-the drafts come out so. Only the selection of `optimal` and `optimal_block` is integrated numerically there (to about 1e-7).
-"""
+done with several drafts (negative controls)."""
 
 import itertools
-from collections import defaultdict
 
 import cuda_on_cpu
 import native
@@ -15,19 +10,16 @@ import on_gpu
 import pytest
 import torch
 from conftest import CAUGHT, FAILURE_RATE, case, identical, p_value, require, require_scheme
-from test_exact_law import Scripted, completed, pair, target_law
+from enumeration import completed, pair
+from tree_enumeration import BINARY, BINS, SELECTING, by_reference, by_templates, coarse, code, complete, gap, tolerance
 from trees import STAR, drafted_tree, paths
 
 import specsample as ss
 from specsample.reference.coupling import Coupling
-from specsample.reference.walk import Round
 from specsample.schemes import SCHEMES as CARDS
 
 MULTI = tuple(name for name, card in CARDS.items() if card.family == "multi-draft")
-SELECTING = ("optimal", "optimal_block")
-COMPARING = ("importance",)  # select by comparing two draws at a time
 IID = tuple(name for name in MULTI if CARDS[name].draft_kind == "iid")
-BINS = 256  # of the schemes with bins, where a test does not say otherwise
 COMPILED = ("cpu", *on_gpu.NAMES, cuda_on_cpu.NAME)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -37,95 +29,6 @@ def fewer(backend, usual, emulated):
     return emulated if backend == cuda_on_cpu.NAME else usual
 
 
-def tolerance(scheme):
-    return 2e-6 if scheme in SELECTING else 1e-11
-
-
-SETTINGS = {"bins": BINS, "levels": 2, "rounds": 4, "cells": 64}  # few outcomes to be enumerated
-
-
-def options(scheme, **changes):
-    """The scheme's settings in the order of its card."""
-    changes = SETTINGS | changes
-    return [float(changes.get(name, setting[0])) for name, setting in CARDS[scheme].options.items()]
-
-
-def prefix_of(node, parents, tokens):
-    return () if node < 0 else (*prefix_of(parents[node], parents, tokens), tokens[node])
-
-
-def drafts(kind, parents, draft, vocab):
-    """Every assignment of tokens to the nodes with its probability, children drawn as `kind` draws them. -> [(tokens, weight)]"""
-    groups = defaultdict(list)
-    for node, parent in enumerate(parents):
-        groups[parent].append(node)
-    found = [({}, 1.0)]
-    for parent, nodes in sorted(groups.items()):
-        step = []
-        for tokens, weight in found:
-            if parent >= 0 and tokens[parent] < 0:  # below a node that does not exist
-                step.append((tokens | dict.fromkeys(nodes, -1), weight))
-                continue
-            law = draft[prefix_of(parent, parents, tokens)]
-            step += [(tokens | dict(zip(nodes, x)), weight * w) for x, w in children(kind, law, len(nodes)) if w > 0]
-        found = step
-    return [([tokens[i] for i in range(len(parents))], weight) for tokens, weight in found]
-
-
-def children(kind, law, k):
-    if kind == "iid":
-        for x in itertools.product(range(len(law)), repeat=k):
-            yield x, np.prod(law[list(x)])
-    elif kind == "distinct":
-        for x in itertools.product(range(-1, len(law)), repeat=k):
-            weight, left = 1.0, law.copy()
-            for token in x:
-                total = left.sum()
-                weight *= (left[token] / total if total > 0 else 0.0) if token >= 0 else float(total <= 0)
-                if token >= 0:
-                    left[token] = 0.0
-            yield x, weight
-    else:
-        likeliest = [i for i in np.argsort(-law, kind="stable") if law[i] > 0][: k - 1]
-        fixed = (*likeliest, *[-1] * (k - 1 - len(likeliest)))
-        rest = law.copy()
-        rest[likeliest] = 0.0
-        if rest.sum() <= 0:
-            yield (*fixed, -1), 1.0
-        else:
-            for token in range(len(law)):
-                yield (*fixed, token), rest[token] / rest.sum()
-
-
-def distinct_assignments(assignments):
-    """Sum the weights of equal assignments."""
-    total = defaultdict(float)
-    for tokens, weight in assignments:
-        total[tuple(tokens)] += weight
-    return total.items()
-
-
-def by_templates(scheme, target, draft, vocab, depth, parents, change=None, **settings):
-    """{emitted tokens: probability}, expected accepted length; change(tokens): what a wrong drafter does to the drafts"""
-    module, outcomes, accepted = native.load(), defaultdict(float), 0.0
-    for tokens, weight in distinct_assignments(drafts(CARDS[scheme].draft_kind, parents, draft, vocab)):
-        tokens = change(list(tokens)) if change else list(tokens)
-        prefixes = [prefix_of(node, parents, tokens) if node < 0 or tokens[node] >= 0 else () for node in range(-1, len(parents))]
-        prefixes = [p if -1 not in p else () for p in prefixes]
-        rows = [[list(law[p]) if p in law else [0.0] * vocab for p in prefixes] for law in (target, draft)]
-        result = module.enumerate(scheme, tokens, parents, *rows, depth, options(scheme, **settings))
-        assert abs(sum(result.values()) - 1) < 1e-9
-        for (count, *emitted), probability in result.items():
-            outcomes[tuple(emitted)] += weight * probability
-            accepted += weight * probability * count
-    return outcomes, accepted
-
-
-def gap(outcomes, target, vocab, depth):
-    return np.abs(completed(outcomes, target, vocab, depth) - target_law(target, vocab, depth)).max()
-
-
-BINARY = [-1, -1, 0, 0, 1, 1]
 TREES = [
     # vocabulary, depth, parents, target style, draft style
     (3, 1, STAR(1), "dense", "dense"),
@@ -150,41 +53,6 @@ def test_completed_sequences_have_the_target_law(scheme, vocab, depth, parents, 
     target, draft = pair(vocab, depth, target_style, draft_style)
     outcomes, _ = by_templates(scheme, target, draft, vocab, depth, parents)
     assert gap(outcomes, target, vocab, depth) < tolerance(scheme)
-
-
-def by_reference(scheme, target, draft, vocab, k, **settings):
-    """One node with k children under the reference's rule: every combination of drafts, tests and races is a row of one batch."""
-    card, ids = CARDS[scheme], range(vocab)
-    assignments = list(distinct_assignments(drafts(card.draft_kind, STAR(k), draft, vocab)))
-    decisions = 2 * k - 1 if scheme in COMPARING else k
-    rows = list(itertools.product(assignments, itertools.product((False, True), repeat=decisions), ids, ids))
-    tokens = torch.tensor([r[0][0] for r in rows])
-    weight = np.array([r[0][1] for r in rows])
-    log = lambda law: torch.from_numpy(np.stack(law)).log()
-    below = [[target[(x,)] if x >= 0 else target[()] for x in r[0][0]] for r in rows]
-    target_logits = torch.stack([log([target[()], *laws]) for laws in below])
-    draft_logits = log([draft[()]])[None].expand(len(rows), 1, -1)
-    bonus, residual = torch.tensor([r[3] for r in rows]), torch.tensor([r[2] for r in rows])
-    draws = Scripted(torch.tensor([r[1] for r in rows]), bonus[:, None].expand(-1, 2), residual, nodes=k)
-    off = [1.0, 0.0, 1.0, 0.0]
-    zero = torch.zeros(k, dtype=torch.int64)
-    round = Round(
-        target_logits, tokens, draft_logits, torch.tensor(STAR(k)), None, zero, None, 1, options(scheme, **settings),
-        off, None, off, None, None, 0, None, 0, None, None, draws,
-    )  # fmt: skip
-    emitted, count, nodes = card.reference(round)
-    outcomes, accepted = defaultdict(float), 0.0
-    for row in range(len(rows)):
-        n = int(count[row])
-        drawn = max((i for i, x in enumerate(tokens[row].tolist()) if x >= 0), default=-1)
-        raced = n == 0 or scheme == "top" and nodes[row, 0] != drawn  # `top` accepts all but the last child by its race
-        # A race that does not count runs through its tokens all the same: a share of each.
-        chance = draws.clock_laws[1][row].item() if n else 1 / vocab
-        chance *= draws.residual_laws[0][row].item() if raced else 1 / vocab
-        probability = weight[row] * draws.probability[row].item() * chance
-        outcomes[tuple(emitted[row, : n + 1].tolist())] += probability
-        accepted += probability * n
-    return outcomes, accepted
 
 
 @pytest.mark.parametrize(
@@ -447,29 +315,6 @@ def test_joint_law_over_two_rounds(scheme):
     law = ss.log_probs(args["target_logits"][0], backend="reference").exp()
     joint = torch.einsum("i,j,k->ijk", *law)
     assert p_value(code(complete(args)), joint) > FAILURE_RATE
-
-
-def coarse(scheme):
-    """The least value of every setting."""
-    return {"options": {name: setting[1][0] for name, setting in CARDS[scheme].options.items()}}
-
-
-def complete(args, depth=2):
-    """Tokens [trials, depth + 1]: a round, then plain tokens at the positions that it left."""
-    verdict = ss.verify(**args, backend="cpu")
-    tokens = verdict.tokens
-    for i in range(1, depth + 1):
-        rows = args["target_logits"][:, i]
-        plain = ss.sample(rows, seed=args["seed"], position=args["position"] + 1000 + i, backend="cpu")
-        tokens[:, i] = torch.where(tokens[:, i] >= 0, tokens[:, i], plain)
-    return tokens
-
-
-def code(tokens, vocab=4):
-    out = torch.zeros_like(tokens[:, 0])
-    for column in tokens.unbind(-1):
-        out = out * vocab + column
-    return out
 
 
 @pytest.mark.parametrize("scheme", ["optimal", "kseq", "importance", "recursive"])

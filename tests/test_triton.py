@@ -25,7 +25,19 @@ needs_triton = pytest.mark.skipif(
 def test_kernels_under_the_interpreter(cases, least):
     """Triton reads TRITON_INTERPRET when the kernels are defined. By hand: TRITON_INTERPRET=1 python -m pytest tests/interpreted/triton_*.py"""
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": native.PYTHONPATH}
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-x", "-W", "ignore", "-p", "no:cacheprovider", f"triton_{cases}.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-o",
+        "addopts=",
+        "-x",
+        "-W",
+        "ignore",
+        "-p",
+        "no:cacheprovider",
+        f"triton_{cases}.py",
+    ]
     done = subprocess.run(
         command, cwd=native.ROOT / "tests/interpreted", env=environment, capture_output=True, text=True, timeout=900
     )

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CAUGHT, FAILURE_RATE, identical, p_value, require
-from test_exact_law import Scripted, laws
-from test_multi_draft import BINARY, code, complete, gap, prefix_of
+from enumeration import Scripted, laws
+from tree_enumeration import BINARY, code, complete, gap, prefix_of
 from trees import STAR, mixed_tree, paths
 
 import specsample as ss

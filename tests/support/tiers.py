@@ -18,6 +18,7 @@ FILES = {
         "test_sanitizers",
         "test_one_library",
         "test_ptx_machine",
+        "test_ptx_mistakes",
     ),
     "emulated": ("test_cuda_on_cpu", "test_teams", "test_triton", "test_ptx"),
     "statistical": ("test_chi_square", "test_rounds", "test_tree_rounds"),
