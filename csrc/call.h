@@ -1,10 +1,10 @@
-// The ops' arguments as kernels take them, plain memory, and where in it a request's part lies. What Rows are, a device has said before.
+// The ops' arguments in the form kernels take, plain memory, and the location of each request's part. The device's header defines Rows.
 #pragma once
 #include "walk.h"
 
 namespace SPS_NAMESPACE {
 
-// An int, or one value a row; `step` is added from one row to the next of a plain int.
+// An int, or one value per row; a plain int increases by `step` from one row to the next.
 struct PerRow {
   int64_t number, step;
   const int64_t* values;
@@ -25,7 +25,7 @@ struct Samplings {
   }
 };
 
-// A per-node input. Dense: `stride` values a request (0: one list for all); packed: in the order of the rows or nodes.
+// A per-node input. Dense: `stride` values per request (0: one list for all); packed: in the order of the rows or nodes.
 struct NodeInts {
   Ints ints;
   int64_t size, stride;
@@ -33,7 +33,7 @@ struct NodeInts {
 
 // -- sample, draft, row_stats --------------------------------------------------------------------------------------
 
-enum class RowOp : int { kSample, kStats, kIid, kArrivals, kDistinct, kLists, kTop, kTopK };  // from kIid on: kinds of `draft`
+enum class RowOp : int { kSample, kStats, kIid, kArrivals, kDistinct, kLists, kTop, kTopK };  // kIid and later: kinds of `draft`
 
 struct RowArgs {
   Rows rows;
@@ -42,9 +42,9 @@ struct RowArgs {
   Samplings sampling;
   PerRow seed, position, depth, node;
   int64_t* token;  // [rows, k]
-  float *max, *logsumexp, *cutoff;  // of kStats: [rows] each
+  float *max, *logsumexp, *cutoff;  // for kStats: [rows] each
 
-  // What the j-th token of row i is drawn with, where one is.
+  // The stream that the j-th token of row i is drawn from, if it is drawn.
   SPS_HD Stream stream(int64_t i, int j) const {
     if (op == RowOp::kSample) return Stream(seed[i], position[i], kClock);
     if (op == RowOp::kDistinct) return Stream(seed[i], position[i], kDistinct, node[i]);
@@ -66,14 +66,14 @@ struct RowArgs {
 struct VerifyArgs {
   Rows target, draft;
   int64_t target_stride, draft_stride;  // bytes from one request to the next; unused when packed
-  int64_t target_rows, draft_rows;  // a request; packed: in all
+  int64_t target_rows, draft_rows;  // per request; packed: in total
   NodeInts tokens, parents, rows, draft_row_of, lists;
-  int64_t nodes, batch;  // nodes a request; packed: in all
-  const int32_t* cu_rows;  // packed when not null
+  int64_t nodes, batch;  // nodes: per request; packed: in total
+  const int32_t* cu_rows;  // packed if not null
   bool has_draft, row_a_node, by_lists;
-  int max_depth, scheme;  // by its place in the device's table
+  int max_depth, scheme;  // scheme: its index in the device's table
   double options[kMaxOptions];
-  int most_bins;  // of a coupling; 0: the scheme has none
+  int most_bins;  // upper bound on a coupling's bins; 0: the scheme has none
   Samplings sampling, draft_sampling;
   const float *kept_max, *kept_logsumexp, *kept_cutoff;
   PerRow seed, position;
@@ -90,15 +90,15 @@ struct VerifyArgs {
   SPS_HD int64_t nodes_of(int64_t b) const { return rows_of(b) > 1 ? rows_of(b) - 1 : 0; }
 };
 
-// A request's part of a call: its values and rows as they were given, none that the tensors do not have.
+// A request's part of a call: its values and rows as given, clipped to the sizes of the tensors.
 struct Part {
   Request request;  // without its scratch
   Rows target, draft;  // from the request's first row
-  int64_t target_row, draft_row;  // that row among those of all requests
-  int64_t sampling_first, sampling_step;  // of draft_sampling, for each draft row
+  int64_t target_row, draft_row;  // index of that row among those of all requests
+  int64_t sampling_first, sampling_step;  // which column of draft_sampling each draft row uses
 };
 
-// `before`: nodes of the requests before b, when packed.
+// `before`: the number of nodes in the requests before b, if packed.
 SPS_HD Part part_of(const VerifyArgs& a, int64_t b, int64_t before) {
   const bool packed = a.cu_rows != nullptr;
   const int64_t first = packed ? a.cu_rows[b] : 0;
@@ -110,7 +110,7 @@ SPS_HD Part part_of(const VerifyArgs& a, int64_t b, int64_t before) {
     if (nodes > left) nodes = left;
   }
   int64_t draft_rows = packed ? (a.row_a_node ? nodes : rows) : a.draft_rows;
-  if (packed && a.rows.ints.data) {  // the root's row and a row a node, as far as they are given
+  if (packed && a.rows.ints.data) {  // a row for the root and one per node, as far as given
     const int64_t given = a.rows.size - first - 1;
     if (nodes > given) nodes = given > 0 ? given : 0;
   }

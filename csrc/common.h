@@ -1,4 +1,4 @@
-// What every header of the package includes: the host/device marker and the constants of the number formats.
+// Included by every header of the package: the host/device marker and the constants of the number formats.
 #pragma once
 #include <cfloat>
 #include <cmath>
@@ -10,8 +10,8 @@
 #define SPS_HD inline
 #endif
 
-// On a GPU a warp runs a scheme's walk, all its lanes with the same values. Where the walk keeps state in memory, the lanes
-// share the work and wait for each other. SPS_CUDA_ON_CPU: GPU code compiled for the CPU (csrc/emulator).
+// On a GPU one warp runs a scheme's walk, all its lanes with the same values. If the walk keeps state in memory, the lanes
+// share the work and synchronise. SPS_CUDA_ON_CPU: GPU code compiled for the CPU (csrc/emulator).
 #if defined(__CUDA_ARCH__) || defined(SPS_CUDA_ON_CPU)
 #define SPS_GPU 1
 #define SPS_THREAD static_cast<int>(threadIdx.x & 31)
@@ -24,8 +24,8 @@
 #define SPS_BARRIER() (void)0
 #endif
 
-// Every device's code has a namespace of its own, the headers that all share included: one extension holds the objects of all
-// devices, and of two functions of one name the linker keeps one.
+// The code of each device has its own namespace, including the shared headers: one extension contains the objects of all
+// devices, and the linker keeps only one of two functions with the same name.
 #if defined(SPS_CUDA_ON_CPU)
 #define SPS_NAMESPACE specsample::emulator
 namespace specsample {
@@ -47,7 +47,7 @@ namespace SPS_NAMESPACE {
 
 constexpr double kInfinity = HUGE_VAL;
 constexpr double kLog2e = 1.4426950408889634;
-// +inf logits are read as the largest float: they share all the mass equally, and no arithmetic meets inf - inf.
+// +inf logits are read as the largest float: they share all mass equally, and inf - inf never occurs.
 constexpr float kLargest = FLT_MAX;
 
 }  // namespace SPS_NAMESPACE

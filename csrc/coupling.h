@@ -1,41 +1,41 @@
 // The optimal selection among k i.i.d. draws: from a histogram of target/draft ratios to the law b of the selected draw and the
-// coupling that draws it. The reference, with the reasons, is specsample/reference/coupling.py.
+// coupling that draws it. The reference, with the derivation, is specsample/reference/coupling.py.
 //
-// Bins of the ratio are numbered upwards; everything below is O(bins) and a handful of scalars. Tokens of a bin share its ratio
-// rho = clip(T / D, c2, c1), so b_i = rho d_i, and share the bin's interval of [0, 1].
+// Bins are numbered by ascending ratio; everything below is O(bins) plus a few scalars. The tokens of a bin share its ratio
+// rho = clip(T / D, c2, c1), so b_i = rho d_i, and the bin's interval of [0, 1].
 #pragma once
 #include "common.h"
 
 namespace SPS_NAMESPACE {
 
-// Which bin a ratio t/d falls in: floor(per_unit t/d + 1/2), so that t = d is the middle of a bin and rounding does not split it.
-// Tokens with both probabilities below `tail` all belong to `tail_bin`, the bin of their own joint ratio.
+// The bin of a ratio t/d: floor(per_unit t/d + 1/2), so that t = d is the middle of a bin and rounding does not split it.
+// All tokens with both probabilities below `tail` belong to `tail_bin`, the bin of their joint ratio.
 struct Binning {
   float per_unit = 1;
-  int count = 0;  // bins; the last one takes every larger ratio
+  int count = 0;  // number of bins; the last one takes all larger ratios
   float tail = 0;
   int tail_bin = 0;
 
   SPS_HD int of_ratio(double t, double d) const {
     return d > 0 ? static_cast<int>(fmin(t / d * per_unit + 0.5, count - 1.0)) : t > 0 ? count - 1 : 0;
   }
-  // `bins` linear bins over ratios in [0, k] and one for the rest. The tail holds at most 1e-3 of either law.
+  // `bins` linear bins over ratios in [0, k] and one for larger ratios. The tail holds at most 1e-3 of either law.
   static SPS_HD Binning of(int bins, int k, int64_t vocab) {
     const int per_unit = bins / k > 1 ? bins / k : 1;
     return {static_cast<float>(per_unit), per_unit * k + 1, static_cast<float>(1e-3 / static_cast<double>(vocab)), 0};
   }
 };
 
-constexpr double kEmpty = 0x1p-53;  // a bin whose draft mass is below this is never drawn from; its middle stands for its ratio
+constexpr double kEmpty = 0x1p-53;  // a bin with less draft mass is never drawn from; its midpoint is used as its ratio
 
-// Sums over bins run strip by strip, in an order that does not depend on how many threads share the work: strips are summed one
-// by one, then a strip's bins go on from the sum of the strips before.
+// Sums over bins are computed strip by strip, in an order that does not depend on how many threads share the work: first each
+// strip is summed, then the bins of a strip continue from the sum of the earlier strips.
 constexpr int kStrips = 64;
 
-// Doubles of scratch that a coupling over n bins takes.
+// Doubles of scratch that a coupling over n bins needs.
 constexpr SPS_HD int64_t coupling_scratch(int64_t n) { return 6 * (n + 1) + 9 * (kStrips + 1); }
 
-// The threads that share the work on a coupling. On the CPU there is one.
+// The threads that share the work on a coupling: on the CPU a single one.
 struct Alone {
   static constexpr bool kOne = true;
   SPS_HD int rank() const { return 0; }
@@ -43,7 +43,7 @@ struct Alone {
   SPS_HD void barrier() const {}
 };
 
-// fmax and fmin are calls where NaN has to be told apart; there is none here.
+// fmax and fmin may compile to calls because they must handle NaN; there is none here.
 SPS_HD double larger(double a, double b) { return a > b ? a : b; }
 SPS_HD double smaller(double a, double b) { return a < b ? a : b; }
 
@@ -54,7 +54,7 @@ SPS_HD double power(double x, int k) {
   return out;
 }
 
-// (1 - (1 - beta)^k) / beta as the sum that it is: exact where beta is small.
+// (1 - (1 - beta)^k) / beta, computed as a geometric sum: accurate for small beta.
 SPS_HD double kseq_gamma(double beta, int k) {
   double gamma = 0;
   for (int i = 0; i < k; ++i) gamma = 1 + (1 - beta) * gamma;
@@ -63,11 +63,11 @@ SPS_HD double kseq_gamma(double beta, int k) {
 
 struct Coupling {
   Binning binning;
-  int k = 0, unused = 0;   // (padding would be copied by way of a GPU's stack)
+  int k = 0, unused = 0;   // (padding would be copied through a GPU's stack)
   double* sums = nullptr;  // [count + 1][2]: T and D of each bin, then of the tail
-  double *ratio = nullptr, *edge = nullptr;  // [count], [count + 1]: rho, and where a bin's interval ends (the next one's begin)
+  double *ratio = nullptr, *edge = nullptr;  // [count], [count + 1]: rho, and the end of each bin's interval
   double *plus = nullptr, *minus = nullptr;  // [count + 1]: Phi+ and Phi- at edge[i]
-  double* strip = nullptr;  // [9][kStrips + 1]: what is known of each strip; the sum of all at the end
+  double* strip = nullptr;  // [9][kStrips + 1]: values per strip, and at the end the sum over all
 
   SPS_HD Coupling() {}
   SPS_HD Coupling(const Binning& binning, int k, double* scratch) : binning(binning), k(k) {
@@ -77,7 +77,7 @@ struct Coupling {
   SPS_HD double& target(int i) const { return sums[2 * i]; }
   SPS_HD double& draft(int i) const { return sums[2 * i + 1]; }
 
-  // The sums are complete: the tail goes to the bin of its ratio, and both laws add up to one.
+  // Call once the sums are complete: assigns the tail to the bin of its ratio and normalises both laws.
   template <class Team = Alone>
   SPS_HD void close_sums(const Team& team = Team()) {
     const double t = target(binning.count), d = draft(binning.count);
@@ -93,7 +93,7 @@ struct Coupling {
     for (int s = 0; s < kStrips; ++s) total_t += of(0, s), total_d += of(1, s);
     const double unit_t = total_t > 0 ? 1 / total_t : 1, unit_d = total_d > 0 ? 1 / total_d : 1;
     team.barrier();
-    strips(team, [&](int s, int begin, int end) {  // t and d below each strip, t and d above it, and sum of (t - d)+
+    strips(team, [&](int s, int begin, int end) {  // t and d below each strip, t and d above it, and the sum of (t - d)+
       double t = 0, d = 0, over = 0;
       for (int i = begin; i < end; ++i) {
         const double own_t = target(i) *= unit_t, own_d = draft(i) *= unit_d;
@@ -104,14 +104,14 @@ struct Coupling {
     accumulate(team, 0, 5, 0b01100);
   }
 
-  // Z(c) at the lower edge of bin i: exact, since no bin lies on both sides of it.
+  // The lower edge c of bin i. Z(c) is exact there, since no bin straddles it.
   SPS_HD double lower(int i) const { return i > 0 ? (i - 0.5) / binning.per_unit : 0; }
 
   // K-SEQ's threshold: the lowest edge c >= 1 with gamma((1 - Z(c)) / c) <= c, at or above the root of the equality.
   template <class Team = Alone>
   SPS_HD double kseq_threshold(const Team& team = Team()) const {
-    const int least = static_cast<int>(binning.per_unit) + 1;  // the lowest edge above 1
-    // The highest bin of each strip whose lower edge is too low. One thread stops at the first.
+    const int least = static_cast<int>(binning.per_unit) + 1;  // the bin with the lowest edge above 1
+    // The highest bin of each strip whose lower edge is too low. A thread working alone stops at the first.
     strips<true>(team, [&](int s, int begin, int end) {
       double above_t = of(2, s), above_d = of(3, s);
       int bad = -1;
@@ -129,12 +129,12 @@ struct Coupling {
     return bad + 1 < binning.count ? lower(bad + 1) : k;
   }
 
-  // From the sums to the law b and the coupling.
+  // Compute the law b and the coupling from the sums.
   template <class Team = Alone>
   SPS_HD void solve(const Team& team = Team()) const {
     const int n = binning.count;
-    // D = max over lower sets of d(S)^k - t(S), but never above Z(1): there b = d. Between strips first; a strip is looked into only
-    // where d at its end and t at its begin leave room for more.
+    // D = max over lower sets of d(S)^k - t(S), at most Z(1), where b = d. First at strip boundaries; the inside of a strip is searched
+    // only if d at its end and t at its begin allow a larger value.
     double most = 0;
     const auto excess = [&](double t, double d) { return power(smaller(d, 1), k) - t; };
     strips(team, [&](int s, int, int) { most = larger(most, excess(of(0, s + 1), of(1, s + 1))); });
@@ -147,9 +147,9 @@ struct Coupling {
     for (int s = 0; s < kStrips; ++s) most = larger(most, of(5, s));
     const double rejection = smaller(most, of(4, kStrips));
 
-    // c1 = max over upper sets of (t(S) - D) / d(S) takes D off the top, c2 = min over lower sets of (t(S) + D) / d(S) adds D below.
-    // Bins go by their ratio, so each has one rise and one fall: between strips first (row 6: the set above bin `end` of the strip
-    // before, row 7: below bin `begin`), then inside those strips whose ends are not beaten by the next ones.
+    // c1 = max over upper sets of (t(S) - D) / d(S) removes D at the top, c2 = min over lower sets of (t(S) + D) / d(S) adds D at the
+    // bottom. Bins are ordered by ratio, so both are unimodal: first at strip boundaries (row 6: the set above bin `end` of the
+    // preceding strip, row 7: below bin `begin`), then inside those strips whose ends are not beaten by the adjacent ones.
     const auto take = [&](double t, double d) { return d > 0 ? (t - rejection) / d : -kInfinity; };
     const auto give = [&](double t, double d) { return d > 0 ? (t + rejection) / d : kInfinity; };
     strips(team, [&](int s, int, int) {
@@ -174,7 +174,7 @@ struct Coupling {
     if (!(under < upper)) under = upper = 1;  // they meet where b = d
     team.barrier();
 
-    // Intervals of [0, 1], the largest ratio first, and what those of a strip add to Phi+ and Phi-.
+    // Intervals of [0, 1], largest ratio first, and what those of each strip contribute to Phi+ and Phi-.
     const double unit = 1 / static_cast<double>(binning.per_unit);
     strips(team, [&](int s, int begin, int end) {
       double d = of(3, s), a = smaller(d, 1), rest = power(1 - a, k - 1), p = 0, m = 0;  // G(a) = k rest
@@ -206,12 +206,12 @@ struct Coupling {
     });
   }
 
-  SPS_HD double density(double u) const { return k * power(1 - u, k - 1); }  // G, of the smallest of k uniforms
+  SPS_HD double density(double u) const { return k * power(1 - u, k - 1); }  // G, the density of the smallest of k uniforms
 
   // Integral of G - r over [a, x].
   SPS_HD double gain(double r, double a, double x) const { return power(1 - a, k) - power(1 - x, k) - r * (x - a); }
 
-  // Where G falls below r, inside [a, b]; and for the ratio and the interval of bin i.
+  // The point in [a, b] where G falls below r; and the same for the ratio and interval of bin i.
   SPS_HD double crossing(double r, double a, double b) const {
     if (density(a) <= r) return a;
     if (density(b) >= r) return b;
@@ -220,13 +220,13 @@ struct Coupling {
   }
   SPS_HD double crossing(int i) const { return crossing(ratio[i], edge[i + 1], edge[i]); }
 
-  // The point that v is exchanged with: Phi-(w) = Phi+(v) where G(v) > R(v), else Phi+(w) = Phi-(v).
+  // The point w that v is exchanged with: Phi-(w) = Phi+(v) if G(v) > R(v), else Phi+(w) = Phi-(v).
   SPS_HD double partner(double v, int bin) const {
     const double cross = crossing(bin), a = edge[bin + 1];
     const bool gains = v < cross;
     const double goal = gains ? plus[bin + 1] + gain(ratio[bin], a, v) : minus[bin + 1] - gain(ratio[bin], cross, v);
     const double* table = gains ? minus : plus;
-    int low = 0, high = binning.count;  // tables fall with the bin's number: the last bin whose table[i] >= goal
+    int low = 0, high = binning.count;  // tables decrease with the bin number: find the last bin with table[i] >= goal
     while (high - low > 1) {
       const int middle = (low + high) / 2;
       (table[middle] >= goal ? low : high) = middle;
@@ -235,7 +235,7 @@ struct Coupling {
     const double turn = crossing(i), r = ratio[i];
     double left = gains ? turn : edge[i + 1], right = gains ? edge[i] : turn;
     const double base = table[i + 1], from = left, sign = gains ? -1 : 1;
-    // Newton's steps, halving where one would leave what is left of the interval.
+    // Newton's method, with bisection where a step would leave the remaining interval.
     double w = 0.5 * (left + right);
     for (int round = 0; round < 60 && left < w && w < right; ++round) {
       const double lack = goal - (base + sign * gain(r, from, w));
@@ -248,8 +248,8 @@ struct Coupling {
     return w;
   }
 
-  // A draw's priority: its token's bin, its place in the bin's interval, and a uniform that decides move or stay. Uniform over
-  // all draws, and E[G(priority) | token] = rho: so the draw of the smallest priority has law b.
+  // A draw's priority, from its token's bin, its place in the bin's interval, and a uniform that decides whether to move. It is uniform
+  // over all draws, with E[G(priority) | token] = rho, so the draw with the smallest priority has law b.
   SPS_HD double priority(int bin, double place, double move) const {
     const double v = edge[bin + 1] + (edge[bin] - edge[bin + 1]) * place, w = partner(v, bin);
     const double span = fabs(density(v) - density(w));
@@ -259,7 +259,7 @@ struct Coupling {
  private:
   SPS_HD double& of(int what, int s) const { return strip[what * (kStrips + 1) + s]; }
 
-  // f(strip, its bins [begin, end)) by the threads of the team. kSearch: from the top; a thread alone stops where f finds something.
+  // Run f(strip, its bins [begin, end)) on the team's threads. kSearch: from the top; a thread working alone stops once f returns true.
   template <bool kSearch = false, class Team, class F>
   SPS_HD void strips(const Team& team, const F& f) const {
     const int length = (binning.count + kStrips - 1) / kStrips;
@@ -274,8 +274,8 @@ struct Coupling {
     }
     team.barrier();
   }
-  // For `rows` of `strip` from `first` on: from each strip's sum to the sum of the strips below it, or above it where the row's bit of
-  // `from_top` is set.
+  // For `rows` rows of `strip` starting at `first`: replace each strip's sum by the sum of the strips below it, or above it if the row's
+  // bit in `from_top` is set.
   template <class Team>
   SPS_HD void accumulate(const Team& team, int first, int rows, int from_top) const {
     for (int row = team.rank(); row < rows; row += team.size()) {
@@ -292,7 +292,7 @@ struct Coupling {
   }
 };
 
-// By all the threads that the executor has.
+// Uses all the threads of the executor.
 template <class Ex>
 SPS_HD void solve(Ex& ex, const Coupling& coupling) {
 #if SPS_GPU

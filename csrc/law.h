@@ -1,11 +1,11 @@
-// The law of a row, never written out: a few scalars from which any token's probability follows.
+// The law of a row, never materialised: a few scalars that determine any token's probability.
 #pragma once
 #include "common.h"
 
 namespace SPS_NAMESPACE {
 
-constexpr float kMaxLogsumexp = 32;  // of given statistics: a larger float has too coarse an ulp to determine the law to 1e-6
-constexpr double kSlack = 0x1p-20;  // of top-p and min-p: decides exact ties of mass alike on every backend
+constexpr float kMaxLogsumexp = 32;  // for statistics passed in: beyond it one ulp is too coarse to determine the law to 1e-6
+constexpr double kSlack = 0x1p-20;  // of top-p and min-p: decides exact ties of mass the same way on every backend
 
 struct Sampling {
   double temperature = 1, top_k = 0, top_p = 1, min_p = 0;
@@ -18,7 +18,7 @@ struct Sampling {
   SPS_HD bool filters(int64_t vocab) const { return by_k(vocab) || by_p() || by_min_p(); }
 };
 
-// A GPU keeps laws in shared memory: no padding here, which its compiler would copy by way of the stack.
+// A GPU keeps laws in shared memory. There is no padding, which its compiler would copy through the stack.
 struct Law {
   const void* row = nullptr;  // logits; null for a point mass without a row
   int64_t vocab = 0;
@@ -26,9 +26,9 @@ struct Law {
   float max = 0;            // largest logit
   float cutoff = -FLT_MAX;  // tokens with logit >= cutoff are kept (excludes -inf and NaN even when nothing filters)
   double mass = 0;          // sum over the kept tokens of exp((logit - max) scale)
-  int64_t only = -1;        // >= 0: all the mass on this token (greedy rows, one-hot drafts)
-  const int64_t* without = nullptr;  // tokens taken out: of a draft's law, whose max and mass are then those of the others (what
-  int without_count = 0;  // is left after earlier children), or of a target's, whose mass stays (what they leave of it)
+  int64_t only = -1;        // >= 0: all mass on this token (greedy rows, one-hot drafts)
+  const int64_t* without = nullptr;  // excluded tokens: of a draft's law, whose max and mass are then those of the others
+  int without_count = 0;  // (used after earlier children), or of a target's law, whose mass is unchanged
   int broken = false;  // no finite logit
 
   static SPS_HD Law point(int64_t token) {
@@ -36,7 +36,7 @@ struct Law {
     law.only = token;
     return law;
   }
-  // Of a row before anything of it is known, which is all that a race over an unfiltered row takes.
+  // The law of a row that has not been read: sufficient for a race over an unfiltered row.
   static SPS_HD Law unread(const void* row, int64_t vocab, const Sampling& sampling) {
     Law law;
     law.row = row, law.vocab = vocab, law.scale = sampling.scale();
@@ -48,7 +48,7 @@ struct Law {
     return law;
   }
 
-  // c times the law: weights that do not add up to one. (A point mass stays what it is.)
+  // c times the law: weights that do not sum to one. (A point mass is unchanged.)
   SPS_HD Law times(double c) const {
     Law law = *this;
     law.mass /= c;
@@ -59,8 +59,8 @@ struct Law {
     law.without = tokens, law.without_count = count;
     return law;
   }
-  // Of a law that was taken from `whole` by leaving tokens out: how probable the others are there. Neither mass is relative to the
-  // other's maximum, so that this may vanish while the law does not.
+  // For a law obtained from `whole` by excluding tokens: the probability under `whole` of the remaining ones. Each mass is relative to
+  // its own maximum, so this may underflow although the law does not.
   SPS_HD double share_of(const Law& whole) const {
     if (broken || only >= 0) return !broken;
     return mass / whole.mass * exp((static_cast<double>(max) - whole.max) * scale);
@@ -78,7 +78,7 @@ struct Law {
 
 struct Coupling;
 
-// The law b of a selected draw where it is b = ratio d, with one ratio for most tokens and a list of exceptions.
+// The law b of a selected draw if b = ratio d, with one ratio for most tokens and a list of exceptions.
 struct Ratios {
   double others = 1;
   int count = 0;
@@ -99,18 +99,18 @@ struct Ratios {
   }
 };
 
-// The weights of a residual race: what is left of the target t when the draft's share is taken away,
-//   max(scale t - b, floor t, 0), with b = d, or the law of the selected draw when several were drawn
+// The weights of a residual race, the target t minus the draft's share:
+//   max(scale t - b, floor t, 0), with b = d, or the law of the selected draw if several were drawn
 struct Residual {
   double scale = 1, floor = 0;
   const Coupling* selected = nullptr;
-  int slot = 0;  // of the residual stream: how many residual races this round has run before (`top` goes on after some)
-  const Ratios* ratios = nullptr;  // in the place of `selected`; for races
+  int slot = 0;  // of the residual stream: how many residual races this round has already run (`top` may run several)
+  const Ratios* ratios = nullptr;  // instead of `selected`; for races
 
   SPS_HD double weight(double t, double b) const { return fmax(fmax(scale * t - b, floor * t), 0.0); }
 };
 
-// Logits as the laws see them: NaN stays NaN (every comparison with it is false, so it is never kept).
+// Logits as the laws use them: NaN stays NaN (every comparison with it is false, so it is never kept).
 SPS_HD float clamp_logit(float z) { return z > kLargest ? kLargest : z; }
 
 }  // namespace SPS_NAMESPACE

@@ -1,4 +1,4 @@
-// The library of torch ops in which the kernels are registered, torch.ops.<name>: specsample/names.py says it, setup.py passes it.
+// The library of torch ops in which the kernels are registered, torch.ops.<name>: specsample/names.py defines it, setup.py passes it.
 #pragma once
 
 #ifndef SPS_OPS

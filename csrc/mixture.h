@@ -1,32 +1,32 @@
-// The selection among independent draws from different laws: cells of tokens, the weights that the cells' sums lead to, and the exact
-// law of the selected draw. The reference, with the reasons, is specsample/reference/mixture.py.
+// Selection among independent draws from different laws: cells of tokens, weights computed from the cells' sums, and the exact law of
+// the selected draw. The reference, with the derivation, is specsample/reference/mixture.py.
 //
-// Every draw gets a level; the lowest wins, the earlier draw on ties. Tokens of one cell share the weight on which the law of the
-// level depends, so the winner's law is P(i) = sum over laws g of d^g_i share(cell of i, g).
+// Every draw gets a level; the lowest wins, on ties the earlier draw. The tokens of a cell share the weight that determines the law of
+// the level, so the winner's law is P(i) = sum over laws g of d^g_i share(cell of i, g).
 #pragma once
 #include "law.h"
 
 namespace SPS_NAMESPACE {
 
-constexpr int kMaxLaws = 8;  // distinct laws among a node's children: those of further rows are not looked at
+constexpr int kMaxLaws = 8;  // distinct draft rows among a node's children: children of further rows are not considered
 constexpr int kMaxLevels = 32;
 constexpr int kMaxDraws = 64;
-constexpr int kColumns = 8;  // intervals of a token's place between the first and the last law
-constexpr int kLanes = 16;  // cells are handled so many at a time, whatever the machine
+constexpr int kColumns = 8;  // intervals of the second coordinate, between the first and the last law
+constexpr int kLanes = 16;  // cells processed at a time, on every machine
 
-// Which cell a token belongs to: by t / (t + m), m the mean of the draws' laws, and by where between the laws m comes from. Both are
-// rounded to the nearest, so that t = m and equal laws are the middle of a cell and rounding does not split them.
+// The cell of a token: by t / (t + m), m the mean of the draws' laws, and by which of the laws contribute to m. Both are rounded to
+// the nearest, so that t = m and equal laws lie in the middle of a cell and rounding does not split them.
 struct Cells {
-  int rows = 1, columns = 0;  // the largest of each; a row of ratio 0 and a column of place 0 come before them
+  int rows = 1, columns = 0;  // the largest index of each; row 0 is ratio 0, column 0 is place 0
   float tail = 0;  // tokens with t and m below it share one cell
-  float mean[kMaxLaws] = {}, along[kMaxLaws] = {};  // m = sum mean d, and its place is sum along d / m
+  float mean[kMaxLaws] = {}, along[kMaxLaws] = {};  // m = sum mean d; the second coordinate ("place") is sum along d / m
 
   SPS_HD int tail_cell() const { return (rows + 1) * (columns + 1); }
   SPS_HD int count() const { return tail_cell() + 1; }
-  SPS_HD double least() const { return tail * 1e-3; }  // m below it has place 0: no division by 0, and one division does for both
+  SPS_HD double least() const { return tail * 1e-3; }  // smaller m have place 0: no division by 0, one division for both
 
-  // `cells` of them, more or less; draws[g]: how many have law g. The tail holds at most 1e-2 of t or m (of a language model's laws a
-  // tenth of that).
+  // About `cells` cells; draws[g]: how many draws have law g. The tail holds at most 1e-2 of t or m (for language models a tenth of
+  // that).
   static SPS_HD Cells of(int cells, const int* draws, int laws, int64_t vocab) {
     Cells out;
     out.columns = laws > 1 ? kColumns : 0;
@@ -40,7 +40,7 @@ struct Cells {
     }
     return out;
   }
-  // In double: the passes have the same in float, 16 tokens at a time.
+  // In double; the passes compute the same in float, 16 tokens at a time.
   SPS_HD int cell(double t, const double* d, int laws) const {
     double m = 0, a = 0;
     for (int g = 0; g < laws; ++g) m += mean[g] * d[g], a += along[g] * d[g];
@@ -49,8 +49,8 @@ struct Cells {
   }
 };
 
-// The loops over cells, a multiple of kLanes; d and share are [laws][cells]. Level n of a cell: f = Pr(level <= n); f (2 - f) is the
-// next one's.
+// The loops over cells, a multiple of kLanes; d and share are [laws][cells]. For level n of a cell f = Pr(level <= n); for level n + 1
+// it is f (2 - f).
 struct LevelLoops {
   void (*first)(const double* weight, double tau, int64_t cells, double* f);  // f = 1 - e^(-weight tau)
   // out[n][g] = sum of d_g Pr(level <= n), n = 1 .. levels - 1
@@ -74,14 +74,14 @@ struct Mixture {
     sums = scratch, slot_ = sums + cells.count() * stride();
     columns_ = slot_ + cells.count();
   }
-  // Doubles of scratch: the sums, a slot a cell, and in slots (t, weight, level 1, and d and share of each law).
+  // Doubles of scratch: the sums, one slot number per cell, and per slot: t, weight, level 1, and d and share of each law.
   static SPS_HD int64_t scratch(const Cells& cells, int laws) {
     return static_cast<int64_t>(cells.count()) * (stride_of(laws) + 1) + columns_of(laws) * (cells.count() + kLanes);
   }
   SPS_HD int stride() const { return stride_of(laws); }
 
-  // The sums are complete: each law adds up to one, and cells with draft mass take slots from 1 on. Slot 0 is for the others: what is
-  // drawn there is drawn once in 2^52, but has to be given a level all the same.
+  // Call once the sums are complete: normalises each law and assigns slots 1, 2, ... to cells with draft mass. Slot 0 is for the others: a
+  // draw from them occurs once in 2^52 at most, but must still get a level.
   SPS_HD void close_sums() {
     double total[kMaxLaws + 1] = {};
     used_ = 1;
@@ -106,7 +106,7 @@ struct Mixture {
     }
   }
 
-  // The weights: after each round multiplied by (t / P)^1.5; and the shares that the last ones lead to.
+  // Adapt the weights, multiplying them by (t / P)^1.5 in each round, and compute the resulting shares.
   SPS_HD void climb(int rounds, const LevelLoops& loops) {
     solve(loops);
     for (int round = 0; round < rounds; ++round) {
@@ -117,7 +117,7 @@ struct Mixture {
   }
 
   SPS_HD int slot(int cell) const { return static_cast<int>(slot_[cell]); }
-  // P(i) / d^g_i from law g, for tokens of the cell.
+  // The contribution of law g to P(i), divided by d^g_i, for tokens of the cell.
   SPS_HD double share_of(int cell, int g) const { return share(g)[slot(cell)]; }
 
   // Pr(level <= n) of a draw in the cell, n = 1 .. levels: 1 - exp(-weight tau_n), tau doubling from level to level.
@@ -151,11 +151,11 @@ struct Mixture {
   SPS_HD double* draft(int g) const { return column(3 + g); }
   SPS_HD double* share(int g) const { return column(3 + laws + g); }
 
-  // From the weights to the shares: with G_l(n) = Pr(draw l has a level above n),
+  // Compute the shares from the weights: with G_l(n) = Pr(draw l has a level above n),
   //   share(cell, g) = sum over n of Pr(level = n | cell) W_g(n),  W_g(n) = sum over draws k of law g of
   //                    prod_{l < k} G_l(n) prod_{l > k} G_l(n - 1).
   SPS_HD void solve(const LevelLoops& loops) const {
-    const double start = 1.0 / static_cast<double>(1 << (levels / 2 - 1));  // tau_1; the last level takes what is left
+    const double start = 1.0 / static_cast<double>(1 << (levels / 2 - 1));  // tau_1; the last level takes the rest
     loops.first(weight(), start, padded_, first());
     double above[kMaxLevels + 1][kMaxLaws], wins[kMaxLevels + 1][kMaxLaws] = {};  // G of level n at [n], W at [n - 1], then at [n]
     loops.masses(first(), draft(0), padded_, laws, levels, above);
@@ -174,7 +174,7 @@ struct Mixture {
       }
     }
     double after[kMaxLaws];
-    for (int n = levels; n > 0; --n)  // by parts: from Pr(level = n) to Pr(level <= n)
+    for (int n = levels; n > 0; --n)  // summation by parts: from Pr(level = n) to Pr(level <= n)
       for (int g = 0; g < laws; ++g) wins[n][g] = wins[n - 1][g] - (n < levels ? after[g] : 0), after[g] = wins[n - 1][g];
     loops.shares(first(), wins, padded_, laws, levels, share(0));
   }

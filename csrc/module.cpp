@@ -1,4 +1,4 @@
-// specsample._C: loading it registers the kernels with torch; `build_info()` tells what was built.
+// specsample._C: loading it registers the kernels with torch; `build_info()` reports what was built.
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 
@@ -15,7 +15,7 @@ constexpr const char *kCudaVersion = SPS_CUDA_VERSION, *kCudaArchs = SPS_CUDA_AR
 constexpr const char *kCudaVersion = nullptr, *kCudaArchs = "";
 #endif
 
-// cuda: the version of the compiler of the CUDA kernels (None: not built); architectures: compute capabilities, by spaces.
+// cuda: version of the compiler of the CUDA kernels (None: not built); architectures: compute capabilities, separated by spaces.
 static PyObject* build_info(PyObject*, PyObject*) {
 #define SPS_NAME(name, ...) #name " "
   return Py_BuildValue("{s:i,s:s,s:z,s:s,s:s,s:s,s:s}", "stream_version", specsample::kStreamVersion, "torch_built",
@@ -30,7 +30,7 @@ static PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
-// setup.py's name is _C; a build that gives the extension another one defines it as torch's own builder does.
+// setup.py names the extension _C; a build that uses another name defines this macro, as torch's own builder does.
 #ifndef TORCH_EXTENSION_NAME
 #define TORCH_EXTENSION_NAME _C
 #endif

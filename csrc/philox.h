@@ -1,16 +1,16 @@
-// Philox4x32-10 and the stream map: every random number of the compiled backends, once, for host and device.
+// Philox4x32-10 and the stream map: every random number of the compiled backends, defined once for host and device.
 //
 // Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 //   key     = seed (low, high 32 bits)
 //   counter = (block, position low, position high, purpose << 24 | slot)
-// The two top bits of a block name a sub-stream: the words of tokens (token i has word i % 4 of block i / 4), their second words,
-// and two words for each group of 32 tokens. specsample/reference/rng.py holds the tables and says what they are for.
+// The two top bits of a block select a sub-stream: the words of tokens (token i has word i % 4 of block i / 4), their second
+// words, and two words for each group of 32 tokens. specsample/reference/rng.py has the tables and explains them.
 #pragma once
 #include "common.h"
 
 namespace SPS_NAMESPACE {
 
-// Of what follows: a seed's tokens change only with it. specsample/version.py states it to users, and holds it against this one.
+// Version of the streams below: a seed's tokens change only with it. specsample/version.py repeats it, and import compares the two.
 constexpr int kStreamVersion = 2;
 
 enum Purpose : uint32_t { kClock = 0, kAccept = 1, kResidual = 2, kSelect = 3, kDraft = 4, kDistinct = 5 };
@@ -19,10 +19,10 @@ constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 constexpr uint32_t kRefineBelow = 1u << 12;  // smaller words are refined ...
 constexpr uint32_t kRefineBlock = 1u << 31;  // ... by the same counter with this bit of the block set
-constexpr uint32_t kGroupBlock = 1u << 30;   // this bit: words of groups
+constexpr uint32_t kGroupBlock = 1u << 30;   // this bit selects the words of groups
 
-// Groups of 32 tokens: in a tile of 1 024 tokens, eight neighbours in each of its four rows of 256. Groups are whole whatever the
-// vocabulary; those words of a group that a lane of four tiles has in common come from one call.
+// Groups of 32 tokens: in a tile of 1 024 tokens, eight neighbours in each of its four rows of 256. Groups are always whole,
+// whatever the vocabulary; the words of the groups that a lane has in four consecutive tiles come from one call.
 constexpr int kGroupTokens = 32, kGroupTile = 1024, kGroupRow = 256, kGroupRun = 8;
 
 SPS_HD int64_t group_of(int64_t token) { return (token >> 10) * 32 + ((token >> 3) & 31); }
@@ -37,7 +37,7 @@ struct Words {
   uint32_t v[4];
 };
 
-// The keys of the ten rounds: of each, one for either half.
+// The keys of the ten rounds, one for each half.
 struct PhiloxKeys {
   uint32_t low[10], high[10];
 
@@ -59,7 +59,7 @@ SPS_HD Words philox(Words c, const PhiloxKeys& keys) {
 }
 SPS_HD Words philox(Words c, uint32_t k0, uint32_t k1) { return philox(c, PhiloxKeys(k0, k1)); }
 
-// One stream of the map: words of tokens and of groups, and what they stand for.
+// One stream of the map: the words of tokens and of groups, and the uniforms and clocks derived from them.
 struct Stream {
   uint32_t key0, key1, position_low, position_high, purpose_slot;
 
@@ -70,7 +70,7 @@ struct Stream {
         position_high(static_cast<uint32_t>(static_cast<uint64_t>(position) >> 32)),
         purpose_slot((static_cast<uint32_t>(purpose) << 24) | (static_cast<uint32_t>(slot) & 0xFFFFFFu)) {}
 
-  // Of the tokens 4 block .. 4 block + 3.
+  // The words of tokens 4 block .. 4 block + 3.
   SPS_HD Words words(uint32_t block, const PhiloxKeys& keys) const {
     return philox(Words{{block, position_low, position_high, purpose_slot}}, keys);
   }
@@ -83,7 +83,7 @@ struct Stream {
     return of_four(words(kGroupBlock | refine | group_block(group)), group_word(group));
   }
 
-  // u = (r + 1/2) 2^-32 in (0, 1), where r < 2^12 is refined by a second word s: u = (r + (s + 1/2) 2^-32) 2^-32.
+  // u = (r + 1/2) 2^-32 in (0, 1); r < 2^12 is refined by a second word s: u = (r + (s + 1/2) 2^-32) 2^-32.
   // Exact in double, never 0 or 1.
   SPS_HD double uniform(int64_t token, uint32_t r) const {
     const double fraction = r < kRefineBelow ? (word(token, kRefineBlock) + 0.5) * 0x1p-32 : 0.5;
@@ -91,8 +91,8 @@ struct Stream {
   }
   SPS_HD double uniform(int64_t token) const { return uniform(token, word(token)); }
 
-  // Clocks are made top-down: a group's least clock M = -log1p(-u)/32, of the word A, is that of the token at a uniform place; the
-  // others have M + Exp(1). By the memoryless property these are 32 independent Exp(1) clocks, none of them below M.
+  // Clocks are generated top-down: a group's least clock M = -log1p(-u)/32, from the word A, belongs to the token at a uniform place;
+  // the others have M + Exp(1). By the memoryless property these are 32 independent Exp(1) clocks, none of them below M.
   struct Least {
     double clock;
     int place;
@@ -103,7 +103,7 @@ struct Stream {
   }
   SPS_HD Least least(int64_t group) const { return least(word_of_group(group), word_of_group(group, kRefineBlock)); }
 
-  // The clock of a token of this group, whose word is r (of no matter for the token at the place).
+  // The clock of a token of this group whose word is r (ignored for the token with the least clock).
   SPS_HD double clock(int64_t token, const Least& of_group, uint32_t r) const {
     return place_of(token) == of_group.place ? of_group.clock : of_group.clock - log1p(-uniform(token, r));
   }

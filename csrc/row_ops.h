@@ -1,4 +1,4 @@
-// sample, draft and row_stats: their arguments, for every device. A device adds run_rows.
+// The ops sample, draft and row_stats: argument handling for every device. A device adds run_rows.
 #pragma once
 #include "arguments.h"
 

@@ -1,4 +1,4 @@
-// verify: its arguments, for every device. A device adds run_round.
+// The op verify: argument handling for every device. A device adds run_round.
 #pragma once
 #include "arguments.h"
 #include "schemes/table.h"

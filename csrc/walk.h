@@ -1,7 +1,7 @@
-// One verification round of one request: what it is given, what it writes, and the walk from the root to the emitted token.
+// One verification round of one request: its inputs, its outputs, and the walk from the root to the last emitted token.
 //
 // Everything here and in schemes/ is written against an executor `Ex`, which runs the passes over rows. It offers
-//   Law target(int row, bool normalised)           law of a target row; its mass only when `normalised`
+//   Law target(int row, bool normalised)           law of a target row; its mass only if `normalised`
 //   Law draft(int node)                            law that `node` was drawn from
 //   double prob(const Law&, int64_t token)
 //   bool accept(int node, double num, double den)  u den < num for the node's acceptance uniform
@@ -9,20 +9,20 @@
 //                                                  winner on the clocks of the token at `depth`; -1 for a broken row
 //   int64_t residual_race(t, d, const Residual&)   winner of the residual weights on the round's residual stream
 //   double residual_mass(t, d, const Residual&)    their sum (floor 0)
-// of which a target without some tokens has none left on these (in residual_mass the draft then lacks the same tokens)
+// in which tokens excluded from the target have weight 0 (in residual_mass the draft then excludes the same tokens)
 // and, for several children at a node:
-//   Law law_without(const Law&, tokens, int count)    the law given that the token is none of these: a law by itself, with its own
-//                                                     maximum and mass, whatever the others' share; broken: nothing is left
+//   Law law_without(const Law&, tokens, int count)    the law given that the token is none of these, with its own maximum
+//                                                     and mass, however small the others' share; broken: nothing is left
 //   Coupling histogram(t, d, int k)                   sums of t and d by ratio bin, in scratch that the next call reuses
 //                                                     (then solve or kseq_threshold of coupling.h)
-//   int bin(t, d, const Coupling&, int64_t token)     the bin that the histogram counted the token in
+//   int bin(t, d, const Coupling&, int64_t token)     the bin in which the histogram counted the token
 //   double place(int node), double move(int node)     uniforms of the node's selection
 //   bool stays(int node, double num, double den)      place(node) den < num
-//   int likeliest(const Law&, int k, int64_t* tokens) the k likeliest tokens in order, lowest id first on ties; how many there are
-//   double* keep_ratios(const Coupling&)              a copy of the ratios that lasts until the next such call
-// and, where they come from several laws:
+//   int likeliest(const Law&, int k, int64_t* tokens) the k likeliest tokens in order, lowest id first on ties; returns how many
+//   double* keep_ratios(const Coupling&)              a copy of the ratios, valid until the next such call
+// and, if they come from several laws:
 //   Mixture mixture(t, const MixedSiblings&)          the cells' sums, weights and shares, in scratch that the next call reuses
-//   int cell(t, const Mixture&, int64_t token)        the cell that the sums have the token in
+//   int cell(t, const Mixture&, int64_t token)        the cell in which the sums counted the token
 //   int level(const Mixture&, int cell, int node)     the level of the node's draw
 //   int64_t mixture_race(t, const Mixture&)           winner of (t - P)+ on the round's residual stream
 #pragma once
@@ -42,7 +42,7 @@ struct Ints {
   }
   SPS_HD int64_t operator[](int64_t i) const {
 #if SPS_GPU
-    return static_cast<const int32_t*>(data)[i];  // a kernel has copied what was given into shared memory
+    return static_cast<const int32_t*>(data)[i];  // the kernel has copied the values into shared memory
 #else
     return given(i);
 #endif
@@ -53,18 +53,18 @@ struct Ints {
   }
 };
 
-constexpr int kMaxNodes = 1024, kMaxOptions = 4;  // of a request; of a scheme's own settings
-constexpr int kMaxSiblings = kMaxDraws;  // live children looked at in one step, by index
+constexpr int kMaxNodes = 1024, kMaxOptions = 4;  // per request; settings per scheme
+constexpr int kMaxSiblings = kMaxDraws;  // live children considered in one step, in index order
 constexpr int64_t kMaxLists = 1024;
 
 struct Request {
   int64_t seed = 0, position = 0;
   int nodes = 0, target_rows = 0, draft_row_count = 0, max_depth = 0;
-  int64_t id_limit = 0;       // larger vocabulary of the two: ids from here on name no token at all
+  int64_t id_limit = 0;       // the larger of the two vocabularies: ids at or above it are not tokens
   bool has_draft = false;     // false: one-hot drafts
   bool row_a_node = false;    // draft rows are numbered like nodes
-  bool by_lists = false;      // the scheme reads clock lists
-  const double* options = nullptr;  // the scheme's own settings, in the order of its card
+  bool by_lists = false;      // the scheme uses clock lists
+  const double* options = nullptr;  // the scheme's settings, in the order of its card
   Ints tokens, parents, rows, draft_rows, lists;
   uint8_t* live = nullptr;    // scratch [nodes + 1], entry 0 is the root: 1 = live, 2 = dropped; null for chains
 
@@ -75,7 +75,7 @@ struct Request {
     if (draft_rows.data) return draft_rows[node];
     return row_a_node ? node : target_row(static_cast<int>(parent(node)));
   }
-  // Clock list: given, or the number of the root's child above among its siblings.
+  // Clock list: as given, or the rank among its siblings of the ancestor that is a child of the root.
   SPS_HD int64_t list(int node) const {
     if (lists.data) return lists[node];
     while (parent(node) >= 0) node = static_cast<int>(parent(node));
@@ -94,7 +94,7 @@ struct Request {
     return row >= 0 && row < draft_row_count;
   }
 
-  // First existing node after `after` below the live ones; -1 where there is none. A chain has one below each node.
+  // First existing child of the live nodes after `after`; -1 if there is none. In a chain each node has one child.
   SPS_HD int child(int node, int after) const {
     if (live == nullptr) return after == node && node + 1 < nodes && exists(node + 1) ? node + 1 : -1;
     for (int i = after + 1; i < nodes; ++i)
@@ -106,7 +106,7 @@ struct Request {
     for (int i = SPS_THREAD; i <= nodes; i += SPS_THREADS) live[i] = i == 0;
     SPS_BARRIER();
   }
-  // A child that turns out to be drawn from nothing: it is not moved to with its siblings.
+  // Exclude a child whose draft row turns out to have no finite logit: the walk does not move to it with its siblings.
   SPS_HD void drop(int node) const {
     if (live == nullptr) return;
     SPS_BARRIER();
@@ -114,10 +114,10 @@ struct Request {
     SPS_BARRIER();
   }
   SPS_HD bool dropped(int node) const { return live != nullptr && live[node + 1] == 2; }
-  // Move below `node`: live are it and its later siblings that carry the same token and may be `shared` by the scheme.
+  // Move to `node`: it becomes live, with its later siblings that carry the same token if the scheme shares tokens (`shared`).
   SPS_HD void enter(int node, bool shared) const {
     if (live == nullptr) return;
-    // Marks of the level above are needed until all its children are known, and children come after their parents.
+    // Marks of the parent level are needed until all children are known; children follow their parents, so go backwards.
     for (int last = nodes - 1; last >= 0; last -= SPS_THREADS) {
       const int i = last - SPS_THREAD;
       const bool mark =
@@ -131,8 +131,8 @@ struct Request {
   }
 };
 
-// Memory of a scheme that it indexes, or that is too much for registers: a local variable on the CPU; on a GPU, where the lanes
-// have one copy of it, the executor's shared memory (`T& room<T>()`, one T a scheme). One lane writes it, through `put`.
+// Memory that a scheme indexes, or that is too large for registers: a local variable on the CPU; on a GPU, where all lanes share
+// one copy, the executor's shared memory (`T& room<T>()`, one T per scheme). One lane writes it, through `put`.
 template <class T>
 struct Room {
 #if SPS_GPU
@@ -154,7 +154,7 @@ struct Room {
   SPS_HD void operator=(const T& it) { put(value, it); }
 };
 
-// Memory that schemes write and never read back: on a GPU, one lane writes it, and not all that walk have one (null).
+// Memory that schemes write and never read back. On a GPU one lane writes it, and only one of the blocks that walk has it (else null).
 template <class T>
 struct Written {
   T* data;
@@ -170,12 +170,12 @@ struct Written {
 };
 
 struct Output {
-  Written<int64_t> tokens;  // [max_depth + 1], all -1 at the start
-  Written<int32_t> nodes;   // [max_depth], all -1 at the start
+  Written<int64_t> tokens;  // [max_depth + 1], initially all -1
+  Written<int32_t> nodes;   // [max_depth], initially all -1
   Written<int32_t> num_accepted;
 };
 
-// What a rule decides at one node: the child moved to (-1: none), or the token emitted instead.
+// A rule's decision at one node: the child to move to (-1: none), or the token to emit instead.
 struct Step {
   int child;
   int64_t emitted;
@@ -186,7 +186,7 @@ struct SiblingList {
   int64_t token[kMaxSiblings];
 };
 
-// The live children of a node that a scheme decides among, in index order.
+// The live children of a node that a scheme chooses among, in index order.
 struct Drawn {
   Room<SiblingList> list;
   int count = 0;
@@ -199,7 +199,7 @@ struct Drawn {
   SPS_HD void add(int child, int64_t x) { list.put(list.value.node[count], child), list.put(list.value.token[count], x), ++count; }
 };
 
-// All from one law: that of the first one's row.
+// All children are drawn from one law: that of the first one's row.
 struct Siblings : Drawn {
   Law draft;
 
@@ -210,14 +210,14 @@ struct Siblings : Drawn {
     for (; child >= 0; child = request.child(parent, child)) {
       if (!(drawn && request.draft_row(child) == row)) {  // siblings share a row: one law
         const Law law = ex.draft(child);
-        if (law.broken) {  // drawn from nothing: the node does not exist
+        if (law.broken) {  // its row has no finite logit: the node does not exist
           request.drop(child);
           continue;
         }
         if (count == 0) draft = law;
         row = request.draft_row(child), drawn = true;
       }
-      if (count < kMaxSiblings) add(child, request.token(child));  // the others are still followed, unless drawn from nothing
+      if (count < kMaxSiblings) add(child, request.token(child));  // the others are still followed, unless dropped
     }
   }
   SPS_HD int first_with(int64_t x) const {
@@ -227,7 +227,7 @@ struct Siblings : Drawn {
   }
 };
 
-// Each from the law of its own row: of the rows, the first kMaxLaws count, and the children drawn from further ones do not.
+// Each child is drawn from the law of its own row. Only the first kMaxLaws rows are considered, and no children of further ones.
 struct MixedSiblings : Drawn {
   int laws = 0;
   Law draft[kMaxLaws];
@@ -261,7 +261,7 @@ struct MixedSiblings : Drawn {
   }
 };
 
-// Node by node. A Rule is made for the walk; step(request, ex, target, node, child, depth) decides, child is the first one or -1.
+// Walk node by node. Each walk creates a Rule, whose step(request, ex, target, node, child, depth) decides; child: the first, or -1.
 template <class Rule, class Ex>
 SPS_HD void walk(const Request& request, Ex& ex, const Output& out) {
   *out.num_accepted = 0;
@@ -275,8 +275,8 @@ SPS_HD void walk(const Request& request, Ex& ex, const Output& out) {
     if (target.broken) return;
     Step step{-1, target.only};
     constexpr bool several = Rule::kNeedsMass && Rule::kSharesToken;  // a multi-draft rule
-    if (several && target.only >= 0 && child >= 0) {  // greedy: the only token the target has is emitted, drawn or not
-      int64_t row = -1;  // of the last such child that was drawn from a law
+    if (several && target.only >= 0 && child >= 0) {  // greedy: the target's only token is emitted, drafted or not
+      int64_t row = -1;  // of the last such child whose draft row is valid
       for (int i = child; i >= 0; i = request.child(node, i)) {
         if (request.token(i) != target.only) continue;
         if (request.draft_row(i) != row && ex.draft(i).broken) {
@@ -293,7 +293,7 @@ SPS_HD void walk(const Request& request, Ex& ex, const Output& out) {
       out.tokens[depth] = step.emitted;
       return;
     }
-    if (Rule::kSharesToken)  // the first live child of the token stands for all of them
+    if (Rule::kSharesToken)  // the first live child with this token represents all of them
       while (request.token(child) != request.token(step.child) || request.dropped(child)) child = request.child(node, child);
     node = Rule::kSharesToken ? child : step.child;
     out.tokens[depth] = request.token(node);

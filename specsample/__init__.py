@@ -1,10 +1,10 @@
 """specsample: exact, fast verification for speculative decoding, from raw logits.
 
-STREAM_VERSION says which tokens a seed gives: with the same one, the same inputs and the same seed every backend emits the same
-tokens, from release to release. Whatever would change them changes it, and only a release that says so does.
+STREAM_VERSION identifies the mapping from seeds to tokens: with the same version, inputs and seed, every backend emits the same
+tokens, from release to release. Any change to those tokens increments it, and only in a release that says so.
 """
 
-from . import needs  # noqa: F401  (first: it says what is missing)
+from . import needs  # noqa: F401  (first: it reports what is missing)
 from .api import RowStats, Verdict, draft, log_probs, row_stats, sample, schemes, verify
 from .decoding import NgramDrafter, Proposal, Stats, generate
 from .info import build_info
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def __getattr__(name):
-    """`specsample.theory` on first use: it needs NumPy, the rest does not."""
+    """Import `specsample.theory` on first use: it needs NumPy, which nothing else here does."""
     if name != "theory":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

@@ -1,6 +1,6 @@
-"""Sampling, drafting and verification from logits. See each function; all of them take `backend=None`.
+"""Sampling, drafting and verification from logits. Every function takes `backend=None`.
 
-Dimensions: B requests, N draft nodes of a request (a chain of L tokens has N = L), R rows of logits a request, V vocabulary.
+Dimensions: B requests, N draft nodes per request (a chain of L tokens has N = L), R rows of logits per request, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,13 +34,13 @@ _DEFAULT = Sampling()
 
 
 class RowStats(NamedTuple):
-    """Statistics of rows of logits, float32 [R] each.
+    """Statistics of each row of logits, float32 [R] each.
 
     max        largest logit
     logsumexp  log Σ exp(logit / temperature) over the kept tokens; 0 for a greedy row
     cutoff     smallest logit that the filters keep (−inf: no filter)
 
-    A token that is kept has log-probability logit / temperature − logsumexp.
+    A kept token has log-probability logit / temperature − logsumexp.
     """
 
     max: Tensor
@@ -49,12 +49,12 @@ class RowStats(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The outcome of a round, for each request. D = max_depth.
+    """The outcome of one round for each request. D = max_depth.
 
     tokens        int64 [B, D + 1]: emitted tokens, padded with −1
-    num_accepted  int32 [B]: how many of them are draft tokens. One more is always emitted, unless its row has no finite logit
-    nodes         int32 [B, D]: the accepted nodes, root to leaf, padded with −1: what a KV cache keeps
-    logprobs      float32 [B, D + 1]: log-probabilities of the emitted tokens, padded with 0; None when not asked for
+    num_accepted  int32 [B]: how many of them are draft tokens. One more token is always emitted, unless its row has no finite logit
+    nodes         int32 [B, D]: the accepted nodes, root to leaf, padded with −1: the nodes a KV cache keeps
+    logprobs      float32 [B, D + 1]: log-probabilities of the emitted tokens, padded with 0; None if not requested
     """
 
     tokens: Tensor
@@ -64,14 +64,14 @@ class Verdict(NamedTuple):
 
 
 def schemes() -> dict[str, Scheme]:
-    """{name: Scheme}: every verification scheme, with the backends that have it on this machine."""
+    """{name: Scheme}: every verification scheme, with the backends that support it on this machine."""
     return {name: card._replace(backends=backends.schemes_of(name)) for name, card in SCHEMES.items()}
 
 
 def sample(
     logits: Tensor, *, sampling: Sampling = _DEFAULT, seed: Integers, position: Integers, backend: str | None = None
 ) -> Tensor:
-    """Sample one token from each row: the winner of an exponential race on the clocks of (seed, position).
+    """Sample one token from each row: the winner of an exponential race with the clocks of (seed, position).
 
     logits    [B, V], float32, bfloat16 or float16 (any float dtype under `reference`)
     seed      int64 [B], or an int s, short for s, s + 1, …, s + B − 1
@@ -79,7 +79,7 @@ def sample(
     -> int64 [B]; −1 for a row without a finite logit
 
     Errors: ValueError naming the argument for wrong shapes, dtypes, devices and ranges.
-    Source: the exponential race (Gumbel-max trick); purpose-0 clocks, the same that `verify` uses for `race` and bonus.
+    Source: the exponential race (Gumbel-max trick); purpose-0 clocks, the same ones that `verify` uses for `race` and the bonus token.
     """
     rows = check_logits(logits, "logits", 2)
     numbers, per_row = pack(sampling, (rows,), logits.device)
@@ -101,16 +101,17 @@ def draft(
     node: Integers = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """Draft k children for each row of logits. A row belongs to one node of the tree, the children's parent.
+    """Draft k children for each row of logits. Each row belongs to one node of the tree, the parent of the children drawn from it.
 
     logits    [R, V] as in `sample`
+    k         int in [1, 1024]: children per row
     kind      "iid": k independent draws; "distinct": k draws without replacement, in order (`recursive_distinct`);
-              "arrivals": the first k arrivals of the race on the clocks of the child's own position (`race`; k = 1 is `sample`
-              there); "lists": child j is the winner on clock list j of its own position (`lists`);
+              "arrivals": the first k arrivals of the race with the clocks of the children's position (`race`; k = 1 is `sample`
+              at that position); "lists": child j is the winner on clock list j of the children's position (`lists`);
               "top": the k − 1 likeliest, then one drawn from the rest (`top`); "topk": the k likeliest, lowest id first on ties.
-              `schemes()` names the kind that each scheme needs
+              `schemes()` gives the kind that each scheme needs
     seed      int64 [R], or an int s, short for s, s + 1, …, s + R − 1
-    position  int or int64 [R]: the round's, i.e. the index of the first token the round will emit
+    position  int or int64 [R]: the position of the round, i.e. the index of the first token the round will emit
     depth     int or int64 [R]: depth of the parent below the root (0 for the root)
     node      int or int64 [R]: index of the first child in the tree; child j has node + j
     -> int64 [R, k]; −1 where fewer than k tokens have positive weight
@@ -130,10 +131,10 @@ def draft(
 
 
 def row_stats(logits: Tensor, *, sampling: Sampling = _DEFAULT, backend: str | None = None) -> RowStats:
-    """Maximum, log-sum-exp and cut-off of each row of logits [R, V]: enough to rebuild its distribution without another pass.
+    """Maximum, log-sum-exp and cut-off of each row of logits [R, V]: enough to recover its distribution without another pass.
 
-    Pass the drafts' statistics to `verify(draft_stats=...)` to save it a pass over each draft row. Rows whose |logsumexp| exceeds
-    32 are read again there, since float32 would not hold their probabilities to 1e-6 (very low temperatures).
+    Pass the statistics of the draft rows to `verify(draft_stats=...)` to save a pass over each of them. `verify` recomputes rows
+    whose |logsumexp| exceeds 32 (very low temperatures), where float32 would not determine the probabilities to 1e-6.
     -> RowStats of float32 [R]; ValueError naming the argument
     """
     rows = check_logits(logits, "logits", 2)
@@ -144,8 +145,8 @@ def row_stats(logits: Tensor, *, sampling: Sampling = _DEFAULT, backend: str | N
 def log_probs(logits: Tensor, *, sampling: Sampling = _DEFAULT, backend: str | None = None) -> Tensor:
     """Log-probabilities of each row of logits [R, V] after temperature and filters.
 
-    It writes R·V numbers, which nothing else here does: for tests and notebooks. Compiled backends take the row
-    statistics from their kernels and finish in torch.
+    For tests and notebooks: unlike everything else here, it writes R·V numbers. Compiled backends compute the row statistics
+    in their kernels and finish in torch.
     -> [R, V], −inf where filtered; float32, or float64 from `reference`. ValueError naming the argument
     """
     rows = check_logits(logits, "logits", 2)
@@ -153,7 +154,7 @@ def log_probs(logits: Tensor, *, sampling: Sampling = _DEFAULT, backend: str | N
     chosen = backends.pick(backend, logits, "logits")
     if chosen is reference or not logits.numel():
         return reference.log_probs(logits, numbers, per_row)
-    # Only what a row needs: cut-off, the winner of a greedy row and the normaliser come from the kernel.
+    # The kernel computes only what is reduced over a row: the maximum and the cut-off. The rest follows here.
     stats = chosen.row_stats(logits, numbers, per_row)
     temperature = logits.new_full((1, 1), numbers[0], dtype=torch.float64) if per_row is None else per_row[0][:, None]
     top, cutoff = stats[0][:, None], stats[2][:, None]
@@ -193,44 +194,45 @@ def verify(
     """Verify drafted tokens against the target, for one round of every request, from raw logits.
 
     The emitted tokens are distributed exactly as if sampled from the target, whatever the draft, as long as the drafts were drawn
-    as the scheme asks (`schemes()[scheme].draft_kind`).
+    as the scheme requires (`schemes()[scheme].draft_kind`).
 
     target_logits   [B, R, V]; by default R = N + 1, row 0 after the committed prefix, row i + 1 after draft node i.
                     Packed: [>= total, V]
     draft_tokens    [B, N] int64 or int32 (packed: [>= total − B]); −1 = no such node
-    draft_logits    [B, R', V'], the rows the drafts were drawn from; None = deterministic drafts (one-hot), under token and
-                    block, and always allowed for race and lists. V' may differ from V: missing ids have weight 0. Packed
-                    like the target, or one row a node
-    parents         [N] or [B, N] int, tensor or list; −1 = child of the root, parent < own index. None = a chain
-                    Of a node's children the first 64 count.
+    draft_logits    [B, R', V'], the rows the drafts were drawn from; None = deterministic drafts (one-hot) under token and
+                    block; race and lists never need them. V' may differ from V: missing ids have weight 0. Packed
+                    like the target, or one row per node
+    parents         [N] or [B, N] int, tensor or list; −1 = child of the root; each parent precedes its children. None = a chain.
+                    Only the first 64 children of a node are considered
     rows            [N + 1] or [B, N + 1] int: target row of the root and of each node. None = 0..N
-    draft_rows      [N] or [B, N] int: draft row each node was drawn from. None = its parent's target row index
+    draft_rows      [N] or [B, N] int: the draft row each node was drawn from. None = the index of its parent's target row
     lists           [N] or [B, N] int in [0, 1024): clock list of each node (scheme "lists"). None = 0..K − 1 for the root's
-                    children, inherited below
-    max_depth       int, width of the output; nodes below it do not exist. None = N, or the tree's depth
+                    children, inherited by their descendants
+    max_depth       int, the maximum depth, which sets the output width; deeper nodes are ignored. None = N, or the tree's depth
     scheme          see `schemes()`
-    options         mapping of numbers, the scheme's own settings (`schemes()[name].options`)
-    sampling        of the target; draft_sampling: of the drafts, per request or per draft row, None = the target's
-    draft_stats     RowStats of the draft rows, when kept from drafting
+    options         mapping of names to numbers: settings of the scheme (`schemes()[name].options`)
+    sampling        temperature and filters of the target
+    draft_sampling  those of the drafts, per request or per draft row; None = the target's
+    draft_stats     RowStats of the draft rows, if kept from drafting
     seed            int64 [B], or an int s, short for s, s + 1, …, s + B − 1
     position        int or int64 [B]: the absolute index of the first token this call emits
     cu_rows         int32 [B + 1] with a leading 0: packed layout; request b owns rows cu_rows[b] .. cu_rows[b + 1] − 1 and
-                    one node less; without rows it emits nothing. max_depth is required
-    logprobs        None, "filtered" (under the target's law) or "raw" (temperature 1, no filters)
-    backend         None = the best available that has the scheme; "reference", "cpu", "cuda", "triton"
+                    one node fewer; a request without rows emits nothing. max_depth is required
+    logprobs        None, "filtered" (under the target's filtered distribution) or "raw" (temperature 1, no filters)
+    backend         None = the best available backend that supports the scheme; or "reference", "cpu", "cuda", "triton"
     -> Verdict
 
-    Trees: siblings may carry the same token (i.i.d. draws do) and are never merged. Accepting a token moves to all live siblings
-    that carry it; `nodes` names the first of them, and its rows are used, so nodes of the same prefix must share target and draft
-    rows through `rows` and `draft_rows`. Under every scheme but `race`, how many children a node has is fixed before they are
-    drawn, and no child is dropped for its value. At most 1024 nodes; of a node's live children the first 64 count.
+    Trees: siblings may carry the same token (i.i.d. draws can) and are never merged. Accepting a token moves to all live siblings
+    that carry it; `nodes` holds the first of them, whose rows are used, so nodes with the same prefix must share target and draft
+    rows through `rows` and `draft_rows`. Under every scheme but `race`, the number of a node's children must be fixed before they
+    are drawn, and no child may be dropped for its value. At most 1024 nodes; of a node's live children the first 64 are considered.
 
-    Lists of ints are copied to an accelerator by the first call that has them and kept there: later calls wait for nothing, and a
-    graph capture needs one call before it.
+    Lists of ints are copied to an accelerator by the first call that uses them and kept there: later calls do not wait for a copy,
+    and a graph capture needs one such call before it.
 
-    Errors: ValueError naming the argument, for all that is known without reading device memory. In the data: a node with
-    an id outside [−1, V), a parent not before it, a row out of range, or drawn from a row without a finite logit does
-    not exist; a target row without a finite logit emits −1 and stops.
+    Errors: ValueError naming the argument, for everything that can be checked without reading device memory. In the data: a node
+    with an id outside [−1, V), a parent that does not precede it, a row out of range, or a draft row without a finite logit is
+    treated as absent; a target row without a finite logit emits −1 and ends the round.
     """
     if not (isinstance(scheme, str) and scheme in SCHEMES):
         expect(False, "scheme", f"one of {', '.join(SCHEMES)}", repr(scheme))
@@ -258,7 +260,7 @@ def verify(
             expect(shape[1] == nodes + 1, "target_logits", f"shape [{batch}, N + 1 = {nodes + 1}, V]", tuple(shape))
         limit = nodes
     if draft_logits is None:
-        expect(card.one_hot or nodes == 0, "draft_logits", f"the drafts' logits (scheme {card.name!r} needs their law)", None)
+        expect(card.one_hot or nodes == 0, "draft_logits", f"the drafts' logits (scheme {card.name!r} needs them)", None)
     else:
         check_draft_logits(draft_logits, target_logits, nodes, packed, rows is not None or draft_rows is not None)
     if parents is not None or rows is not None or draft_rows is not None or lists is not None:
@@ -287,7 +289,7 @@ def verify(
         draft_numbers, draft_rows_sampling = pack(draft_sampling, counts, device, "draft_sampling")
     if draft_stats is not None and draft_logits is not None:
         draft_max, draft_logsumexp, draft_cutoff = check_stats(draft_stats, draft_logits)
-    if not card.uses_draft_logits:  # checked like the rest, but the drafts' law does not enter
+    if not card.uses_draft_logits:  # checked like the rest, but the drafts' distribution is not used
         draft_logits = draft_rows_sampling = draft_max = draft_logsumexp = draft_cutoff = None
     seed, seeds = int_or_tensor(seed, "seed", batch, device)
     position, positions = int_or_tensor(position, "position", batch, device)

@@ -1,6 +1,6 @@
-"""Checks of arguments: what `verify` and its like, decoding and integrations share.
+"""Argument checks shared by the public functions, decoding and the integrations.
 
-Each raises ValueError naming the argument (errors.py). None of them reads an accelerator's memory.
+Each raises ValueError naming the argument (errors.py). None of them reads accelerator memory.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ STATS = ("max", "logsumexp", "cutoff")  # the fields of RowStats
 
 
 def in_wider_dtype(target_logits, draft_logits):
-    """Both in the wider of their dtypes, which holds both exactly: narrowing would change the laws that were sampled from."""
+    """Both in the wider of their dtypes, which represents both exactly: narrowing would change the distributions sampled from."""
     if target_logits.dtype == draft_logits.dtype:
         return target_logits, draft_logits
     wider = torch.promote_types(target_logits.dtype, draft_logits.dtype)
@@ -24,7 +24,7 @@ def in_wider_dtype(target_logits, draft_logits):
 
 
 def check_logits(logits, name, dim):
-    """Check a tensor of rows of logits; -> its first size."""
+    """Check a tensor of rows of logits; return the size of its first dimension."""
     if not isinstance(logits, torch.Tensor):
         expect(False, name, "a tensor", type(logits).__name__)
     shape = logits.shape
@@ -73,7 +73,7 @@ def per_node(values, name, batch, nodes, packed, device, extra=0):
 
 
 def check_parents(parents, card):
-    """On the CPU the tree can be read: refuse siblings under a chain scheme; -> the tree's depth."""
+    """On the CPU the tree can be read: reject siblings under a chain scheme; return the tree's depth."""
     trees = {tuple(tree) for tree in (parents[None] if parents.dim() == 1 else parents).tolist()}
     shapes = [shape_of(tree) for tree in trees]
     if not card.trees:
@@ -82,9 +82,9 @@ def check_parents(parents, card):
     return max((depth for depth, _ in shapes), default=0)
 
 
-@lru_cache(maxsize=256)  # static trees come again every round
+@lru_cache(maxsize=256)  # static trees recur every round
 def shape_of(parents):
-    """(depth, whether any node has two children) of a tree; a node whose parent is not before it is none."""
+    """(depth, whether any node has two children) of a tree; a node whose parent does not precede it is ignored."""
     depth, several, seen = [], False, set()
     for i, parent in enumerate(parents):
         depth.append(1 + (depth[parent] if 0 <= parent < i else 0))
@@ -117,7 +117,7 @@ def check_stats(stats, draft):
 def int_or_tensor(value, name, count, device):
     """(int, None) or (0, int64 [count])"""
     if isinstance(value, torch.Tensor):
-        if value.dtype != torch.int64 or value.device != device or value.shape != (count,):  # nothing to do for most
+        if value.dtype != torch.int64 or value.device != device or value.shape != (count,):  # most callers skip this
             expect(value.dtype in INTS, name, "an int or an int64 tensor", value.dtype)
             expect(value.device == device, name, f"a tensor on {device}", value.device)
             good = value.dim() == 0 or tuple(value.shape) == (count,)

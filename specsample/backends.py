@@ -1,10 +1,10 @@
 """Which implementation runs a call: the one dispatch point.
 
 A backend is a namespace with the functions `sample`, `draft`, `row_stats` and `verify` of specsample/ops.py. `reference`
-is plain Python over torch; `cpu` (and `cuda`) are torch's own dispatch of the ops to the compiled kernels; `triton` is
-the same ops over Triton kernels.
+is plain Python over torch; `cpu` and `cuda` are torch's own dispatch of the ops to the compiled kernels; `triton` is
+the same ops implemented by Triton kernels.
 
-Nothing here asks for a GPU before it must: the question initialises CUDA, and a process forked after it could not use CUDA.
+Nothing here queries the GPU before it must: the query initialises CUDA, and a process forked afterwards could not use CUDA.
 """
 
 import functools
@@ -22,13 +22,13 @@ COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Backend(NamedTuple):
-    functions: Any  # the namespace; None where it is known to be unavailable
+    functions: Any  # the namespace; None if it is known to be unavailable
     device: str | None  # the device type it runs on; "accelerator" = any but the CPU; None = any
-    dtypes: tuple | None  # logits it reads; None = any floating dtype
-    schemes: tuple | None  # None = all
-    kinds: tuple | None  # of `draft`; None = all
-    missing: str | None  # why it is unavailable, as far as that is known without asking for a device
-    no_device: Callable | None = None  # () -> why there is no device for it, or None; it may initialise the device
+    dtypes: tuple | None  # dtypes of logits it accepts; None = any floating dtype
+    schemes: tuple | None  # schemes it supports; None = all
+    kinds: tuple | None  # kinds of `draft` it supports; None = all
+    missing: str | None  # why it is unavailable, as far as that is known without querying the device
+    no_device: Callable | None = None  # () -> why there is no device for it, or None; may initialise the device
 
 
 _C, _missing = extension.load()
@@ -36,7 +36,7 @@ _compiled = None if _missing else getattr(torch.ops, LIBRARY)
 
 
 def build_info():
-    """What the compiled part says of itself (csrc/module.cpp); {} where there is none"""
+    """How the compiled extension was built, as it reports it (csrc/module.cpp); {} if there is none"""
     return {} if _missing else _C.build_info()
 
 
@@ -73,14 +73,14 @@ BACKENDS = {
 
 
 def missing(name):
-    """Why backend `name` is not available, or None. Asks for its device: not to be called while a module is imported."""
+    """Why backend `name` is not available, or None. Queries its device, so do not call it at import time."""
     backend = BACKENDS[name]
     return backend.missing or (backend.no_device() if backend.no_device else None)
 
 
 def pick(name, logits, argument, scheme=None, kind=None):
-    """The functions of backend `name`, or of the best available one for `logits` (and the scheme of `verify`, the kind of
-    `draft`) when name is None."""
+    """The functions of backend `name`; if None, those of the best available backend for `logits` (and for the scheme of `verify`
+    or the kind of `draft`)."""
     if name is None:
         for backend in BACKENDS.values():
             if backend.functions is not None and _takes(backend, logits.device.type) and _has(backend, scheme, kind):
@@ -88,7 +88,7 @@ def pick(name, logits, argument, scheme=None, kind=None):
                     return backend.functions
     expect(name in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", repr(name))
     backend = BACKENDS[name]
-    # Logits on its device show that there is one.
+    # Logits on its device prove that there is one.
     why = backend.missing if logits.device.type == backend.device else missing(name)
     if why is not None:
         raise ValueError(f"backend: {name!r} is not available: {why}")
@@ -108,7 +108,7 @@ def pick(name, logits, argument, scheme=None, kind=None):
 
 
 def _takes(backend, device):
-    """Whether a backend is picked for tensors on `device` unasked (the interpreter of Triton never is)."""
+    """Whether a backend may be picked by default for tensors on `device` (Triton's interpreter never is)."""
     return backend.device in (None, device) or backend.device == "accelerator" and device not in ("cpu", "meta")
 
 
@@ -122,10 +122,10 @@ def _dtype_names(dtypes):
 
 
 def available():
-    """{backend: None, or why it is not available}"""
+    """{backend: None if it is available, else why not}"""
     return {name: missing(name) for name in BACKENDS}
 
 
 def schemes_of(scheme):
-    """Names of the available backends that have `scheme`."""
+    """Names of the available backends that support `scheme`."""
     return tuple(name for name, b in BACKENDS.items() if _has(b, scheme, None) and missing(name) is None)

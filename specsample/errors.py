@@ -1,4 +1,4 @@
-"""One way to refuse an argument: name it, say what was expected, say what came."""
+"""The one way to reject an argument: name it, say what was expected and what was passed."""
 
 
 def expect(condition, name, expected, got):

@@ -1,8 +1,8 @@
-"""The compiled part: specsample/_C, or of several the one for torch's CUDA.
+"""The compiled extension: specsample/_C or, where there are several, the one for torch's version of CUDA.
 
-A wheel for one CUDA, like a build from source, has one library. The wheel for every torch has the CPU's as specsample/_C.abi3.so and,
-beside it, one for each major version of CUDA: specsample/_C_cu12.abi3.so, specsample/_C_cu13.abi3.so. Each holds the CPU's kernels
-too, so one is loaded. None links a library of CUDA's: a machine without a GPU loads them all.
+A wheel for one CUDA version, like a build from source, has one library. The combined wheel has a CPU library, specsample/_C.abi3.so,
+and beside it one for each major version of CUDA: specsample/_C_cu12.abi3.so, specsample/_C_cu13.abi3.so. Those contain the CPU kernels
+too, so only one library is loaded. None of them links a CUDA library: each also loads on a machine without a GPU.
 """
 
 import importlib
@@ -20,7 +20,7 @@ INSTALL_HINT = "reinstall with a C++ compiler and torch present: pip install --n
 
 
 def load():
-    """Load the compiled kernels, which register themselves. -> (the module, None), or (None, why not)"""
+    """Load the compiled kernels, which register themselves. -> (the module, None), or (None, the reason)"""
     if os.environ.get("SPECSAMPLE_NO_EXTENSION", "0") not in ("", "0"):
         return None, "switched off by SPECSAMPLE_NO_EXTENSION"
     if EXTENSION is None:
@@ -31,14 +31,14 @@ def load():
     except ImportError as error:
         return None, f"the compiled extension {name} is not loadable ({error}); {INSTALL_HINT}"
     built = module.build_info().get("stream_version")
-    if built != STREAM_VERSION:  # left from other sources: its tokens would be others
+    if built != STREAM_VERSION:  # left over from other sources: it would emit different tokens
         what = f"has version {built} of the streams, this package {STREAM_VERSION}"
         return None, f"the compiled extension {name} {what}; {INSTALL_HINT}"
     return module, None
 
 
 def _for_cuda(name):
-    """The library for torch's CUDA, under the name of the only one; None where there is none, or it is loaded"""
+    """Load the library for torch's CUDA version under the extension's usual name; None if there is none or it is already loaded"""
     major = (torch.version.cuda or "").partition(".")[0]
     path = next(Path(__file__).parent.glob(f"{EXTENSION}_cu{major}.*.so"), None) if major else None
     if path is None or name in sys.modules:
@@ -51,12 +51,12 @@ def _for_cuda(name):
 
 
 def _majors():
-    """Versions of CUDA for which there are libraries beside the CPU's: ["12", "13"]"""
+    """Major versions of CUDA that have a library beside the CPU's: ["12", "13"]"""
     return sorted(path.name.partition("_cu")[2].partition(".")[0] for path in Path(__file__).parent.glob(f"{EXTENSION}_cu*.so"))
 
 
 def cuda_misfit(built):
-    """Why kernels that were built with CUDA `built` ("13.0"; None: none were) cannot run under this torch on any machine, or None"""
+    """Why kernels built with CUDA `built` ("13.0"; None: no kernels) cannot run under this torch on any machine, or None"""
     running = torch.version.cuda
     if built is None and torch.version.hip is None and (majors := _majors()):
         lacks = f"is for CUDA {running}" if running else "was built without CUDA"
@@ -75,7 +75,7 @@ def cuda_misfit(built):
 
 
 def no_gpu(architectures):
-    """Why no GPU of this machine can run kernels compiled for these compute capabilities ("8.0 9.0"), or None. Initialises CUDA."""
+    """Why no GPU in this machine can run kernels compiled for these compute capabilities ("8.0 9.0"), or None. Initialises CUDA."""
     if not torch.cuda.is_available():
         return "the CUDA kernels are built, but torch.cuda.is_available() is False: no NVIDIA GPU or driver was found"
     oldest = min((tuple(map(int, x.split("."))) for x in architectures.split()), default=(0, 0))

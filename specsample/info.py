@@ -1,4 +1,4 @@
-"""What was built, what runs here, and why the rest does not."""
+"""What was built, what runs on this machine, and why the rest does not."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from .version import STREAM_VERSION, __version__
 
 
 def build_info() -> dict[str, Any]:
-    """dict: version; stream_version: of the random streams (see `specsample`); torch built against and running; cuda version and
-    architectures of the compiled part (None, []); cpu: the instruction set its kernels use here and the threads; backends: those
-    available; unavailable: {name: why}."""
+    """dict: version; stream_version: that of the random streams (see `specsample`); torch_built, torch_running: the torch version
+    compiled against and the one in use; cuda, architectures: those the extension was compiled for (None, [] without CUDA); cpu: the
+    instruction set its CPU kernels use here; threads; backends: those available; unavailable: {name: reason}."""
     compiled = backends.build_info()
     available = backends.available()
     return {

@@ -1,7 +1,7 @@
-"""Lists of ints on an accelerator: copied once, kept for the calls that give the same values again (a static tree's).
+"""Lists of ints on an accelerator: copied once and kept for later calls with the same values (those of a static tree, say).
 
-A copy from the host waits for the device, and a graph capture forbids it. What is kept goes into ops alone and never out to a
-caller, so nobody can write to it.
+A copy from the host waits for the device, and a graph capture forbids it. The kept tensors are passed to ops only and never
+returned to a caller, so nobody can write to them.
 """
 
 from functools import lru_cache
@@ -10,15 +10,15 @@ from weakref import WeakValueDictionary
 import torch
 from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
-MOST = 4096  # values of a list that is kept
-HOST = ("cpu", "meta")  # devices that nothing waits for
+MOST = 4096  # longer lists are not kept
+HOST = ("cpu", "meta")  # devices to which a copy does not wait
 _latest = WeakValueDictionary()  # (values, device) -> the tensor kept last, on whichever stream
-_captured = {}  # the same, of graphs: they hold its address, so it stays
+_captured = {}  # the same for tensors used by captured graphs: those hold its address, so it must stay alive
 
 
 def on_device(values, device):
-    """int64 tensor of a list, or list of lists, of ints on `device`; TypeError, ValueError or RuntimeError where it is none"""
-    # Fake tensors, and what else modes make of tensors, belong to their call alone.
+    """A list, or list of lists, of ints as an int64 tensor on `device`; TypeError, ValueError or RuntimeError if it is not one"""
+    # Fake tensors, and whatever else dispatch modes turn tensors into, are valid within their call only.
     if device.type in HOST or torch.compiler.is_compiling() or _len_torch_dispatch_stack() > 0:
         return _copy(values, device)
     key, runtime = _key(values), torch.get_device_module(device)
@@ -31,13 +31,13 @@ def on_device(values, device):
             raise RuntimeError("a list is copied to the device, which a capture forbids: make one such call before it")
         _captured[key, device] = kept
         return kept
-    # By stream too: a tensor's memory, once it is dropped, goes to later work of the stream that it was made on.
+    # Keyed by stream too: once a tensor is freed, its memory is reused by later work on the stream it was allocated on.
     return _kept(key, device, runtime.current_stream(device).stream_id)
 
 
 @lru_cache(maxsize=128)
 def _kept(key, device, stream):
-    with torch.inference_mode(False):  # or it could not be used outside of that mode
+    with torch.inference_mode(False):  # otherwise it could not be used outside that mode
         _latest[key, device] = tensor = _copy(key, device)
     return tensor
 
@@ -47,7 +47,7 @@ def _copy(values, device):
 
 
 def _key(values):
-    """The values as tuples, or None where they are too many or not plain ints (tensors hash by place, not by value)."""
+    """The values as tuples, or None if there are too many or they are not plain ints (tensors hash by identity, not by value)."""
     if type(values) not in (list, tuple) or not 0 < len(values) <= MOST:
         return None
     if all(type(row) in (list, tuple) for row in values):

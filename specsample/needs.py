@@ -1,4 +1,4 @@
-"""What must be there before the rest is imported: torch, and not an old one. What is missing is said in one sentence."""
+"""What must be present before the rest is imported: a recent enough torch. If it is missing, one sentence says so."""
 
 import re
 
@@ -6,11 +6,11 @@ from .version import OLDEST_TORCH
 
 
 def torch_error():
-    """Why the torch of this environment will not do, or None"""
+    """Why the torch in this environment is not usable, or None"""
     try:
         import torch
     except ModuleNotFoundError as error:
-        if error.name != "torch":  # it is there, and broken: its own message says more
+        if error.name != "torch":  # torch is installed but broken: its own message says more
             raise
         return f"specsample needs torch {OLDEST_TORCH} or newer, and there is none: pip install torch"
     found = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))

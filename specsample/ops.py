@@ -1,8 +1,8 @@
 """The ops: one schema and one fake kernel each, defined here and nowhere else.
 
-Compiled kernels register themselves for their device when `specsample._C` is loaded (csrc/row_ops.h, csrc/verify_op.h). Numbers travel
-as numbers and tensors as tensors: each of seed, position, sampling, … comes as a pair (number, tensor or None), so that
-the common call makes no tensor of its own.
+Compiled kernels register themselves for their device when `specsample._C` is loaded (csrc/row_ops.h, csrc/verify_op.h). Each of
+seed, position, sampling, … is passed as a pair (number, tensor or None), so that the common call, which has numbers, need not
+create tensors for them.
 """
 
 import torch
@@ -60,7 +60,7 @@ _FAKES = {"sample": _sample, "draft": _draft, "row_stats": _row_stats, "verify":
 
 
 def declare(namespace):
-    """Define the ops under torch.ops.<namespace>, with their fake kernels. -> the Library to be kept"""
+    """Define the ops under torch.ops.<namespace>, with their fake kernels. -> the Library, which the caller must keep alive"""
     library = torch.library.Library(namespace, "DEF")
     for name, schema in SCHEMAS.items():
         library.define(name + schema)

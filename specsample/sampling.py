@@ -1,4 +1,4 @@
-"""`Sampling`: the warping of logits that defines a row's law, and its packing for the ops."""
+"""`Sampling`: temperature and filters, which define the distribution of a row of logits, and their packing for the ops."""
 
 import math
 from typing import NamedTuple
@@ -7,23 +7,23 @@ import torch
 
 from .errors import expect
 
-OFF = (1.0, 0.0, 1.0, 0.0)  # temperature, top_k, top_p, min_p that change nothing
+OFF = (1.0, 0.0, 1.0, 0.0)  # the neutral temperature, top_k, top_p, min_p
 
 
 class Sampling(NamedTuple):
-    """Temperature and filters: how a row of logits becomes a probability distribution, its law.
+    """Temperature and filters: how a row of logits becomes a probability distribution (its law, in the maths).
 
     Each field is a number, or a tensor on the logits' device with one value per request (or per row, where a call takes rows).
     Filters act in the order and with the meaning of transformers' warpers (temperature, top-k, top-p, min-p). Each
-    reduces to one logit cut-off per row, and every token that ties with the cut-off is kept. What remains, renormalised, is the
-    row's law wherever one is meant: acceptance, residual, bonus, theory. ValueError naming the field for values out of range.
+    reduces to one logit cut-off per row, and every token that ties with the cut-off is kept. The kept tokens, renormalised, are
+    the row's distribution everywhere: acceptance, residual, bonus, theory. ValueError naming the field for values out of range.
 
-    temperature  >= 0; 0 means greedy (argmax, lowest id on ties). In a tensor, values below 0 and NaN are greedy too.
+    temperature  >= 0; 0 means greedy (argmax, lowest id on ties). In a tensor, negative values and NaN are greedy too.
     top_k        keep the k largest logits; 0 is off.
     top_p        keep the likeliest tokens until their mass reaches top_p; 1 is off. A token is dropped when the mass
-                 above it is at least top_p·(1 − 2⁻²⁰): the slack decides laws whose masses meet top_p exactly
-                 (.5, .25, .25 at top_p = .5) the way exact arithmetic does, on every backend.
-    min_p        keep tokens whose probability is at least min_p times the largest (same slack, on the keeping side);
+                 above it is at least top_p·(1 − 2⁻²⁰): with this slack, every backend decides rows whose masses meet top_p
+                 exactly (.5, .25, .25 at top_p = .5) the way exact arithmetic does.
+    min_p        keep tokens whose probability is at least min_p times the largest (same slack, in favour of keeping);
                  0 is off.
     """
 
@@ -36,7 +36,7 @@ class Sampling(NamedTuple):
 def pack(sampling, counts, device, name="sampling"):
     """Check `sampling` and return (numbers [4], None) or (numbers, float64 tensor [4, n]) for the ops.
 
-    counts: the lengths a tensor field may have (one value a request, or a row); n is the one that was met.
+    counts: the lengths a tensor field may have (one value per request, or per row); n is the length found.
     """
     if type(sampling) is not Sampling:
         expect(isinstance(sampling, tuple) and len(sampling) == 4, name, "a Sampling", type(sampling).__name__)

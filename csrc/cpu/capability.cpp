@@ -1,4 +1,4 @@
-// Which instruction set runs here: the best one the machine has, or the one named by SPECSAMPLE_CPU.
+// Which instruction set to use: the best one the machine supports, or the one named by SPECSAMPLE_CPU.
 #include <cstdlib>
 #include <cstring>
 #include <functional>

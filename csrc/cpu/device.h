@@ -1,4 +1,4 @@
-// The CPU as a device of the ops: what csrc/arguments.h and the ops' own headers ask of each.
+// The CPU as a device of the ops: the definitions that csrc/arguments.h and the ops' headers require of each device.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -7,7 +7,7 @@
 #include "../library.h"
 #include "executor.h"
 
-#if !defined(SPS_CPU_LIBRARY)  // a test registers them in a library of its own, beside the extension's
+#if !defined(SPS_CPU_LIBRARY)  // a test registers them in a separate library, beside the extension's
 #define SPS_CPU_LIBRARY SPS_OPS
 #endif
 #define SPS_LIBRARY SPS_CPU_LIBRARY
@@ -25,8 +25,8 @@ inline Rows rows_at(const char* data, int64_t vocab, int64_t stride, Dtype dtype
   return Rows{data, vocab, stride, &cpu_capability().passes[dtype]};
 }
 
-// Run f(first, last, split) over `count` independent rows or requests of `work` logits each: spread over the threads when
-// there are enough of them, else one after the other with each row's tiles spread.
+// Run f(first, last, split) over `count` independent rows or requests of `work` logits each: distributed over the threads if there
+// are enough of them, otherwise one after another with each row's tiles distributed.
 template <class F>
 void for_requests(int64_t count, int64_t work, const F& f) {
   constexpr int64_t kWorthThreads = 32768;

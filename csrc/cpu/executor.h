@@ -1,7 +1,7 @@
-// The CPU executor: laws, races and sums of rows by the passes of one instruction set, over a fixed tiling of the row.
+// The CPU executor: laws, races and sums of rows, computed by the passes of one instruction set over a fixed tiling of the row.
 //
-// A row is cut into at most 64 tiles by its length alone. Sums are merged tile by tile in order, so the result is the same
-// bits whether one thread runs the tiles or several.
+// A row is cut into at most 64 tiles, determined by its length alone. Sums are merged tile by tile in order, so the result is
+// bit-identical whether one thread runs the tiles or several.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
@@ -15,7 +15,7 @@
 namespace SPS_NAMESPACE {
 
 constexpr int kMaxTiles = 64;
-constexpr double kPlainScores = 1e6;  // scores above it, not relative to the row's maximum, would cost the clocks digits
+constexpr double kPlainScores = 1e6;  // scores above this, unless relative to the row's maximum, would lose digits of the clocks
 constexpr int64_t kTile = kAhead, kSplitAbove = 16384;
 
 // A matrix of logits: rows at a stride, the last dimension contiguous.
@@ -30,7 +30,7 @@ class RowRunner {
  public:
   explicit RowRunner(bool split) : split_(split) {}
 
-  // f(tile, begin, end) over the tiles of a row.
+  // Call f(tile, begin, end) for the tiles of a row.
   template <class F>
   void tiles(int64_t vocab, const F& f) const {
     const int64_t length = tile_length(vocab, tile_count(vocab));
@@ -38,7 +38,7 @@ class RowRunner {
       for (int64_t i = first; i < last; ++i) f(i, i * length, std::min(vocab, (i + 1) * length));
     });
   }
-  // run(first tile, last tile), once or by several threads.
+  // Call run(first tile, last tile), once or on several threads.
   template <class F>
   void spread(int64_t vocab, const F& run) const {
     if (split_ && vocab >= kSplitAbove) {
@@ -54,7 +54,7 @@ class RowRunner {
     return (((vocab + count - 1) / count) + kAligned - 1) / kAligned * kAligned;
   }
 
-  // The law of a row; its mass only when `normalised`.
+  // The law of a row; its mass is computed only if `normalised`.
   Law law(const Rows& rows, int64_t index, const Sampling& sampling, bool normalised) const {
     const Passes& passes = *rows.passes;
     Law law = Law::unread(rows.at(index), rows.vocab, sampling);
@@ -77,7 +77,7 @@ class RowRunner {
       law.mass = 1;
       return law;
     }
-    if (law.max >= kLargest) {  // +inf logits share all the mass
+    if (law.max >= kLargest) {  // +inf logits share all mass
       law.cutoff = kLargest, law.scale = 0;
       law.mass = kept_mass(passes, law);
       return law;
@@ -91,8 +91,8 @@ class RowRunner {
     return law;
   }
 
-  // The winner on each of the streams, or with `together` on the least clock of them all. The row is read once.
-  // exclude: tokens that do not take part.
+  // The winner on each of the streams, or with `together` on the minimum of their clocks. The row is read once.
+  // exclude: tokens that are not in the race.
   void race(const Passes& passes, const Law& law, const Stream* streams, int count, bool together, Best* best,
             const int64_t* exclude = nullptr, int exclude_count = 0) const {
     const int sinks = together ? 1 : count;
@@ -104,7 +104,7 @@ class RowRunner {
     };
     run();
     if (best->infinite) args.cutoff = kLargest, args.scale = 0, run();
-    // Nothing finite, or logits so large that the clocks are lost beside them: run relative to the largest.
+    // Nothing finite, or logits so large that the clocks are rounded away: run relative to the largest logit.
     const auto far = [](const Best& b) { return b.id < 0 || std::fabs(b.score) > kPlainScores; };
     if (!std::any_of(best, best + sinks, far)) return;
     const float top = max_without(passes, law, exclude, exclude_count);
@@ -126,7 +126,7 @@ class RowRunner {
       const ResidualArgs args{target, draft, residual, stream};
       merged([&](int64_t begin, int64_t end, Best* b) { passes.residual_race(args, begin, end, b); }, target.vocab, &best);
     }
-    // Nothing left: the draft covers the target up to rounding. Fall back to the target's whole law.
+    // Nothing left: the draft covers the target up to rounding. Fall back to the target's law.
     return best.id >= 0 ? best.id : race(passes, target, stream).id;
   }
 
@@ -144,7 +144,7 @@ class RowRunner {
     return total(sum, tile_count(target.vocab));
   }
 
-  // Sums by ratio bin; both laws have a mass, the target is no point mass.
+  // Sums by ratio bin; both laws must have a mass, and the target must not be a point mass.
   void histogram(const Passes& passes, const Law& target, const Law& draft, Coupling& coupling) const {
     const int size = 2 * (coupling.binning.count + 1);
     double* sums = coupling.sums;
@@ -153,7 +153,7 @@ class RowRunner {
       const double t = prob(passes, target, draft.only);
       const int bin = coupling.binning.of_ratio(t, 1);
       sums[2 * bin] = t, sums[2 * bin + 1] = 1;
-      sums[size - 4] += 1 - t;  // the others are not drawn: the last bin
+      sums[size - 4] += 1 - t;  // the other tokens are never drawn: the last bin
       return coupling.close_sums();
     }
     by_parts(target.vocab, size, sums, [&](int64_t begin, int64_t end, double* part) {
@@ -169,13 +169,13 @@ class RowRunner {
     return passes.bin(target, draft, coupling.binning, token);
   }
 
-  // Sums by cell of several laws; the target is no point mass.
+  // Sums by cell for several laws; the target must not be a point mass.
   void mixture(const Passes& passes, const Law& target, Mixture& mixture) const {
     const int size = mixture.cells.count() * mixture.stride();
     std::fill(mixture.sums, mixture.sums + size, 0.0);
     by_parts(target.vocab, size, mixture.sums,
              [&](int64_t begin, int64_t end, double* part) { passes.mixture_sums(target, mixture, begin, end, part); });
-    for (int g = 0; g < mixture.laws; ++g) {  // tokens that the target lacks: the first cell
+    for (int g = 0; g < mixture.laws; ++g) {  // tokens missing from the target: the first cell
       const Law& draft = mixture.law[g];
       if (draft.only >= target.vocab) mixture.sums[1 + g] += 1;
       if (draft.only < 0 && draft.vocab > target.vocab)
@@ -190,8 +190,8 @@ class RowRunner {
     return best.id >= 0 ? best.id : race(passes, target, stream).id;  // as in residual_race
   }
 
-  // The law given that the token is none of these, relative to the largest of the others: 1 - d(tokens) would lose all its digits
-  // when they hold nearly everything, and weights relative to the row's maximum would vanish.
+  // The law conditioned on the token being none of these, relative to the largest of the others: 1 - d(tokens) would suffer complete
+  // cancellation if they hold nearly all mass, and weights relative to the row's maximum would underflow.
   Law law_without(const Passes& passes, const Law& law, const int64_t* tokens, int count) const {
     Law rest = law.off(tokens, count);
     if (law.only >= 0) {
@@ -219,7 +219,7 @@ class RowRunner {
     return token < law.vocab ? law.prob(passes.value(law.row, token)) : 0;
   }
 
-  // The k likeliest tokens in order, the lowest id first on ties; score, token: [k]. -> how many there are
+  // The k likeliest tokens in order, lowest id first on ties; score, token: [k]. Returns how many there are.
   static int likeliest(const Passes& passes, const Law& law, int k, double* score, int64_t* token) {
     Arrivals found{k, score, token};
     if (law.only >= 0) {
@@ -236,7 +236,7 @@ class RowRunner {
       const float bound = std::max(law.cutoff, static_cast<float>(std::max<double>(found.threshold(), -FLT_MAX)));
       passes.scan(law.row, i, std::min(law.vocab, i + kTile), bound, nullptr, visit, &found);
     }
-    // +inf logits share all the mass: nothing else has positive weight.
+    // +inf logits share all mass: nothing else has positive weight.
     if (found.count && score[0] >= kLargest)
       while (score[found.count - 1] < kLargest) --found.count;
     return found.count;
@@ -256,7 +256,7 @@ class RowRunner {
   }
 
  private:
-  // sums [size] += what pass(begin, end, part) adds to `part` over all tiles.
+  // Add to sums [size] what pass(begin, end, part) adds to `part` over all tiles.
   template <class F>
   void by_parts(int64_t vocab, int size, double* sums, const F& pass) const {
     const int64_t length = tile_length(vocab, tile_count(vocab));
@@ -273,8 +273,8 @@ class RowRunner {
     });
   }
 
-  // Races over a row, by one thread or in stretches by several: best [sinks]. A stretch is raced as a whole, not tile by tile: its best
-  // score so far is what rules most tokens out.
+  // Races over a row, on one thread or in segments on several: best [sinks]. A segment is raced as a whole, not tile by tile, because
+  // its best score so far is what rules most tokens out.
   template <class F>
   void merged(const F& pass, int64_t vocab, Best* best, int sinks = 1) const {
     constexpr int64_t kStretch = kAlignedRace;
@@ -289,7 +289,8 @@ class RowRunner {
     });
   }
 
-  // stretch(begin, end) and single(token) over [begin, end) but for some tokens: 64 tokens that have one of them go one by one.
+  // Call stretch(begin, end) or single(token) over [begin, end) except for the excluded tokens: blocks of 64 that contain one are
+  // visited token by token.
   template <class F, class G>
   static void around(int64_t begin, int64_t end, const int64_t* exclude, int count, const F& stretch, const G& single) {
     while (begin < end) {
@@ -305,7 +306,7 @@ class RowRunner {
     }
   }
 
-  // Largest logit of the row but for some tokens.
+  // Largest logit of the row, except for some tokens.
   static float max_without(const Passes& passes, const Law& law, const int64_t* exclude, int count) {
     float top = -HUGE_VALF;
     around(
@@ -317,14 +318,14 @@ class RowRunner {
     return top;
   }
 
-  // The draft is one token, x: the target's weights elsewhere, and there max(scale t - 1, floor t).
+  // The draft is a point mass on x: the weights are the target's elsewhere, and max(scale t - 1, floor t) at x.
   Best point_residual_race(const Passes& passes, const Law& target, int64_t x, const Residual& residual,
                            const Stream& stream) const {
     const bool gone = target.lacks(x);
     Best best = race(passes, target, stream, gone ? target.without : &x, gone ? target.without_count : 1);
     const double t = prob(passes, target, x), w = residual.weight(t, 1);
     if (!(w > 0)) return best;
-    const float level = passes.value(target.row, x);  // scores relative to x, so that both sides are on one scale
+    const float level = passes.value(target.row, x);  // scores relative to x, so that both sides are on the same scale
     if (best.id >= 0)
       best.score = (static_cast<double>(passes.value(target.row, best.id)) - level) * target.scale + std::log(residual.scale * t) -
                    stream.log_clock(best.id);
@@ -352,7 +353,7 @@ class RowRunner {
     return total;
   }
 
-  // all: the mass of the whole row, where the first filter is top-p.
+  // all: the mass of the whole row, if the first filter is top-p.
   float cutoff(const Passes& passes, Law law, const Sampling& sampling, double all) const {
     if (sampling.by_k(law.vocab)) law.cutoff = kth_largest(passes, law.row, law.vocab, static_cast<int64_t>(sampling.top_k));
     if (sampling.by_p()) {
@@ -393,7 +394,7 @@ class CpuExecutor {
   const RowRunner& runner;
   Rows target_rows, draft_rows;  // from the request's first row
   Sampling sampling;
-  // Per draft row when strided by 1, one for all when by 0.
+  // Stride 1: one per draft row; stride 0: one for all.
   const Sampling* draft_sampling;
   int64_t draft_sampling_stride;
   const float *kept_max, *kept_logsumexp, *kept_cutoff;  // RowStats of the draft rows, or null
@@ -404,7 +405,7 @@ class CpuExecutor {
     if (!request.has_draft) return Law::point(request.token(node));
     const int64_t row = request.draft_row(node);
     const Sampling& s = draft_sampling[row * draft_sampling_stride];
-    // Kept statistics serve where float32 determines the law to 1e-6; other rows are read again.
+    // Kept statistics are used if float32 determines the law to 1e-6; other rows are read again.
     if (kept_max && !s.greedy() && std::fabs(kept_logsumexp[row]) <= kMaxLogsumexp) {
       Law law = Law::unread(draft_rows.at(row), draft_rows.vocab, s);
       law.max = kept_max[row];

@@ -1,4 +1,4 @@
-// Top-k and top-p as one cut-off a row, exactly, with ties kept, and without a sort or a copy of the row.
+// Top-k and top-p as one cut-off per row, exact, with ties kept, and without sorting or copying the row.
 #pragma once
 #include <cstring>
 #include <vector>
@@ -7,8 +7,8 @@
 
 namespace SPS_NAMESPACE {
 
-// The k-th largest logit of the row (-FLT_MAX when fewer are finite): a heap of the k largest for small k, whose root is a
-// bound that few tokens pass; digit by digit over order-preserving bits for large k.
+// The k-th largest logit of the row (-FLT_MAX if fewer are finite): for small k, a heap of the k largest, whose root is a bound
+// that few tokens pass; for large k, digit by digit over order-preserving bits.
 inline float kth_largest(const Passes& passes, const void* row, int64_t vocab, int64_t k) {
   if (k <= 1024) {
     struct Heap {
@@ -69,11 +69,11 @@ inline float kth_largest(const Passes& passes, const void* row, int64_t vocab, i
   return __builtin_bit_cast(float, key & 0x80000000u ? key & 0x7FFFFFFFu : ~key);
 }
 
-// The smallest logit whose mass above stays below `goal`: what top-p keeps. Weights are relative to law.max and `total` is
+// The smallest logit with less than `goal` mass above it: the cut-off of top-p. Weights are relative to law.max and `total` is
 // their sum over logits >= law.cutoff; 0 < goal < total.
 //
 // Since the tokens at or below the answer hold at least total - goal, its weight is at least (total - goal) / V: a histogram
-// over the logits above that bound finds the bin in which the goal is crossed, and that bin is sorted (or cut again).
+// over the logits above that bound finds the bin in which the goal is crossed, and that bin is sorted (or subdivided again).
 inline float top_p_cutoff(const Passes& passes, const Law& law, double goal, double total) {
   constexpr int kBins = 1024, kSortable = 4096;
   struct Histogram {
@@ -95,7 +95,7 @@ inline float top_p_cutoff(const Passes& passes, const Law& law, double goal, dou
     for (; mask; mask &= mask - 1) {
       const int l = __builtin_ctz(mask);
       const float z = logits[l];
-      if (z > h.high) continue;  // a later round looks below this
+      if (z > h.high) continue;  // later rounds are restricted to lower logits
       const int bin = h.bin(z);
       if (h.wanted < 0) {
         h.mass[bin] += weights[l], ++h.count[bin];

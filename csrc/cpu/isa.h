@@ -1,4 +1,4 @@
-// Macros of the files that are compiled once an instruction set.
+// Macros for the files that are compiled once per instruction set.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -1,5 +1,5 @@
 // The row passes for AVX2 with FMA and F16C. The shared headers come before the target option: their inline functions must not be
-// compiled for it, or the linker could hand such a copy to a machine without it.
+// compiled for it, or the linker could pick such a copy for code that runs on machines without it.
 #include "passes.h"
 #include "isa.h"
 #if defined(__x86_64__)

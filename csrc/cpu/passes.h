@@ -1,8 +1,8 @@
-// The row passes of the CPU executor: what they take, and the table of one instruction set's versions of them.
+// The row passes of the CPU executor: their arguments, and the table of their versions for one instruction set.
 //
-// A pass runs over tokens [begin, end) of a row, begin a multiple of kAligned (in races of kAlignedRace), and returns a partial result
-// that merges. Sums are added lane by lane in an order that does not depend on the instruction set, so they agree to the bit on every
-// machine.
+// A pass runs over tokens [begin, end) of a row, begin a multiple of kAligned (for races, kAlignedRace), and returns a partial
+// result to be merged. Sums are added lane by lane in an order that does not depend on the instruction set, so they agree bit for
+// bit on every machine.
 #pragma once
 #include <algorithm>
 
@@ -14,11 +14,11 @@
 namespace SPS_NAMESPACE {
 
 enum Dtype { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
-constexpr int kAligned = 64;  // tokens: tiles begin at its multiples
-constexpr int kAlignedRace = 4 * kGroupTile;  // four tiles of groups, which have their words together
+constexpr int kAligned = 64;  // tokens: tiles begin at multiples of it
+constexpr int kAlignedRace = 4 * kGroupTile;  // four tiles of groups, which share the calls for their words
 constexpr int kAhead = 2048;  // tokens of a tile; sums prefetch two tiles ahead
 
-// log2 of a weight is (z - max) (high + low): the scale in two floats, since one would cost the tail 1e-6.
+// log2 of a weight is (z - max) (high + low): the scale as two floats, since with one the tail would be off by 1e-6.
 struct Affine {
   float max = 0, high = 0, low = 0;
 
@@ -29,14 +29,14 @@ struct Affine {
   }
 };
 
-// Winner of a race: the largest score log w - log E, the lowest id on ties.
+// The winner of a race: the largest score log w - log E, lowest id on ties.
 struct Best {
   double score = -kInfinity;
   int64_t id = -1;
-  bool infinite = false;  // a +inf logit was met: the row's law is uniform over those, and the race must be run on it
+  bool infinite = false;  // a +inf logit was found: the law is uniform over these, and the race must be rerun on it
 
   double threshold() const { return score; }
-  static int enough() { return 16; }  // groups to open for a threshold that spares most others
+  static int enough() { return 16; }  // groups to open first, for a threshold that rules out most others
   void offer(double value, int64_t token) {
     if (value > score || (value == score && token < id)) score = value, id = token;
   }
@@ -46,8 +46,8 @@ struct Best {
   }
 };
 
-// The k largest scores in order, the lowest id first on ties. A token may be offered twice, by copies of one text that round otherwise:
-// the compiler fuses a multiplication with an addition in one of them and not in another.
+// The k largest scores in order, lowest id first on ties. A token may be offered twice, by copies of the same code that round
+// differently: the compiler fuses a multiplication and an addition in one of them but not in another.
 struct Arrivals {
   int k;
   double* score;
@@ -76,11 +76,11 @@ struct RaceArgs {
   float cutoff;
   const Stream* streams;
   int stream_count;
-  bool together;  // in one sink; else stream i in sinks[i]
-  const int64_t* exclude;  // tokens that do not take part
+  bool together;  // all streams in one sink; else stream i in sinks[i]
+  const int64_t* exclude;  // tokens that are not in the race
   int exclude_count;
-  float level = 0;  // logits are read relative to this one: the row's maximum where float would overflow otherwise
-  double offset = 0;  // of log2 of the weights
+  float level = 0;  // logits are taken relative to this: the row's maximum if float would otherwise overflow
+  double offset = 0;  // added to log2 of the weights
 
   bool excludes(int64_t token) const {
     for (int i = 0; i < exclude_count; ++i)
@@ -95,25 +95,25 @@ struct ResidualArgs {
   Stream stream;
 };
 
-// The value that n others are at or above, reordering them. A function of no instruction set: a template of the standard library, made
-// in an instruction set's file, could end up in the others' too.
+// The value such that n others are at or above it; reorders them. Not compiled per instruction set: a standard library template that
+// is instantiated in one instruction set's file could be linked into the others.
 float nth_largest(float* value, int count, int n);
 
-// Called with 16 logits (and their weights, when asked for) of which `mask` says which are >= the bound of the scan.
+// Called with 16 logits (and their weights, if requested); `mask` tells which are >= the bound of the scan.
 using Visit = void (*)(void* context, int64_t first, uint32_t mask, const float* logits, const float* weights);
 
 struct Passes {
   const char* name;
   float (*value)(const void* row, int64_t token);
-  float (*max)(const void* row, int64_t begin, int64_t end);  // -inf when nothing is finite
-  double (*sum)(const void* row, int64_t begin, int64_t end, Affine, float cutoff);  // of the kept weights
+  float (*max)(const void* row, int64_t begin, int64_t end);  // -inf if nothing is finite
+  double (*sum)(const void* row, int64_t begin, int64_t end, Affine, float cutoff);  // sum of the kept weights
   double (*tile)(const void* row, int64_t begin, int64_t end, Affine,
-                 float* max);  // both, without filters; 0 where max is infinite
+                 float* max);  // maximum and sum, without filters; 0 if max is infinite
   double (*residual_mass)(const Law& target, const Law& draft, const Residual&, int64_t begin, int64_t end);
-  void (*race)(const RaceArgs&, int64_t begin, int64_t end, Best*);  // +inf logits are told by the first sink
+  void (*race)(const RaceArgs&, int64_t begin, int64_t end, Best*);  // the first sink reports +inf logits
   void (*arrivals)(const RaceArgs&, int64_t begin, int64_t end, Arrivals*);
   void (*residual_race)(const ResidualArgs&, int64_t begin, int64_t end, Best*);
-  // Adds t and d of the tokens to sums [count + 1][2]: by bin, the tail's last. Multiples of 2^-52, so that order does not matter.
+  // Adds t and d of the tokens to sums [count + 1][2] by bin, the tail last, in multiples of 2^-52, so that order does not matter.
   void (*histogram)(const Law& target, const Law& draft, const Binning&, int64_t begin, int64_t end, double* sums);
   int (*bin)(const Law& target, const Law& draft, const Binning&, int64_t token);
   // The same for the cells of several laws (mixture_passes.inc), and the race over (t - P)+.
@@ -125,13 +125,13 @@ struct Passes {
   void (*scan)(const void* row, int64_t begin, int64_t end, float bound, const Affine*, Visit, void* context);
 };
 
-// One table a dtype, for the best instruction set of this machine (or SPECSAMPLE_CPU=base|avx2|avx512).
+// One table per dtype, for the best instruction set of this machine (or SPECSAMPLE_CPU=base|avx2|avx512).
 struct Capability {
   const char* name;
   const Passes* passes;  // [3], by Dtype
 };
 const Capability& cpu_capability();
-const Capability* find_capability(const char* name);  // null when the machine lacks it
+const Capability* find_capability(const char* name);  // null if the machine lacks it
 
 extern const Passes kBasePasses[3];
 #if defined(__x86_64__)

@@ -29,10 +29,10 @@ void arrivals(const RowRunner& runner, const Rows& rows, Law law, const Stream* 
       const float top = rows.passes->max(law.row, 0, law.vocab);
       if (top > -HUGE_VALF) run(top);
     }
-    // The same for those far below the first: each relative to the largest logit that is left.
+    // The same for arrivals far below the first: each relative to the largest remaining logit.
     for (int j = 0; j < k; ++j) {
       if (j < found.count && std::fabs(score[j]) <= kPlainScores) continue;
-      found.count = j;  // from here on all are
+      found.count = j;  // all later ones are far, too
       token[j] = runner.race(*rows.passes, law, *stream, token, j).id;
       if (token[j] < 0) break;
       found.count = j + 1;
@@ -54,7 +54,7 @@ void draw(const RowRunner& runner, const RowArgs& a, int64_t i, const Law& law, 
     for (int j = 0; j < k; ++j) token[j] = best[j].id;
   } else if (a.op == RowOp::kTop) {
     if (k > 1) arrivals(runner, a.rows, law, nullptr, k - 1, token, score);
-    const bool left = k == 1 || token[k - 2] >= 0;  // otherwise the likeliest are all there is
+    const bool left = k == 1 || token[k - 2] >= 0;  // otherwise there are no other tokens
     token[k - 1] = -1;
     if (left && (k == 1 || law.only < 0)) token[k - 1] = runner.race(*a.rows.passes, law, a.stream(i, k - 1), token, k - 1).id;
   } else {

@@ -1,4 +1,4 @@
-// verify on the CPU: a scheme's round on each request.
+// The op verify on the CPU: runs the scheme's round for each request.
 #include "device.h"
 
 #include "../verify_op.h"
@@ -13,7 +13,7 @@ constexpr Round kRounds[] = {
 #undef SPS_ROUND
 };
 
-// Log-probabilities of what was emitted, under the target's law or the raw one.
+// Log-probabilities of the emitted tokens, under the target's law or the raw one.
 void fill_logprobs(const Request& request, const CpuExecutor& ex, const Sampling& sampling, const Output& out, float* value) {
   int node = -1;
   for (int depth = 0; depth <= request.max_depth && out.tokens.data[depth] >= 0; ++depth) {
@@ -30,7 +30,7 @@ void run_round(const VerifyArgs& a, const Tensor&) {
   std::fill(a.out_tokens, a.out_tokens + a.batch * width, -1);
   std::fill(a.out_nodes, a.out_nodes + a.batch * a.max_depth, -1);
   if (a.logprobs) std::fill(a.out_logprobs, a.out_logprobs + a.batch * width, 0.f);
-  std::vector<int64_t> before(a.cu_rows ? a.batch + 1 : 0);  // nodes of the requests before
+  std::vector<int64_t> before(a.cu_rows ? a.batch + 1 : 0);  // nodes of the preceding requests
   for (int64_t b = 0; a.cu_rows && b < a.batch; ++b) before[b + 1] = before[b] + a.nodes_of(b);
   std::vector<Sampling> draft_sampling{a.draft_sampling.numbers};
   if (a.draft_sampling.values) draft_sampling.clear();

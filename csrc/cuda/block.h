@@ -1,8 +1,8 @@
-// The team as a unit: reductions and values computed once.
+// The team as a unit: reductions, and values computed once.
 //
-// Every function here is collective: all threads of the team's crews call it (of one crew, where it says so), with the same
-// control flow, and all of them get the result. Nothing depends on how many threads or blocks there are, down to the last bit:
-// floating-point sums are sums of tiles (sums.h), and what the threads themselves merge is a maximum, a count or a sum of integers.
+// Every function here is collective: all threads of the team's crews (of one crew, where noted) call it with the same control
+// flow, and all of them get the result. Results do not depend on the number of threads or blocks, down to the last bit:
+// floating-point sums are sums of tiles (sums.h), and the threads themselves merge only maxima, counts and sums of integers.
 #pragma once
 #include "team.h"
 
@@ -10,7 +10,7 @@ namespace SPS_NAMESPACE {
 
 constexpr uint32_t kFullWarp = 0xFFFFFFFFu;
 
-// Shares the work on a coupling (coupling.h).
+// Shares the work on a coupling (coupling.h) among a crew's threads.
 struct Crew {
   static constexpr bool kOne = false;
   SPS_DEVICE int rank() const { return thread_id(); }
@@ -38,7 +38,7 @@ SPS_DEVICE T warp_sum(T v) {  // the same bits in every lane: both sides of an e
   return v;
 }
 
-// A number that one thread of a crew computes: exp and log in double are dear on small GPUs.
+// A number computed by one thread of a crew: exp and log in double are expensive on small GPUs.
 template <class F>
 SPS_DEVICE double once(Scratch& s, const F& f) {
   if (thread_id() == 0) s.once = f();
@@ -48,13 +48,13 @@ SPS_DEVICE double once(Scratch& s, const F& f) {
   return value;
 }
 
-// Writes a value that all lanes of a warp have to the same place in every block's shared memory.
+// Writes a value that all lanes of a warp hold to the same place in every block's shared memory.
 template <class T>
 SPS_DEVICE void tell(T& place, const T& value) {
   if (lane_id() < team_size()) at_rank(place, lane_id()) = value;
 }
 
-// Warps of the team: which one this is, and how many.
+// This warp's index in the team, and the number of the team's warps.
 SPS_DEVICE int team_warp() { return team_rank() * warp_count() + warp_id(); }
 SPS_DEVICE int team_warps() { return team_size() * warp_count(); }
 
@@ -68,7 +68,7 @@ SPS_DEVICE float team_max(Scratch& s, float v) {
   return v;
 }
 
-// Of one block's crew.
+// The sum over one block's crew.
 SPS_DEVICE int64_t crew_sum(Scratch& s, int64_t v) {
   v = warp_sum(static_cast<long long>(v));
   if (lane_id() == 0) s.whole[warp_id()] = v;
@@ -98,15 +98,15 @@ SPS_DEVICE Best team_best(Scratch& s, Best v) {
   return v;
 }
 
-// A bin of the histograms that the team's blocks have in shared memory, added up.
+// One bin, summed over the histograms in the shared memory of the team's blocks.
 SPS_DEVICE unsigned long long team_bin(Scratch& s, int i) {
   unsigned long long sum = 0;
   for (int rank = 0; rank < team_size(); ++rank) sum += at_rank(s.histogram[i], rank);
   return sum;
 }
 
-// The team's blocks have each counted their tokens in s.histogram: each then has the sums of all. Every bin is added up by one
-// thread, which alone reads and writes it in all blocks.
+// Merge the blocks' counts in s.histogram, so that every block has the sums over all. Each bin is summed by one thread, which
+// alone reads and writes it in all blocks.
 SPS_DEVICE void merge_histograms(Scratch& s, int bins) {
   SPS_TEAM_BARRIER(s);
   if (team_size() > 1) {
@@ -118,14 +118,14 @@ SPS_DEVICE void merge_histograms(Scratch& s, int bins) {
   }
 }
 
-// Floats as integers in the same order (-0 below 0), for atomicMax.
+// A float as an integer that orders the same way (-0 below 0), for atomicMax.
 SPS_DEVICE int ordered(float x) {
   const int b = static_cast<int>(__float_as_uint(x));
   return b < 0 ? b ^ 0x7FFFFFFF : b;
 }
 SPS_DEVICE float from_ordered(int b) { return __uint_as_float(static_cast<uint32_t>(b < 0 ? b ^ 0x7FFFFFFF : b)); }
 
-// A value of shared memory that other threads are raising meanwhile: any of its values will do.
+// A value in shared memory that other threads may be raising concurrently: any of its values is acceptable.
 SPS_DEVICE int current(const int& value) {
 #if defined(__CUDACC__)
   return *const_cast<const volatile int*>(&value);

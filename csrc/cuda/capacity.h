@@ -1,4 +1,4 @@
-// What a GPU allows a kernel, found at the first call on it, and how a kernel is launched.
+// What a GPU allows a kernel, determined at the first call on that device, and how a kernel is launched.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <torch/headeronly/util/Exception.h>
@@ -47,10 +47,10 @@ struct Setting {
 // What the GPU and the compiled kernel allow.
 struct Capacity {
   bool teams = false;         // the kernel was compiled for compute capability 9.0 or later
-  int of[kMaxTeam + 1] = {};  // teams of so many blocks that run at once
+  int of[kMaxTeam + 1] = {};  // by size: how many teams of so many blocks can run at once
 
-  // Blocks of a team (team.h): the most for which there is room, so that no team waits for another, and for which a row is long
-  // enough to give each thread something.
+  // Blocks per team (team.h): the most for which all teams run at once, so that none waits for another, and for which a row is
+  // long enough to give each thread work.
   int team(int64_t count, int64_t vocab) const {
     int size = kMaxTeam;
     while (size > 1 && (count > of[size] || vocab < static_cast<int64_t>(size) * kCrew * kUnit)) size /= 2;
@@ -66,13 +66,13 @@ inline Capacity find_capacity(const void* kernel, int32_t device) {
                   attribute(cudaDevAttrComputeCapabilityMajor, device), ".", attribute(cudaDevAttrComputeCapabilityMinor, device),
                   ": specsample.build_info() says for which they were compiled; backend='triton' compiles for this one");
   check(error, "kernel attributes");
-  // A kernel made from the text of an older architecture knows blocks alone.
+  // A kernel compiled from the PTX of an older architecture cannot use clusters.
   capacity.teams = attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9 && attributes.ptxVersion >= 90;
   for (int team = 2; capacity.teams && team <= kMaxTeam; team *= 2) {
     const Setting setting(team, team, false, nullptr);
     int clusters = 0;
     if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &setting.config) != cudaSuccess) {
-      cudaGetLastError();  // none of this size
+      cudaGetLastError();  // clears the error: no clusters of this size
       break;
     }
     capacity.of[team] = std::min(clusters, processors(device) / team);
@@ -80,8 +80,8 @@ inline Capacity find_capacity(const void* kernel, int32_t device) {
   return capacity;
 }
 
-// All kernels of the extension, each with what it was found to be allowed on a device. The first call on a device asks for all of
-// them, which loads them: a stream that is being captured into a graph may come to any of them first, and must not load it.
+// All kernels of the extension, with each kernel's capacity on each device. The first call on a device queries all of them, which
+// loads them: a stream that is being captured into a graph may then use any of them, and must not load one.
 class Kernels {
  public:
   static Kernels& all() {
@@ -98,7 +98,7 @@ class Kernels {
     STD_TORCH_CHECK(capture == cudaStreamCaptureStatusNone,
                     "specsample: the first call on a device cannot be captured into a CUDA graph, since it loads the kernels; call "
                     "any function on this device once before");
-    std::map<const void*, Capacity> capacities;  // known only once all of it is: what throws here is tried again
+    std::map<const void*, Capacity> capacities;  // stored only once complete, so that a failure here is retried
     for (const void* each : kernels_) capacities[each] = find_capacity(each, device);
     return known_.emplace(device, std::move(capacities)).first->second.at(kernel);
   }

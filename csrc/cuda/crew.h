@@ -1,11 +1,11 @@
-// What the crew does: the law of a row, and the loop that takes the conductor's orders.
+// The crew's work: the law of a row, and the loop that executes the conductor's orders.
 #pragma once
 #include "filters.h"
 #include "race_pass.h"
 
 namespace SPS_NAMESPACE {
 
-// The law of a row that must be read for it; its mass only when `normalised`.
+// The law of a row, for laws that require reading it; its mass is computed only if `normalised`.
 SPS_DEVICE Law law_of(Scratch& s, const Rows& rows, int64_t index, const Sampling& sampling, bool normalised) {
   Law law = Law::unread(rows.at(index), rows.vocab, sampling);
   const bool greedy = sampling.greedy(), filtered = !greedy && sampling.filters(rows.vocab);
@@ -21,7 +21,7 @@ SPS_DEVICE Law law_of(Scratch& s, const Rows& rows, int64_t index, const Samplin
     return law;
   }
   const bool infinite = law.max >= kLargest;
-  if (infinite) {  // +inf logits share all the mass
+  if (infinite) {  // +inf logits share all mass
     law.cutoff = kLargest, law.scale = 0;
   } else if (filtered) {
     law.cutoff = filter_cutoff(s, law, rows.dtype, sampling);
@@ -30,7 +30,7 @@ SPS_DEVICE Law law_of(Scratch& s, const Rows& rows, int64_t index, const Samplin
   return law;
 }
 
-// kRound: of rounds; rows have a law, a race and an order alone.
+// kRound: with the tasks of rounds; row operations need only laws, races and the next likeliest token.
 template <bool kRound>
 SPS_DEVICE void crew(Scratch& s) {
   const Order& o = *s.order;
@@ -53,7 +53,7 @@ SPS_DEVICE void crew(Scratch& s) {
         if (thread_id() == 0) *s.law = rest;
       } else if (task == Task::kHistogram) {
         value = histogram(s, o);
-      } else {  // O(bins): by one block, of whose result the others learn
+      } else {  // O(bins): done by one block, which passes the result to the others
         if (team_rank() == 0) {
           if (task == Task::kThreshold) {
             value = o.coupling.kseq_threshold(Crew());

@@ -1,5 +1,5 @@
-// Debugging aids: environment variables that change how kernels are launched, and nothing of what they return, so that a fault can
-// be bisected. Read once, at the first launch; README names them too.
+// Debugging aids: environment variables that change how kernels are launched, but not what they return, so that a fault can be
+// bisected. Read once, at the first launch; the README lists them too.
 #pragma once
 #include <cstdint>
 #include <cstdio>
@@ -13,13 +13,13 @@
 namespace SPS_NAMESPACE {
 
 struct Overrides {
-  int team;  // SPECSAMPLE_TEAM = 1, 2, 4 or 8: blocks of a team (team.h), in every launch; -1: by the number and length of the rows
-  int ahead;  // SPECSAMPLE_AHEAD = 0 or 1: never, or always, all rows before the round; -1: by the number of rows
-  int early;  // SPECSAMPLE_EARLY = 0 or 1: no launch begins before the one before has ended, or that of a round does; -1: the latter
-  bool trace;  // SPECSAMPLE_TRACE = 1: a line on stderr for each launch
+  int team;  // SPECSAMPLE_TEAM = 1, 2, 4 or 8: blocks per team (team.h) in every launch; -1: by the number and length of rows
+  int ahead;  // SPECSAMPLE_AHEAD = 0 or 1: never, or always, process all rows before the round; -1: by the number of rows
+  int early;  // SPECSAMPLE_EARLY = 0: no launch begins before its predecessor ends; 1 or -1: a round's launch may
+  bool trace;  // SPECSAMPLE_TRACE = 1: one line on stderr per launch
 };
 
-// The variable's value, which is one of `allowed`, or -1 where it is not set.
+// The variable's value, which must be one of `allowed`, or -1 if it is not set.
 inline int override_of(const char* name, std::initializer_list<int> allowed) {
   const char* text = std::getenv(name);
   if (!text || !*text) return -1;

@@ -1,4 +1,4 @@
-// CUDA as a device of the ops: what csrc/arguments.h asks of each, and launches on the current stream. Nothing here waits for the GPU.
+// CUDA as a device of the ops: what csrc/arguments.h requires of each, and launches on the current stream. Never waits for the GPU.
 #pragma once
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -10,7 +10,7 @@
 #include "debug.h"
 #include "protocol.h"
 
-#if !defined(SPS_DISPATCH_KEY)  // else csrc/emulator/ptx/on_cpu.h came before
+#if !defined(SPS_DISPATCH_KEY)  // else csrc/emulator/ptx/on_cpu.h was included first
 #define SPS_LIBRARY SPS_OPS
 #define SPS_DISPATCH_KEY CUDA
 
@@ -46,7 +46,7 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// A kernel that takes Args: one object for each, made before main.
+// A kernel that takes Args: one static object per kernel, constructed before main.
 template <class Args>
 class Kernel {
   static_assert(sizeof(Args) <= 4096, "what every driver and architecture takes of a kernel's arguments");
@@ -54,8 +54,8 @@ class Kernel {
  public:
   explicit Kernel(void (*kernel)(Args)) : kernel_(kernel) { Kernels::all().add(address()); }
 
-  // `teams` teams on a device, on its current stream. `early`: they may begin before the launch before has ended, and wait for it
-  // themselves (await_launch_before); they do so once all of that launch's blocks let them (let_next_begin).
+  // Launch `teams` teams on a device's current stream. `early`: they may begin before the preceding launch has ended, as soon as all
+  // its blocks allow it (let_next_begin), and then wait for it themselves (await_launch_before).
   void launch(const Args& args, int64_t teams, int64_t vocab, int32_t device, bool early = false) const {
     if (teams == 0) return;
     STD_TORCH_CHECK(teams <= INT32_MAX, "specsample: more than 2^31 - 1 rows in one call");

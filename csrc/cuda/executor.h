@@ -1,7 +1,7 @@
-// The conductor's side: orders to the crew, and the CUDA executor of one request (see walk.h) made of them.
+// The conductor's side: orders to the crew, and the CUDA executor of one request (see walk.h), built on them.
 //
-// All lanes of the conductor, and of the conductors of all blocks of a team, call these functions, with the same values, and get the
-// same results.
+// All lanes of the conductor, and of the conductors of all blocks of a team, call these functions with the same arguments and get
+// the same results.
 #pragma once
 #include <type_traits>
 
@@ -20,7 +20,7 @@ class Conductor {
     ask(Task::kLaw, rows.dtype, [&](Order& o) { o.rows = rows, o.row = row, o.sampling = sampling, o.normalised = normalised; });
     return *s.law;
   }
-  // Winner of a race over a law; without a winner its id is -1. level: what is known of the logit that scores are relative to.
+  // The winner of a race over a law; its id is -1 if there is none. level: the logit that scores are relative to, if known.
   SPS_DEVICE Best race(const Law& law, int dtype, const Stream& stream, const Skip& skip = Skip(), float level = 0) const {
     if (law.broken) return Best::none();
     if (law.only >= 0) return skip.count ? Best::none() : Best{0, law.only};
@@ -40,7 +40,7 @@ class Conductor {
   }
 
  protected:
-  // `fill` writes the order. What the crew finds is read elsewhere: lanes may still read it when the next order is written.
+  // `fill` writes the order. Results have separate storage: lanes may still be reading them when the next order is written.
   template <class F>
   SPS_DEVICE void ask(Task task, int dtype, const F& fill) const {
     if (lane_id() == 0) {
@@ -53,16 +53,16 @@ class Conductor {
   }
 };
 
-// Doubles of a coupling's memory: ratios in two places, which couplings of every size share, and the rest.
+// Doubles of a coupling's memory: two buffers of ratios, at places independent of the coupling's size, and the rest.
 constexpr SPS_HD int64_t coupling_memory(int64_t most_bins) { return 2 * most_bins + coupling_scratch(most_bins); }
 
 class CudaExecutor : public Conductor {
  public:
-  // `memory`: of couplings of at most so many bins (coupling_memory); null where the scheme needs none.
+  // `memory`: for couplings of at most `most_bins` bins (coupling_memory); null if the scheme needs none.
   SPS_DEVICE CudaExecutor(Scratch& scratch, double* memory, int most_bins)
       : Conductor(scratch), memory_(memory), most_bins_(most_bins) {}
 
-  // Asks at once for what was found ahead and for the logits of drafted tokens: a walk would wait for one after the other.
+  // Prefetches the results computed ahead and the logits of drafted tokens all at once: a walk would wait for one after another.
   SPS_DEVICE void prefetch_walk() const {
     const Request& request = *s.request;
     const Inputs& in = *s.inputs;
@@ -74,7 +74,7 @@ class CudaExecutor : public Conductor {
     }
     SPS_BARRIER();
   }
-  // A law that was computed ahead may have a mass that was not asked for.
+  // A law that was computed ahead may have a mass even if not requested.
   SPS_DEVICE Law target(int row, bool normalised) {
     const Inputs& in = *s.inputs;
     row_ = row;
@@ -95,8 +95,8 @@ class CudaExecutor : public Conductor {
     }
     return in.draft_ahead ? in.draft_ahead[row].law : law(in.draft, row, own, true);
   }
-  // For another launch: what it then finds in `target_ahead` or `draft_ahead`. The law has a mass, or there is a race. Where kept
-  // statistics serve, none is looked for.
+  // Compute for a later launch what it reads from `target_ahead` or `draft_ahead`: a law with its mass, or a law and a race. Skipped
+  // where kept statistics suffice.
   SPS_DEVICE void run_ahead(bool of_draft, int64_t row, bool races) const {
     const Inputs& in = *s.inputs;
     const Sampling own = of_draft ? draft_sampling(row) : in.sampling;
@@ -114,17 +114,17 @@ class CudaExecutor : public Conductor {
   SPS_DEVICE bool accept(int node, double numerator, double denominator) const {
     return stream(kAccept, 0, node).uniform(0) * denominator < numerator;
   }
-  // The winner over the least clock of several lists is the best of their winners.
+  // The winner on the minimum of several lists' clocks is the best of their winners.
   SPS_DEVICE int64_t clock_race(const Law& law, int depth, const int64_t* lists = nullptr, int count = 0) const {
     const Inputs& in = *s.inputs;
     if (in.target_ahead && count == 0 && law.row == in.target.at(row_) && in.target_ahead[row_].depth == depth)
       return in.target_ahead[row_].winner;
     Best best = Best::none();
-    float level = 0;  // of all of them, or a score relative to the largest logit would meet one that is not
+    float level = 0;  // the same for all lists: scores relative to different logits cannot be compared
     for (int i = 0; i < (count > 0 ? count : 1); ++i) {
       const Best found = race(law, dtype(), stream(kClock, depth, count > 0 ? lists[i] : 0), Skip(), level);
       const float own = law.broken || law.only >= 0 ? level : s.level;
-      if (own != level && i > 0) {  // those that were run before, again
+      if (own != level && i > 0) {  // rerun the earlier lists at this level
         best = Best::none(), i = -1;
       } else {
         best.merge(found);
@@ -137,7 +137,7 @@ class CudaExecutor : public Conductor {
     if (target.only >= 0) return target.only;
     if (target.broken) return -1;
     Skip skip{target.without, target.without_count};
-    // Where the only draft has no weight left, the others' weights are the target's.
+    // If the one-hot draft's token has no weight left, the other tokens' weights are the target's.
     if (draft.only >= 0 && !(residual.weight(prob(target, draft.only), 1) > 0)) skip.one = draft.only;
     ask(Task::kRace, dtype(), [&](Order&) {
       Race& race = *s.race;
@@ -202,7 +202,7 @@ class CudaExecutor : public Conductor {
   }
   SPS_DEVICE double place(int node) const { return stream(kSelect, 0, node).uniform(0); }
   SPS_DEVICE double move(int node) const { return stream(kSelect, 0, node).uniform(1); }
-  // Ratios have two places: these stay where they are, and the next ones go to the other.
+  // Ratios are double-buffered: these stay in place, and the next ones go to the other buffer.
   SPS_DEVICE double* keep_ratios(const Coupling& coupling) {
     others_ = !others_;
     return coupling.ratio;
@@ -229,12 +229,12 @@ class CudaExecutor : public Conductor {
     const double* p = in.draft_sampling + in.draft_first + row * in.draft_step;
     return Sampling{p[0], p[in.draft_columns], p[2 * in.draft_columns], p[3 * in.draft_columns]};
   }
-  // Kept statistics serve where float32 determines the law to 1e-6; other rows are read again.
+  // Kept statistics are used if float32 determines the law to 1e-6; other rows are read again.
   SPS_DEVICE bool keeps(int64_t row, const Sampling& own) const {
     const Inputs& in = *s.inputs;
     return in.kept_max && !own.greedy() && fabsf(in.kept_logsumexp[row]) <= kMaxLogsumexp;
   }
-  // Of the first node that has this target row; -1 where there is none.
+  // The depth of the first node that has this target row (the root's is 0); -1 if there is none.
   SPS_DEVICE int depth_of(int64_t row) const {
     const Request& request = *s.request;
     for (int node = -1; node < request.nodes; ++node) {
@@ -265,7 +265,7 @@ class CudaExecutor : public Conductor {
   double* memory_;
   int most_bins_;
   bool others_ = false;
-  int row_ = 0;  // of the target's law that was asked for last
+  int row_ = 0;  // the target row requested last
 };
 
 }  // namespace SPS_NAMESPACE

@@ -1,4 +1,4 @@
-// Instructions that C++ has no name for, and on the CPU what stands for them.
+// Instructions that C++ cannot express, and their substitutes on the CPU.
 #pragma once
 #include "block.h"
 
@@ -17,7 +17,7 @@ SPS_DEVICE float exp2_fast(float x) {
 #endif
 }
 
-// log2 x by the special-function unit: off by at most 2^-21 or 2^-21 of itself; -inf below 2^-126.
+// log2 x by the special-function unit: absolute or relative error at most 2^-21; -inf below 2^-126.
 SPS_DEVICE float log2_fast(float x) {
 #if defined(__CUDACC__)
   float y;
@@ -43,7 +43,7 @@ SPS_DEVICE float reciprocal_fast(float x) {
 #endif
 }
 
-// max(x, 0), but NaN stays.
+// max(x, 0), but NaN is kept.
 SPS_DEVICE float positive(float x) {
 #if defined(__CUDACC__)
   float y;
@@ -61,7 +61,7 @@ SPS_DEVICE float from_float16(uint32_t bits) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(static_cast<uint16_t>(bits)));
   return y;
 #else
-  // Exponent and mantissa moved up; a multiplication rescales them, subnormals included. Infinities and NaN keep theirs.
+  // Exponent and mantissa are shifted up; a multiplication rescales them, subnormals included. Infinities and NaN are kept.
   const uint32_t magnitude = (bits & 0x7FFFu) << 13, sign = (bits & 0x8000u) << 16;
   const uint32_t value =
       magnitude >= 0x0F800000u ? magnitude | 0x7F800000u : __float_as_uint(__uint_as_float(magnitude) * 0x1p112f);
@@ -69,7 +69,7 @@ SPS_DEVICE float from_float16(uint32_t bits) {
 #endif
 }
 
-// The larger ones of two pairs of 16-bit floats; NaN never wins over a number.
+// Elementwise maximum of two pairs of 16-bit floats; NaN never wins over a number.
 template <bool kBrain>
 SPS_DEVICE uint32_t max_pairs(uint32_t a, uint32_t b) {
 #if defined(__CUDACC__)
@@ -87,7 +87,7 @@ SPS_DEVICE uint32_t max_pairs(uint32_t a, uint32_t b) {
 #endif
 }
 
-// The largest of a warp's floats, none of them NaN: integers in the same order take one instruction for all lanes.
+// The largest of a warp's floats, none of them NaN: as integers in the same order, one instruction reduces all lanes.
 SPS_DEVICE float warp_max_fast(float v) {
 #if defined(__CUDACC__)
   return from_ordered(__reduce_max_sync(kFullWarp, ordered(v)));
@@ -96,7 +96,8 @@ SPS_DEVICE float warp_max_fast(float v) {
 #endif
 }
 
-// A value that all lanes of a warp have alike. How it came about is hidden: a loop keeps it instead of computing it again.
+// A value that is equal in all lanes of a warp. Hides its origin from the compiler, so that a loop keeps it in a register instead of
+// recomputing it.
 SPS_DEVICE uint32_t of_warp(uint32_t v) {
 #if defined(__CUDACC__)
   return __reduce_or_sync(kFullWarp, v);
@@ -105,8 +106,8 @@ SPS_DEVICE uint32_t of_warp(uint32_t v) {
 #endif
 }
 
-// Adds to a sum of 64 bits in shared or global memory, of which the GPU adds only 32 at once: the lower half tells the carry.
-// The sum is whole after the next barrier.
+// Adds to a 64-bit sum in shared or global memory, with 32-bit atomics: the old value of the lower half gives the carry.
+// The sum is consistent after the next barrier.
 SPS_DEVICE void add_wide(unsigned long long* sum, unsigned long long value) {
   uint32_t* const half = reinterpret_cast<uint32_t*>(sum);
   const uint32_t low = static_cast<uint32_t>(value), old = atomicAdd(half, low);

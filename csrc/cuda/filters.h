@@ -1,29 +1,29 @@
-// Top-k, top-p and min-p as one cut-off a row: exactly, ties kept, and without a copy of the row.
+// Top-k, top-p and min-p as one cut-off per row: exact, with ties kept, and without copying the row.
 //
-// Both searches are one: the smallest logit z such that what the tokens strictly above z weigh stays below a goal, where a
-// token weighs 1 (top-k, goal k) or its probability (top-p). Logits are read as integers in the same order and z is found
-// digit by digit, each digit by a histogram of the weights of the tokens that share the digits before. Weights are added in
+// Top-k and top-p are one search: for the smallest logit z such that the total weight of tokens strictly above z stays below a
+// goal, where a token weighs 1 (top-k, goal k) or its probability (top-p). Logits are mapped to integers in the same order, and z
+// is found digit by digit, each by a histogram of the weights of the tokens that share the earlier digits. Weights are added in
 // fixed point, so that no sum depends on the order in which the threads run.
 #pragma once
 #include "sums.h"
 
 namespace SPS_NAMESPACE {
 
-// A weight of 1 in fixed point: as large as lets the weights of a whole row fit 62 bits.
+// A weight of 1 in fixed point: the largest for which the weights of a whole row fit 62 bits.
 SPS_DEVICE float fixed_one(int64_t vocab) {
   const int bits = 64 - __clzll(static_cast<long long>(vocab));
   return __uint_as_float(static_cast<uint32_t>(127 + 62 - bits) << 23);
 }
 
-// Unsigned integers in the order of the floats; -0 and 0 are equal.
+// An unsigned integer that orders like the float; -0 and 0 are equal.
 SPS_DEVICE uint32_t order_key(float z) {
   const uint32_t b = __float_as_uint(z + 0.f);
   return b & 0x80000000u ? ~b : b | 0x80000000u;
 }
 SPS_DEVICE float from_order_key(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key); }
 
-// The bin in which the goal is crossed: the last one that is not empty and above which less than the goal lies. One warp
-// reads the histogram from the top. Sets s.bin (-1: all bins are empty) and s.above.
+// Finds the bin in which the goal is crossed: the last non-empty one with less than the goal above it. One warp reads the
+// histogram from the top. Sets s.bin (-1: all bins are empty) and s.above.
 SPS_DEVICE void find_bin(Scratch& s, int bins, int top, unsigned long long above, double goal) {
   if (warp_id() == 0) {
     int found = -1;
@@ -52,8 +52,8 @@ SPS_DEVICE void find_bin(Scratch& s, int bins, int top, unsigned long long above
   SPS_CREW_BARRIER();
 }
 
-// The smallest logit >= bound above which less than `goal` lies; -FLT_MAX where there is no token at all, or, with
-// `all_below`, where all tokens together do not reach the goal.
+// The smallest logit >= bound with less than `goal` above it; -FLT_MAX if there is no token at all or, with `all_below`, if all
+// tokens together do not reach the goal.
 template <class Weigh>
 SPS_DEVICE float select(Scratch& s, const Law& law, int dtype, float bound, double goal, bool all_below, const Weigh& weigh) {
   uint32_t prefix = 0, mask = 0;
@@ -89,22 +89,22 @@ SPS_DEVICE float select(Scratch& s, const Law& law, int dtype, float bound, doub
   }
 }
 
-// A bound that at least k logits reach: the k-th largest of the maxima of a crew's threads, of the crew where that is largest.
-// -FLT_MAX for k above their number.
+// A bound that at least k logits reach: the k-th largest of the maxima of a crew's threads, for the crew where it is largest.
+// -FLT_MAX if k exceeds the number of threads.
 SPS_DEVICE float kth_bound(Scratch& s, const Law& law, int dtype, double k) {
   if (k > thread_count()) return -FLT_MAX;
   const float top = clamp_logit(fmaxf(thread_top(law.row, dtype, law.vocab), -FLT_MAX));
   float* maxima = reinterpret_cast<float*>(s.histogram);
   maxima[thread_id()] = top;
   SPS_CREW_BARRIER();
-  int larger = 0;  // or equal and of a lower thread, so that every rank is taken once
+  int larger = 0;  // or equal with a lower thread id, so that every rank is unique
   for (int i = 0; i < thread_count(); ++i) larger += maxima[i] > top || (maxima[i] == top && i < thread_id());
   if (larger + 1 == static_cast<int>(k)) s.once = top;
   SPS_CREW_BARRIER();
   return team_max(s, static_cast<float>(s.once));
 }
 
-// What the filters keep of a row whose maximum is finite; law.max and law.scale are set, nothing is filtered yet.
+// The cut-off of the filters for a row with a finite maximum; law.max and law.scale are set, nothing is filtered yet.
 SPS_DEVICE float filter_cutoff(Scratch& s, Law law, int dtype, const Sampling& sampling) {
   if (sampling.by_k(law.vocab)) {
     const double k = floor(sampling.top_k);
@@ -115,7 +115,7 @@ SPS_DEVICE float filter_cutoff(Scratch& s, Law law, int dtype, const Sampling& s
     const double mass = kept_mass<true>(s, law, dtype);
     const double top_p = sampling.top_p > 0 ? sampling.top_p : 0, goal = top_p * (1 - kSlack) * mass;
     if (goal > 0) {
-      // The tokens at or below the answer hold at least mass - goal, so its weight is at least their V-th part.
+      // The tokens at or below the answer hold at least mass - goal, so its weight is at least (mass - goal) / V.
       const double room = 1e-3 * (1 + 1 / law.scale + fabs(static_cast<double>(law.max)));
       const double least =
           law.max + once(s, [&] { return log((mass - goal) / static_cast<double>(law.vocab)) / law.scale; }) - room;

@@ -1,4 +1,4 @@
-// What all kernels share: the executor, their arguments, and the block's shared memory.
+// Shared by all kernels: the executor, the arguments, and the block's shared memory.
 #pragma once
 #include "executor.h"
 

@@ -1,9 +1,9 @@
-// What a block keeps in shared memory.
+// The contents of a block's shared memory.
 //
 // The last warp of a block, the conductor, runs the scheme and its scalars; the other threads, the crew, run the passes over rows.
-// The conductor writes an order here and meets the crew at a barrier, they meet again when it is done. So a kernel holds each
-// pass once, whatever the number of schemes, and the registers of a pass are not the scheme's. Where several blocks are a team
-// (team.h), each has a conductor, and all of them come to the same orders: what they decide by is what all crews have found.
+// The conductor writes an order here and meets the crew at a barrier; they meet again when it is done. So a kernel contains each
+// pass once, whatever the number of schemes, and passes and schemes do not compete for registers. If several blocks form a team
+// (team.h), each has a conductor, and all of them issue the same orders: their decisions depend only on the crews' joint results.
 #pragma once
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -25,9 +25,9 @@ constexpr int kMaxWarps = kCrew / 32;
 constexpr int kMaxWarps = 32;
 #endif
 constexpr int kMaxTiles = 256;
-constexpr int kBins = 2048;        // of a digit of the selection (filters.h)
-constexpr int kShared = 1040;      // bins of a coupling whose histogram is taken in shared memory (ratios.h)
-constexpr int kBounds = 8;         // of a race, that a thread keeps (race_pass.h)
+constexpr int kBins = 2048;        // values of a digit in the selection (filters.h)
+constexpr int kShared = 1040;      // most bins of a coupling whose histogram fits in shared memory (ratios.h)
+constexpr int kBounds = 8;         // bounds of a race that a thread keeps (race_pass.h)
 constexpr int kCandidates = 640;   // tokens of a race that may have won
 constexpr int kRoom = 640;
 
@@ -41,7 +41,7 @@ struct Rows {
   SPS_HD const void* at(int64_t row) const { return data + row * stride; }
 };
 
-// Winner of a race: the largest score log w - log E, the lowest id on ties.
+// The winner of a race: the largest score log w - log E, lowest id on ties.
 struct Best {
   double score;
   int64_t id;
@@ -56,11 +56,11 @@ struct Best {
 };
 
 struct Candidate {
-  float above;  // its score, in log2, is at most this
+  float above;  // an upper bound on its score, in log2
   int32_t id;
 };
 
-// Tokens that take no part in a pass.
+// Tokens that a pass skips.
 struct Skip {
   const int64_t* token = nullptr;
   int64_t count = 0;
@@ -76,19 +76,19 @@ struct Skip {
   }
 };
 
-// What turns the weights of a target and a draft into probabilities.
+// The factors that turn the weights of a target and a draft into probabilities.
 struct Norms {
   double t = 1, d = 1;
   SPS_DEVICE static Norms of(const Law& target, const Law& draft) { return Norms{1 / target.mass, 1 / draft.mass}; }
 };
 
-// The law of the selected draw, b = ratio of the bin times d; no ratios: b = d.
+// The law of the selected draw, b = (ratio of the bin) d; without ratios b = d.
 struct BinRatios {
   const double* of_bin = nullptr;
   Binning binning;
 };
 
-// What a race over a row is run on; race_pass.h. (Like Law without padding.)
+// The inputs of a race over a row; see race_pass.h. (Like Law, without padding.)
 struct Race {
   Law target;
   int64_t residual = false;  // weights are max(scale t - b, floor t, 0) instead of t; the laws then have masses
@@ -97,24 +97,24 @@ struct Race {
   Norms norms;
   BinRatios ratios;
   Stream stream;
-  float level = 0;  // logits are read relative to this one
+  float level = 0;  // logits are taken relative to this one
   Skip skip;
 
   SPS_DEVICE explicit Race(const Law& law, const Stream& clocks, const Skip& without)
       : target(law), stream(clocks), skip(without) {}
 };
 
-// A value of shared memory, which may not have a constructor: one thread sets it.
+// A value in shared memory, where constructors are not allowed: one thread sets it.
 template <class T>
 struct Stored {
   alignas(T) unsigned char bytes[sizeof(T)];
   SPS_DEVICE T& operator*() { return *reinterpret_cast<T*>(bytes); }
 };
 
-// The crew's work: see crew.h.
+// The crew's tasks; see crew.h.
 enum class Task : int { kLeave, kLaw, kLikeliest, kRace, kMass, kRest, kHistogram, kSolve, kThreshold };
 
-// What the conductor asks the crew for.
+// An order from the conductor to the crew.
 struct Order {
   Task task;
   int dtype;
@@ -122,33 +122,33 @@ struct Order {
   int64_t row;
   Sampling sampling;
   bool normalised;
-  Law law, draft;  // the other tasks: of one law, or two
+  Law law, draft;  // the other tasks: one law, or two
   Norms norms;
-  double scale;    // kMass: of the target in the residual
+  double scale;    // kMass: factor of the target in the residual
   BinRatios ratios;
   Skip skip;
   float after_z;   // kLikeliest: tokens after this one
   int64_t after_id;
-  double beyond, point;  // kHistogram: what the draft has beyond the target's vocabulary, or the target's share of the only draft
+  double beyond, point;  // kHistogram: draft mass beyond the target's vocabulary; target probability of a one-hot draft
   Coupling coupling;
 };
 
-// Of a row, computed by a launch before the round's: its law and, for the race, the winner at the depth where the row is come to.
+// Results for a row, computed by a launch before the round's: its law and, for the race, the winner at the row's depth.
 struct Ahead {
   Law law;
   int64_t winner, depth;  // depth -1: no race was run
 };
 
-// What the executor reads of a request (executor.h), beside `Request`.
+// The executor's inputs for a request (executor.h), besides `Request`.
 struct Inputs {
   Rows target, draft;  // from the request's first row
   Sampling sampling;
-  // Of the draft rows: float64 [4, columns], a row's column at draft_first + row * draft_step; null: the numbers serve all.
+  // For the draft rows: float64 [4, columns], a row's column at draft_first + row * draft_step; null: draft_numbers for all.
   Sampling draft_numbers;
   const double* draft_sampling;
   int64_t draft_columns, draft_first, draft_step;
   const float *kept_max, *kept_logsumexp, *kept_cutoff;  // RowStats of the draft rows, or null
-  Ahead *target_ahead, *draft_ahead;  // of the rows; or null
+  Ahead *target_ahead, *draft_ahead;  // results for the rows, or null
 };
 
 struct Scratch {
@@ -161,36 +161,36 @@ struct Scratch {
   };
   double tile_sum[kMaxTiles], other_sum[kMaxTiles];
   float tile_max[kMaxTiles];
-  union {  // a warp of the team each: other blocks write here
+  union {  // one entry per warp of the team: other blocks write here
     float real[kMaxTeam * kMaxWarps];
     Best best[kMaxTeam * kMaxWarps];
   };
-  int64_t whole[kMaxWarps];  // of this block's crew, which may still read it when another block is at the next reduction
+  int64_t whole[kMaxWarps];  // of this block's crew, which may still read it when another block has reached the next reduction
   double once;
   unsigned long long above;
   int bin;
-  int goal;  // of a race: what its best score is known to reach, as ordered bits; all blocks of the team raise it
+  int goal;  // of a race: a lower bound on its best score, as ordered bits; all blocks of the team raise it
   uint32_t candidates;
-  alignas(8) unsigned long long arrivals[2];  // of the team's barriers, and how many there were
+  alignas(8) unsigned long long arrivals[2];  // the team's barriers, and how many have been passed
   uint32_t turn;
-  double threshold;  // as the team's first block has found it
+  double threshold;  // as computed by the team's first block
   Stored<Order> order;
   Stored<Race> race;
-  Stored<Law> law;  // what the crew found: of kLaw and kRest,
+  Stored<Law> law;  // the crew's result: of kLaw and kRest,
   Best found;  // of kLikeliest and kRace,
-  float level;  // the logit that this race's scores are relative to,
-  double value;  // of the others
+  float level;  // with the logit that the race's scores are relative to,
+  double value;  // of the other tasks
   Stored<Request> request;
   Stored<Inputs> inputs;
   double options[kMaxOptions];
   Stored<SiblingList> siblings;
-  alignas(8) unsigned char room[kRoom];  // the scheme's own (Room in walk.h)
+  alignas(8) unsigned char room[kRoom];  // the scheme's memory (Room in walk.h)
   uint8_t live[kMaxNodes + 1];
   union {
     struct {
       int32_t tokens[kMaxNodes], parents[kMaxNodes], rows[kMaxNodes + 1], draft_rows[kMaxNodes], lists[kMaxNodes];
     };
-    int64_t children[kMaxNodes];  // that were drawn (row_kernels.h)
+    int64_t children[kMaxNodes];  // the children drawn so far (row_kernels.h)
   };
 };
 

@@ -1,20 +1,20 @@
-// The exponential race over a row, argmax of log w - log E: about a maximum over the row.
+// The exponential race over a row, argmax of log w - log E, at about the cost of a maximum over the row.
 //
-// Clocks come in groups of 32 tokens (philox.h). None of a group is below its least clock M, so that its largest weight over M bounds
-// the scores of all its tokens, and only the few groups whose bound reaches the best score are ever opened.
-// 1. A warp takes two tiles of 1024 tokens at a time; a lane has one group of each, and one Philox call has the A of both. The higher
-//    of the two bounds is kept in shared memory.
-// 2. Each warp opens the highest of its bounds, a token a lane, and draws the words of tokens whose own weight over M can still win.
-//    Their scores, in float with a bound on the error, raise `goal`, what the best score of the whole team is known to reach, and it
-//    goes on until none of the warp's bounds reaches that. Tokens that may have won are listed.
-// 3. Those of the list that the final `goal` leaves are scored exactly, in double.
-// The winner is the exact one, and of equal scores the lowest id, in whatever order the warps run.
+// Clocks come in groups of 32 tokens (philox.h). No clock of a group is below its least clock M, so the group's largest weight
+// over M bounds the scores of all its tokens, and only the few groups whose bound reaches the best score are ever opened.
+// 1. A warp takes two tiles of 1024 tokens at a time; a lane has one group in each, and one Philox call gives the A of both. The
+//    higher of the two bounds is kept in shared memory.
+// 2. Each warp opens the groups with its highest bound, one token per lane, and draws the words of tokens whose weight over M can
+//    still win. Their scores, in float with an error bound, raise `goal`, a lower bound on the best score of the whole team. The
+//    warp continues until none of its bounds reaches `goal`. Tokens that may have won are listed.
+// 3. The listed tokens that still reach the final `goal` are scored exactly, in double.
+// The result is the exact winner, with the lowest id on ties, in whatever order the warps run.
 #pragma once
 #include "ratios.h"
 
 namespace SPS_NAMESPACE {
 
-// log w - log E of a token, exactly; -inf for one of no weight.
+// log w - log E of a token, exactly; -inf if it has no weight.
 SPS_DEVICE double exact_score(const Race& race, int64_t token, float z, int dtype) {
   double log_weight;
   if (race.residual) {
@@ -40,7 +40,7 @@ SPS_DEVICE double exact_score(const Race& race, int64_t token, float z, int dtyp
   return log_weight - race.stream.log_clock(token);
 }
 
-// -log(1 - u) of a word that needs no second one: by its series where u is small.
+// -log(1 - u) for a word that needs no refinement: by its series for small u.
 SPS_DEVICE float exponential(uint32_t r) {
   const float u = fmaf(static_cast<float>(r), 0x1p-32f, 0x1p-33f);
   const float rest = fmaf(static_cast<float>(~r), 0x1p-32f, 0x1p-33f);
@@ -54,14 +54,14 @@ SPS_DEVICE float least_clock(uint32_t a, uint32_t s) {
   return (a < kRefineBelow ? refined : exponential(a)) * (1.f / kGroupTokens);
 }
 
-// Room for the float rounding of a score (and of the approximate logarithms), which grows with its size.
+// Slack for the float rounding of a score (and of the approximate logarithms), which grows with its magnitude.
 SPS_DEVICE float slack(float score) { return 2e-3f + 1e-6f * fabsf(score); }
 
 SPS_DEVICE bool reaches(float most, float goal) { return most + slack(most) >= goal; }  // -inf reaches nothing
 
 constexpr float kPairError = 1.2e-5f;  // relative, of a probability in float (Affine::fast, Pair)
 
-// The draft's share of a token that may win, to a relative kPairError.
+// The draft's share of a token that may win, with relative error kPairError.
 SPS_DEVICE float draft_share(const Race& race, const Pair& pair, int64_t token, float t, int dtype) {
   const Law& draft = race.draft;
   if (draft.only >= 0) return token == draft.only;
@@ -71,23 +71,23 @@ SPS_DEVICE float draft_share(const Race& race, const Pair& pair, int64_t token, 
   return d * static_cast<float>(race.ratios.of_bin[bin_of(t, d, race.ratios.binning)]);
 }
 
-// Scores in log2: how they follow from logits, with the target's weight alone, which bounds what a draft's share leaves of it.
+// Scores in log2, computed from logits with the target's weight alone, which bounds the residual weight.
 struct Scores {
   float base, high, offset, cutoff;
 
   SPS_DEVICE float weight(float z) const { return fmaf(z - base, high, offset); }
-  // Of a group that has no larger logit; -inf where none is kept. But for rounding: M >= u / 32 and u >= max(a, 2^-28) / 2^32.
+  // Bound for a group whose largest logit is z; -inf if none is kept. Up to rounding: M >= u / 32 and u >= max(a, 2^-28) / 2^32.
   SPS_DEVICE float most(float z, uint32_t a) const {
     return z >= cutoff ? fmaf(z - base, high, offset + 37.f) - log2_fast(fmaxf(static_cast<float>(a), 0x1p-28f)) : -HUGE_VALF;
   }
 };
 
-constexpr int kTiles = 2, kTurn = kTiles * kGroupTile;  // that a warp takes at once, and their tokens
+constexpr int kTiles = 2, kTurn = kTiles * kGroupTile;  // tiles that a warp takes at once, and their tokens
 
-// First tokens of this warp's i-th turn; the blocks of a team take turns alike.
+// First token of this warp's i-th turn; the blocks of a team alternate too.
 SPS_DEVICE int turn_of_warp(int i) { return ((i * warp_count() + warp_id()) * team_size() + team_rank()) * kTurn; }
 
-// A of the groups that a lane has in the tiles of a turn; with kRefineBlock: S. Those of two turns come from one call.
+// A of the groups that a lane has in the tiles of a turn; with kRefineBlock: S. One call covers two turns.
 SPS_DEVICE void words_of_turn(const Stream& stream, const PhiloxKeys& keys, int turn, int lane, uint32_t refine,
                               uint32_t (&out)[kTiles]) {
   static_assert(2 * kTurn == 1 << 12, "four tiles");
@@ -96,8 +96,8 @@ SPS_DEVICE void words_of_turn(const Stream& stream, const PhiloxKeys& keys, int 
   out[0] = second ? w.v[2] : w.v[0], out[1] = second ? w.v[3] : w.v[1];
 }
 
-// Puts the higher bound of this lane's groups in the i-th turn of its warp, or the highest of several such turns, in
-// s.bound[i % kBounds]. -> the highest of them
+// Stores in s.bound[i % kBounds] the higher bound of this lane's groups in its warp's i-th turn (or the highest over the turns that
+// share the entry). Returns the highest of all.
 SPS_DEVICE float bound_groups(Scratch& s, const Scores& scores, const Stream& stream, const void* row, int dtype, int vocab) {
   constexpr int kUnits = kGroupTokens / kUnit;
   PhiloxKeys keys(stream.key0, stream.key1);
@@ -126,13 +126,13 @@ SPS_DEVICE float bound_groups(Scratch& s, const Scores& scores, const Stream& st
   return highest;
 }
 
-// What the score of a token is at least and at most.
+// Lower and upper bound on the score of a token.
 struct Range {
   float least, most;
 };
 
-// Winner of the race in s.race. Its score is +inf where a +inf logit took part: the row's law is uniform over those, and the race is
-// to be run again on it.
+// The winner of the race in s.race. Its score is +inf if a +inf logit took part: the row's law is uniform over these, and the race
+// must be rerun on it.
 SPS_DEVICE Best run_race(Scratch& s, int dtype) {
   const Race& race = *s.race;
   const Law& law = race.target;
@@ -142,7 +142,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
   const Pair pair = Pair::of(law, race.draft, race.norms);
   const float scale = static_cast<float>(race.scale), floor = static_cast<float>(race.floor);
   const double log_scale = race.residual ? once(s, [&] { return log(race.scale * race.norms.t) * kLog2e; }) : 0;
-  const float base = law.scale == 0 ? 0 : race.residual ? law.max : race.level;  // at scale 0 no difference counts, nor overflows
+  const float base = law.scale == 0 ? 0 : race.residual ? law.max : race.level;  // at scale 0 differences do not matter or overflow
   const Scores scores{base, __uint_as_float(of_warp(__float_as_uint(pair.t.high))), static_cast<float>(log_scale), law.cutoff};
   constexpr float kNone = -3e38f;  // a goal that everything reaches
   if (thread_id() == 0) s.goal = ordered(kNone), s.candidates = 0;
@@ -176,7 +176,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
     low -= log2_fast(least + rest + error), high -= log2_fast(least + rest);
     return Range{low - slack(low), high + slack(high)};
   };
-  // The groups that a lane has in a turn, by its warp: of each group, a lane takes the token at its place.
+  // The warp opens the groups that lane `owner` has in a turn: in each group, every lane takes the token at its place.
   const auto open = [&](int turn, int owner) {
     const int lane = lane_id(), first = turn + (lane >> 3) * kGroupRow + owner * kUnit + (lane & 7);
     uint32_t words[kTiles];  // of A, and of S in the upper half of the warp
@@ -228,8 +228,8 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
   }
   SPS_CREW_BARRIER();
 
-  // Exact scores, by each block of its own candidates. When its list overflowed (a law so nearly covered by its draft that nothing
-  // could be excluded), of every token.
+  // Exact scores: each block scores its own candidates or, if its list overflowed (a law so nearly covered by its draft that
+  // nothing could be excluded), every token.
   const float goal = from_ordered(current(s.goal));
   const bool all = s.candidates > kCandidates;
   const int count = all ? vocab : static_cast<int>(s.candidates);
@@ -243,9 +243,9 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
   return team_best(s, best);
 }
 
-constexpr double kPlainScores = 1e6;  // larger ones, not relative to the row's maximum, would cost the clocks digits
+constexpr double kPlainScores = 1e6;  // scores above this, unless relative to the row's maximum, would lose digits of the clocks
 
-// Winner of the race in s.race, which is run again where it must be; its id is -1 for a broken row.
+// The winner of the race in s.race, which is rerun if necessary; its id is -1 for a row without a finite logit.
 SPS_DEVICE Best race_of(Scratch& s, int dtype) {
   Race& race = *s.race;
   bool levelled = race.level != 0;
@@ -258,12 +258,12 @@ SPS_DEVICE Best race_of(Scratch& s, int dtype) {
     } else if (best.score == kInfinity) {
       next = kUniform;  // over the +inf logits
     } else if (!levelled && (best.id < 0 || fabs(best.score) > kPlainScores)) {
-      // Nothing found, or logits so large that the clocks are lost beside them: run relative to the largest.
+      // Nothing found, or logits so large that the clocks are rounded away: run relative to the largest.
       levelled = true;
       level = row_max(s, race.target, dtype, race.skip);
       if (level > -HUGE_VALF) next = kRelative;
     }
-    if (next == kDone && best.id < 0 && race.skip.one >= 0) next = kAll, levelled = false;  // the draft's token is all there is
+    if (next == kDone && best.id < 0 && race.skip.one >= 0) next = kAll, levelled = false;  // there is no token but the draft's
     if (next == kDone) return best;
     SPS_CREW_BARRIER();
     if (thread_id() == 0) {

@@ -1,11 +1,11 @@
-// Passes over two rows: the residual's sum, and the histogram of the ratios t / d that the selection among several draws is made of.
+// Passes over two rows: the residual's sum, and the histogram of ratios t / d used for selection among several draws.
 #pragma once
 #include "../coupling.h"
 #include "sums.h"
 
 namespace SPS_NAMESPACE {
 
-// Probabilities in float. A ratio's bin is decided on them in every pass alike, to the bit: nothing here may be contracted.
+// Probabilities in float. Every pass must derive the same bin from them, bit for bit: nothing here may be contracted to an fma.
 struct Pair {
   Affine t, d;
   float norm_t, norm_d;
@@ -13,9 +13,9 @@ struct Pair {
   static SPS_DEVICE Pair of(const Law& target, const Law& draft, const Norms& norms) {
     return {Affine::of(target), Affine::of(draft), static_cast<float>(norms.t), static_cast<float>(norms.d)};
   }
-  // Whether weights are those of Affine::fast, but for NaN.
+  // Whether weights equal Affine::fast, except for NaN.
   SPS_DEVICE bool plain() const { return t.cutoff <= -FLT_MAX && d.cutoff <= -FLT_MAX && t.max < kLargest && d.max < kLargest; }
-  // Of logits that went through clamp_logit.
+  // For logits that went through clamp_logit.
   SPS_DEVICE float target(float z) const { return __fmul_rn(t.kept(z), norm_t); }
   SPS_DEVICE float draft(float z) const { return __fmul_rn(d.kept(z), norm_d); }
 };
@@ -31,9 +31,9 @@ SPS_DEVICE int bin_of(float t, float d, const Binning& binning) {
   return bin < 0 ? binning.tail_bin : bin;
 }
 
-constexpr int kPairUnits = 2;  // of each row, that a lane takes at once
+constexpr int kPairUnits = 2;  // units of each row that a lane takes at once
 
-// Sums over the tokens of both rows but `skip`; ids that the draft lacks have weight 0 there. f(target's unit, draft's unit, sums).
+// Sums over the tokens of both rows except `skip`; ids missing from the draft have weight 0. f(target's unit, draft's unit, sums).
 template <int kSums, class F>
 SPS_DEVICE void sum_pairs(Scratch& s, const Order& o, const Skip& skip, const F& f) {
   const bool some = skip.any(), infinite = o.law.max >= kLargest || o.draft.max >= kLargest;
@@ -86,7 +86,7 @@ SPS_DEVICE double residual_sum(Scratch& s, const Order& o) {
   return sum_of_tiles(s, o.law.vocab);
 }
 
-// The law given that the token takes part, relative to the largest of them; broken where none does.
+// The law conditioned on the token not being skipped, relative to the largest remaining logit; broken if no token remains.
 SPS_DEVICE Law law_without(Scratch& s, const Order& o) {
   Law rest = o.law;
   rest.max = row_max(s, o.law, o.dtype, o.skip);
@@ -95,16 +95,16 @@ SPS_DEVICE Law law_without(Scratch& s, const Order& o) {
   return rest;
 }
 
-constexpr double kFixed = 0x1p60;  // of a histogram: sums of a law fit 64 bits, and no sum depends on an order
+constexpr double kFixed = 0x1p60;  // fixed point of histograms: a law's sums fit 64 bits and do not depend on the order
 
-// x kFixed for 0 <= x < 16, towards zero: the significand moved to its place.
+// x kFixed for 0 <= x < 16, rounded towards zero: the significand shifted into place.
 SPS_DEVICE unsigned long long in_fixed(float x) {
   const uint32_t bits = __float_as_uint(x), right = 130 - (bits >> 23);
   const unsigned long long top = static_cast<unsigned long long>(bits << 8 | 0x80000000u) << 32;
   return right < 64 ? top >> right : 0;
 }
 
-// Tokens of one bin, added up by a lane while they follow each other, and by a warp when all its lanes have the same.
+// A run of tokens of the same bin, summed by a lane, and by a warp if all its lanes have the same bin.
 struct Run {
   int bin = -1;
   float t = 0, d = 0;
@@ -133,7 +133,7 @@ struct Run {
   }
 };
 
-// The least weight whose product with `norm`, as it is rounded, reaches the tail's bound: weights are compared with it instead.
+// The least weight whose rounded product with `norm` reaches the tail's bound: weights are compared with it instead.
 SPS_DEVICE float heavy_from(float tail, float norm) {
   float least = __fdiv_rn(tail, norm);
   for (int i = 0; i < 3; ++i) least = __fmul_rn(least, norm) < tail ? nextafterf(least, FLT_MAX) : least;
@@ -144,7 +144,7 @@ SPS_DEVICE float heavy_from(float tail, float norm) {
   return least;
 }
 
-// Adds the tokens to a histogram [count][2], but for the tail, whose sums are left in s.tile_sum and s.other_sum, not yet
+// Adds the tokens to a histogram [count][2], except for the tail, whose sums are left in s.tile_sum and s.other_sum, not yet
 // multiplied by the norms.
 SPS_DEVICE void scatter(Scratch& s, const Order& o, unsigned long long* histogram) {
   const Pair pair = Pair::of(o.law, o.draft, o.norms);
@@ -185,13 +185,13 @@ SPS_DEVICE void scatter(Scratch& s, const Order& o, unsigned long long* histogra
   });
 }
 
-// By the first block, from the team's histogram to the sums of o.coupling: that which is O(bins).
+// The O(bins) part, done by the first block: from the team's histogram to the sums of o.coupling.
 SPS_DEVICE void gather_sums(Scratch& s, const Order& o, bool here, double tail_t, double tail_d) {
   Coupling coupling = o.coupling;
   const int count = coupling.binning.count;
   for (int i = thread_id(); i < 2 * count; i += thread_count()) {
     const unsigned long long sum = here ? team_bin(s, i) : reinterpret_cast<unsigned long long*>(coupling.sums)[i];
-    coupling.sums[i] = static_cast<double>(sum) * (1.0 / kFixed) + (i == 1 ? o.beyond : 0);  // what the target lacks has ratio 0
+    coupling.sums[i] = static_cast<double>(sum) * (1.0 / kFixed) + (i == 1 ? o.beyond : 0);  // ids the target lacks have ratio 0
   }
   if (thread_id() == 0) coupling.target(count) = tail_t, coupling.draft(count) = tail_d;
   SPS_CREW_BARRIER();
@@ -204,13 +204,13 @@ SPS_DEVICE void gather_sums(Scratch& s, const Order& o, bool here, double tail_t
   coupling.close_sums(Crew());
 }
 
-// The sums of o.coupling. -> the tail's bin
+// Computes the sums of o.coupling. Returns the tail's bin.
 SPS_DEVICE int histogram(Scratch& s, const Order& o) {
   const Binning binning = o.coupling.binning;
-  const bool here = binning.count <= kShared;  // in each block's shared memory, or else in the coupling's own
+  const bool here = binning.count <= kShared;  // in each block's shared memory, else in the coupling's memory
   auto* const shared = s.histogram;
   auto* const own = reinterpret_cast<unsigned long long*>(o.coupling.sums);
-  SPS_TEAM_BARRIER(s);  // every conductor has read what it wanted of the coupling before
+  SPS_TEAM_BARRIER(s);  // every conductor has finished reading the previous coupling
   for (int i = thread_id(); i < 2 * binning.count; i += thread_count()) {
     if (here) {
       shared[i] = 0;
@@ -232,7 +232,7 @@ SPS_DEVICE int histogram(Scratch& s, const Order& o) {
   }
   if (team_rank() == 0) gather_sums(s, o, here, tail_t, tail_d);
   SPS_TEAM_BARRIER(s);
-  return binning.of_ratio(tail_t, tail_d);  // as close_sums has it
+  return binning.of_ratio(tail_t, tail_d);  // as in close_sums
 }
 
 }  // namespace SPS_NAMESPACE

@@ -1,10 +1,10 @@
-// sample, draft and row_stats: a team a row, one kernel for all.
+// The ops sample, draft and row_stats: one team per row, one kernel for all.
 #pragma once
 #include "kernels.h"
 
 namespace SPS_NAMESPACE {
 
-// k children of a row; later ones leave out earlier ones.
+// Draw the k children of a row; later draws exclude earlier ones where the kind requires it.
 SPS_DEVICE void draft_children(const Conductor& conductor, const RowArgs& a, int64_t i, const Law& law) {
   int64_t* const token = conductor.s.children;
   float z = HUGE_VALF;
@@ -18,13 +18,13 @@ SPS_DEVICE void draft_children(const Conductor& conductor, const RowArgs& a, int
       } else if (more) {
         const Best best = conductor.next_likeliest(law, a.rows.dtype, z, last);
         winner = best.id;
-        // +inf logits share all the mass: nothing else has positive weight.
+        // +inf logits share all mass: nothing else has positive weight.
         if (j > 0 && z >= kLargest && static_cast<float>(best.score) < kLargest) winner = -1;
         if (winner >= 0) z = static_cast<float>(best.score);
       }
       last = winner;
       more = winner >= 0;
-    } else if (more) {  // a race; without replacement it is the same race again and again, without the earlier winners
+    } else if (more) {  // a race; without replacement, the same race repeated without the earlier winners
       const bool again = a.op == RowOp::kArrivals || a.op == RowOp::kDistinct;
       winner = conductor.race(law, a.rows.dtype, a.stream(i, j), again || a.op == RowOp::kTop ? Skip{token, j} : Skip()).id;
       more = !again || winner >= 0;

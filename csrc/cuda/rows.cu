@@ -1,5 +1,5 @@
-// sample, draft and row_stats on CUDA: one launch.
-#if defined(__CUDACC__)  // else csrc/emulator/device.h came before
+// The ops sample, draft and row_stats on CUDA: one launch.
+#if defined(__CUDACC__)  // else csrc/emulator/device.h was included first
 #include "device.h"
 #endif
 

@@ -1,7 +1,7 @@
-// Reading rows of logits: eight tokens at a time, by 16-byte loads where a row is aligned, whatever the dtype.
+// Reading rows of logits: eight tokens at a time, with 16-byte loads if a row is aligned, whatever the dtype.
 //
-// The dtype is a value, not a template parameter: one test of it serves many tokens, and each kernel is compiled once. Loops ask
-// for what they need next before they work on what they have, so that loads are always on their way.
+// The dtype is a value, not a template parameter: one test of it serves many tokens, and each kernel is compiled once. Loops issue
+// the loads of the next turn before they process the current one, so that loads are always in flight.
 #pragma once
 #include "fast.h"
 
@@ -19,12 +19,12 @@ SPS_DEVICE float logit(const void* row, int dtype, int64_t token) {
 
 SPS_DEVICE uint4 load16(const void* p) { return __ldg(static_cast<const uint4*>(p)); }
 
-// Units as they stand in memory (+inf and NaN included): of 16-bit types in the first kUnits words, of float32 in two words each.
+// Units as stored in memory (+inf and NaN included): 16-bit types in the first kUnits words, float32 in two words per unit.
 template <int kUnits>
 struct Batch {
   uint4 word[2 * kUnits];
 
-  // Tokens first .. first + 7 of each unit, `step` apart; -inf from `end` on, where nothing is read.
+  // Load tokens first .. first + 7 of each unit, units `step` apart; -inf at or beyond `end`, where nothing is read.
   SPS_DEVICE void load(const void* row, int dtype, int first, int step, int end) {
     const bool aligned = (reinterpret_cast<uintptr_t>(row) & 15) == 0;
     if (aligned && first + (kUnits - 1) * step + kUnit <= end) {
@@ -43,7 +43,7 @@ struct Batch {
 #pragma unroll
       for (int u = 0; u < 2 * kUnits; ++u) {
         const int begin = first + (u >> 1) * step + (u & 1) * 4;
-        if (aligned && begin + 4 <= end) {  // the team's last turn: only some units are beyond the end
+        if (aligned && begin + 4 <= end) {  // the team's last turn: only some units reach beyond the end
           word[u] = load16(static_cast<const float*>(row) + begin);
           continue;
         }
@@ -89,7 +89,7 @@ struct Batch {
     }
   }
 
-  // The largest logit of each kEach units in turn; NaN never is, and where there is nothing else it is -inf.
+  // The largest logit of each kEach consecutive units; NaN is ignored; -inf if there is nothing else.
   template <int kEach>
   SPS_DEVICE void tops(int dtype, float (&top)[kUnits / kEach]) const {
     if (dtype == kBfloat16) {
@@ -156,8 +156,8 @@ SPS_DEVICE Unit read_unit(const void* row, int dtype, int first, int end) {
   return unit[0];
 }
 
-// test(largest of eight logits) over the whole row, by all threads of the team, and work(first token) where the test says so: that
-// reads the logits again (read_unit), which few units are worth. Some tests come before their work. No barrier inside.
+// All threads of the team call test(largest of eight logits) over the whole row, and work(first token) for units where it returns
+// true; work reads the logits again (read_unit), which few units need. Several tests may run before their work. No barrier inside.
 template <class Test, class Work>
 SPS_DEVICE void each_unit(const void* row, int dtype, int vocab, const Test& test, const Work& work) {
   constexpr int kAtOnce = 4;
@@ -177,7 +177,7 @@ SPS_DEVICE void each_unit(const void* row, int dtype, int vocab, const Test& tes
   }
 }
 
-// Largest logit of this thread's units; -inf where there is none.
+// Largest logit of this thread's units; -inf if there is none.
 SPS_DEVICE float thread_top(const void* row, int dtype, int vocab) {
   float top = -HUGE_VALF;
   const auto none = [&](float most) { return top = fmaxf(top, most), false; };

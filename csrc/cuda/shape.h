@@ -1,4 +1,4 @@
-// Threads of a block, blocks of a team, tokens of a thread: what kernels and their launches agree on.
+// Threads per block, blocks per team, tokens per thread: constants shared by kernels and launches.
 #pragma once
 #include "../common.h"
 
@@ -6,6 +6,6 @@ namespace SPS_NAMESPACE {
 
 constexpr int kConductor = 32, kCrew = 352, kBlock = kCrew + kConductor;  // threads of a block
 constexpr int kMaxTeam = 8;  // blocks
-constexpr int kUnit = 8;  // tokens read by a thread at once: neighbours in a group (philox.h). A vocabulary is below 2^24
+constexpr int kUnit = 8;  // tokens that a thread reads at once: neighbours in a group (philox.h). A vocabulary is below 2^24
 
 }  // namespace SPS_NAMESPACE

@@ -1,13 +1,13 @@
-// Sums over rows. A row is cut into tiles by its length alone; a warp sums a tile in one fixed order, and the tiles are added
-// in one fixed order, so that a sum has the same bits whatever the number of threads or blocks.
+// Sums over rows. A row is cut into tiles, determined by its length alone; a warp sums a tile in a fixed order, and the tiles are
+// added in a fixed order, so that a sum is bit-identical whatever the number of threads or blocks.
 #pragma once
 #include "rows.h"
 
 namespace SPS_NAMESPACE {
 
-constexpr int kPiece = 1024;  // a warp's tokens: 32 a lane
+constexpr int kPiece = 1024;  // tokens per warp: 32 per lane
 
-// log2 of a weight is (z - max) (high + low): the scale in two floats, since one would cost the tail 1e-6.
+// log2 of a weight is (z - max) (high + low): the scale as two floats, since with one the tail would be off by 1e-6.
 struct Affine {
   float max, high, low, cutoff;
 
@@ -17,7 +17,7 @@ struct Affine {
     return {law.max, high, static_cast<float>(scale - high), law.cutoff};
   }
 
-  // exp of the tempered logit relative to the maximum, 2^(gap high + gap low) = 2^(k + f); 0 where filtered, NaN or below
+  // exp of the tempered logit relative to the maximum, 2^(gap high + gap low) = 2^(k + f); 0 if filtered, NaN or below
   // 2^-126. 2^f by a polynomial of degree 6, relative error below 8e-8; the CPU's lanes compute the same.
   SPS_DEVICE float weight(float z) const {
     const float magic = 0x1.8p23f;  // adding it rounds to an integer, kept in the low bits of the sum
@@ -34,10 +34,10 @@ struct Affine {
     return z >= cutoff && minus_k <= 126.f ? w : 0.f;
   }
 
-  // The same, of a kept logit, by the special-function unit. Relative error: at most 2^-22 from its result, and from its
-  // argument 2^-24 ln 2 |log2 w| for each time that it is rounded (here, and in `gap` if the logits are float32). At worst 1e-6
+  // The same for a kept logit, by the special-function unit. Relative error: at most 2^-22 from its result, plus
+  // 2^-24 ln 2 |log2 w| for each rounding of its argument (here, and in `gap` if the logits are float32). At worst 1e-6
   // for a weight of 2^-18, twice that in float32, 1.1e-5 at the lower end of 2^-126; a sum of 2^18 weights is off by 8e-7
-  // (float32: 1.4e-6) if all its roundings go one way, commonly by a tenth of it.
+  // (float32: 1.4e-6) if all roundings go the same way, typically by a tenth of that.
   SPS_DEVICE float fast(float z) const {
     const float gap = z - max;
     return exp2_fast(fmaf(gap, high, __fmul_rn(gap, low)));
@@ -51,7 +51,7 @@ SPS_DEVICE int tile_length(int vocab) {
 }
 SPS_DEVICE int tile_count(int vocab) { return (vocab + tile_length(vocab) - 1) / tile_length(vocab); }
 
-// A warp's way through its tiles, which the team's warps share, `kStep` tokens at a time; it begins before the first.
+// A warp's iteration over its tiles (the team's warps share the tiles), `kStep` tokens at a time; it starts before the first.
 template <int kStep>
 struct Way {
   const int vocab, length = tile_length(vocab), count = tile_count(vocab);
@@ -62,7 +62,7 @@ struct Way {
   SPS_DEVICE bool begun() const { return tile >= 0; }
   SPS_DEVICE bool more() const { return tile < count; }
   SPS_DEVICE int lane_first() const { return at + lane_id() * kUnit; }  // this lane's first token; the others are 256 apart
-  // -> whether a tile is done
+  // Returns whether a tile is done.
   SPS_DEVICE bool next() {
     at += kStep;
     if (at < end) return false;
@@ -72,15 +72,15 @@ struct Way {
   }
 };
 
-// Sum of the tiles' sums, which are in every block's shared memory: every warp adds them alike.
+// Sum of the tiles' sums, which are in every block's shared memory: every warp adds them in the same order.
 SPS_DEVICE double total(const double* tile_sum, int count) {
   double sum = 0;
   for (int i = lane_id(); i < count; i += 32) sum += tile_sum[i];
   return warp_sum(sum);
 }
 
-// Sums over rows: f(units of each row, first token, sums to add to in float) for a lane's kUnits units of each row. Where a row
-// ends (lengths), -inf follows. The tiles' sums go to s.tile_sum, and s.other_sum where there are two.
+// Sums over rows: calls f(units of each row, first token, float sums to add to) for a lane's kUnits units of each row. Rows are
+// padded with -inf beyond their lengths. The tiles' sums go to s.tile_sum, and the second ones, if any, to s.other_sum.
 template <int kSums, int kUnits, int kRows, class F>
 SPS_DEVICE void sum_tiles(Scratch& s, const void* const (&row)[kRows], const int (&lengths)[kRows], int dtype, const F& f) {
   Batch<kUnits> batch[kRows] = {};
@@ -119,7 +119,7 @@ SPS_DEVICE double sum_of_tiles(Scratch& s, int vocab) {
   return sum;
 }
 
-// Sum of f over a lane's tokens, in four chains that do not wait for each other.
+// Sum of f over a lane's tokens, in four independent chains.
 template <int kUnits, class F>
 SPS_DEVICE float sum_units(const Unit (&unit)[kUnits], const F& f) {
   float part[4];
@@ -138,7 +138,7 @@ SPS_DEVICE void clamp(Unit& unit) {
   for (int j = 0; j < kUnit; ++j) unit.z[j] = clamp_logit(unit.z[j]);
 }
 
-// Tokens of a unit that take no part become -inf.
+// Skipped tokens of a unit become -inf.
 SPS_DEVICE void leave_out(const Skip& skip, int first, Unit& unit) {
   bool any = first < skip.before || (skip.one >= first && skip.one < first + kUnit);
   for (int64_t i = 0; i < skip.count; ++i) any |= skip.token[i] >= first && skip.token[i] < first + kUnit;
@@ -148,7 +148,7 @@ SPS_DEVICE void leave_out(const Skip& skip, int first, Unit& unit) {
     if (skip.has(first + j)) unit.z[j] = -HUGE_VALF;
 }
 
-// kClose: by the polynomial, whose error is far below the slack that keeps ties of mass (kSlack).
+// kClose: use the polynomial, whose error is far below the slack for ties of mass (kSlack).
 template <bool kClose = false>
 SPS_DEVICE double kept_mass(Scratch& s, const Law& law, int dtype, const Skip& skip = Skip()) {
   constexpr int kUnits = 4;
@@ -166,12 +166,12 @@ SPS_DEVICE double kept_mass(Scratch& s, const Law& law, int dtype, const Skip& s
   return sum_of_tiles(s, vocab);
 }
 
-// Largest logit of each tile, and the mass of an unfiltered tile relative to it: to s.tile_max and s.tile_sum.
+// The largest logit of each tile, and the mass of an unfiltered tile relative to it: written to s.tile_max and s.tile_sum.
 SPS_DEVICE void tile_masses(Scratch& s, const Law& law, int dtype) {
   Batch<4> batch = {};
   Affine a = Affine::of(law);
   double sum = 0;
-  bool fresh = true;  // nothing of the tile is in the sum
+  bool fresh = true;  // the sum contains nothing of the tile yet
   for (Way<kPiece> way(law.vocab); way.more();) {  // the first turn only loads
     const float here = clamp_logit(warp_max_fast(batch.top(dtype)));
     Unit unit[4];
@@ -187,8 +187,8 @@ SPS_DEVICE void tile_masses(Scratch& s, const Law& law, int dtype) {
       if (sum > 0) sum *= exp((static_cast<double>(a.max) - here) * law.scale);
       a.max = here;
     }
-    // log2 w = z high - level in one step: the product is exact there. What the level rounds off goes to the sum; what the scale
-    // has beyond `high` is left away, at most one rounding more than in Affine::fast.
+    // log2 w = z high - level in one fma, in which the product is exact. The rounding of `level` is corrected in the sum; the scale's
+    // part beyond `high` is dropped, at most one rounding more than in Affine::fast.
     const float product = __fmul_rn(a.max, a.high);
     const float level = fabsf(product) < 0x1p14f ? product : NAN;
     float part = sum_units(unit, [&](float z) { return exp2_fast(fmaf(z, a.high, -level)); });
@@ -216,11 +216,11 @@ SPS_DEVICE void max_and_mass(Scratch& s, Law& law, int dtype) {
   for (int i = thread_id(); i < count; i += thread_count())
     if (s.tile_sum[i] > 0) s.tile_sum[i] *= exp((static_cast<double>(s.tile_max[i]) - law.max) * law.scale);
   SPS_CREW_BARRIER();
-  law.mass = fmax(total(s.tile_sum, count), 1.0);  // the largest weight is 1, but for rounding: no probability exceeds 1
+  law.mass = fmax(total(s.tile_sum, count), 1.0);  // the largest weight is 1 up to rounding: no probability exceeds 1
   SPS_TEAM_BARRIER(s);
 }
 
-// Largest logit of the row but for some tokens; -inf when nothing is finite.
+// Largest logit of the row except for skipped tokens; -inf if nothing is finite.
 SPS_DEVICE float row_max(Scratch& s, const Law& law, int dtype, const Skip& skip) {
   float top = -HUGE_VALF;
   if (!skip.any()) {
@@ -238,7 +238,7 @@ SPS_DEVICE float row_max(Scratch& s, const Law& law, int dtype, const Skip& skip
   return clamp_logit(team_max(s, top));
 }
 
-// The kept token after (z, id) in the order of the logits, largest first, the lowest id on ties; its id is -1 when there is none.
+// The kept token after (z, id) in the order of the logits, largest first, lowest id first on ties; its id is -1 if there is none.
 SPS_DEVICE Best next_likeliest(Scratch& s, const Law& law, int dtype, float after_z, int64_t after_id) {
   float top = -HUGE_VALF;
   int64_t id = -1;

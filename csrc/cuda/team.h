@@ -1,9 +1,9 @@
-// A team: the blocks that serve one request, or one row, together.
+// A team: the thread blocks that jointly process one request, or one row.
 //
-// On GPUs from compute capability 9.0 a team is a cluster of 1, 2, 4 or 8 blocks, whose shared memory all of them can reach;
-// elsewhere it is a block alone. The crews of all blocks are one crew to whatever runs over a row. Each block's conductor runs the
-// whole scheme: it is told the same as the others, so nothing has to be told to it. The first block (rank 0) alone writes what
-// the kernel returns. Barriers: of a block's crew; of a block's conductor and crew; of the team's crews.
+// On GPUs of compute capability 9.0 or later a team is a cluster of 1, 2, 4 or 8 blocks, which can access each other's shared
+// memory; elsewhere it is a single block. Passes over a row treat the crews of all blocks as one crew. Each block's conductor runs
+// the whole scheme: all get the same results, so they need not communicate. Only the first block (rank 0) writes the kernel's
+// outputs. Barriers: of a block's crew; of a block's conductor and crew; of the team's crews.
 #pragma once
 #include "protocol.h"
 
@@ -12,7 +12,7 @@ namespace SPS_NAMESPACE {
 SPS_DEVICE int thread_id() {
   int id = static_cast<int>(threadIdx.x);
 #if defined(__CUDACC__)
-  asm volatile("" : "+r"(id));  // or all that is made of it would be held in registers from one order to the next
+  asm volatile("" : "+r"(id));  // otherwise everything derived from it would stay in registers between orders
 #endif
   return id;
 }
@@ -33,7 +33,7 @@ SPS_DEVICE int team_rank() {
 }
 SPS_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-// All threads, conductors too, before anything else: no block reaches into another that has not begun.
+// Called by all threads, conductors too, before anything else: no block may access another's memory before that one has started.
 SPS_DEVICE void start_team(Scratch& s) {
   if (team_size() == 1) return;
   if (thread_id() == 0) {
@@ -46,14 +46,14 @@ SPS_DEVICE void start_team(Scratch& s) {
   asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// The hardware's own barrier of a cluster would count the conductors. Here the blocks count each other's crews: each tells all
-// that its crew has come, and waits for as many arrivals as there are blocks. Two counters in turn: a block may be at the next
-// barrier while an arrival at this one is still on its way to a third block, which must not take the one for the other.
+// The hardware's cluster barrier would include the conductors. Here the blocks count each other's crews: each block signals to all
+// that its crew has arrived, and waits for as many arrivals as there are blocks. Two counters alternate: a block may reach the next
+// barrier while an arrival at this one is still in flight to a third block, which must not confuse the two.
 //
-// What is ordered. Before: bar.sync puts what the whole crew wrote before the arrivals of the first lanes, and a
-// release at the scope of the cluster passes on all that is ordered before it, not this thread's writes alone; so no fence is
-// needed beside it. `turn` itself is written by lane 0, and it is another lane's arrival that lets this block go on: __syncwarp
-// orders the two. After: each thread's wait acquires at the scope of the cluster.
+// Memory ordering. Before: bar.sync orders the whole crew's writes before the arrivals of the first lanes, and a release at cluster
+// scope covers everything ordered before it, not only this thread's writes, so no additional fence is needed. `turn` itself is
+// written by lane 0, while another lane's arrival may let this block proceed: __syncwarp orders the two. After: each thread's wait
+// acquires at cluster scope.
 SPS_DEVICE void team_barrier(Scratch& s) {
   if (team_size() == 1) return named_barrier(1, thread_count());
   const uint32_t turn = s.turn, mine = shared_address(&s.arrivals[turn & 1]);
@@ -84,7 +84,7 @@ SPS_DEVICE T& at_rank(T& mine, int rank) {
   return *reinterpret_cast<T*>(theirs);
 }
 
-// The next launch may begin, while this one runs (device.h). And: the one before has ended, what it wrote can be read.
+// Let the next launch begin while this one runs (device.h). And: wait until the preceding launch has ended and its writes are visible.
 SPS_DEVICE void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 SPS_DEVICE void await_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 #else
@@ -108,7 +108,7 @@ SPS_DEVICE void prefetch(const void* p) { asm volatile("prefetch.L1 [%0];" ::"l"
 
 SPS_DEVICE bool conducts() { return thread_id() >= thread_count(); }
 
-// Threads of the team: which one this is, and how many. Which team this block is in.
+// This thread's index in the team, and the number of the team's threads. The index of this block's team.
 SPS_DEVICE int team_thread() { return team_rank() * thread_count() + thread_id(); }
 SPS_DEVICE int team_threads() { return team_size() * thread_count(); }
 SPS_DEVICE int64_t team_index() { return static_cast<unsigned>(blockIdx.x) / static_cast<unsigned>(team_size()); }

@@ -1,5 +1,5 @@
-// verify on CUDA: one launch, one before it where rows are few, and one after it for log-probabilities.
-#if defined(__CUDACC__)  // else csrc/emulator/device.h came before
+// The op verify on CUDA: one launch, preceded by another if there are few rows, and followed by one for log-probabilities.
+#if defined(__CUDACC__)  // else csrc/emulator/device.h was included first
 #include "device.h"
 #endif
 
@@ -22,8 +22,8 @@ void run_round(const VerifyArgs& args, const Tensor& like) {
     a.work = work;
     kVerifyKernel.launch(a, teams, a.target.vocab, device, early);
   };
-  // All rows at once, ahead, where that leaves half of the GPU idle: the scheme then waits for no row that it comes to.
-  // Where requests fill the GPU, it reads what it comes to, and stops early.
+  // If all rows occupy at most half of the GPU, process them all ahead, at once: the scheme then never waits for a row.
+  // If requests fill the GPU, the scheme reads only the rows that it reaches, and stops early.
   const int64_t rows = a.all_rows(a.target_rows) + (a.has_draft ? a.all_rows(a.draft_rows) : 0);
   const bool few = overrides().ahead < 0 ? 2 * rows <= processors(device) : overrides().ahead == 1;
   const bool ahead = few && rows > 0 && !a.by_lists && a.target.vocab > 0 && (!a.has_draft || a.draft.vocab > 0);

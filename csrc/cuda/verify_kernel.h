@@ -1,18 +1,18 @@
-// verify: a team a request, one kernel for all schemes.
+// The op verify: one team per request, one kernel for all schemes.
 #pragma once
 #include "../schemes/table.h"
 #include "kernels.h"
 
 namespace SPS_NAMESPACE {
 
-// A call, and what this launch of it does.
+// A call, and the work of this launch.
 struct Launch : VerifyArgs {
-  int work;        // the scheme by its place in SPS_CUDA_SCHEMES, or another Work
-  double* memory;  // of the couplings: coupling_memory(most_bins) a request; or null
-  Ahead* ahead;    // of all target rows, then all draft rows; or null
+  int work;        // the scheme's index in SPS_CUDA_SCHEMES, or another Work
+  double* memory;  // for couplings: coupling_memory(most_bins) per request; or null
+  Ahead* ahead;    // results for all target rows, then all draft rows; or null
 };
 
-// Copies per-node values into shared memory; values beyond 32 bits name nothing, and neither does what stands in for them.
+// Copies per-node values into shared memory. Values beyond 32 bits are invalid, and are replaced by another invalid value.
 SPS_DEVICE Ints staged(const Ints& from, int64_t count, int32_t* to) {
   if (!from.data) return from;
   for (int64_t i = thread_id(); i < count; i += thread_count()) {
@@ -56,10 +56,10 @@ SPS_DEVICE void set_up(Scratch& s, const Launch& a, int64_t b) {
 }
 
 enum Work : int {
-  kLaws = -3,  // a team a row, ahead: its normalised law,
+  kLaws = -3,  // one team per row, ahead: its normalised law,
   kRaces,      // or its law and race
-  kLogprobs,   // a team an emitted token
-  // and a team a request:
+  kLogprobs,   // one team per emitted token
+  // and one team per request:
 #define SPS_ID(name, ...) k_##name,
   SPS_CUDA_SCHEMES(SPS_ID)
 #undef SPS_ID
@@ -86,7 +86,7 @@ SPS_DEVICE void conduct_round(Scratch& s, const Launch& a, int64_t b) {
   ex.dismiss();
 }
 
-// Log-probability of a token that was emitted, under the target's law or the raw one.
+// Log-probability of an emitted token, under the target's law or the raw one.
 SPS_DEVICE void conduct_logprob(Scratch& s, const Launch& a, int64_t b, int depth, int64_t token) {
   const int node = depth ? a.out_nodes[b * a.max_depth + depth - 1] : -1;
   const Inputs& in = *s.inputs;
@@ -97,7 +97,7 @@ SPS_DEVICE void conduct_logprob(Scratch& s, const Launch& a, int64_t b, int dept
   conductor.dismiss();
 }
 
-// The request that a row belongs to, and which of its rows it is; request -1 for a row of none.
+// The request that a row belongs to, and its index within the request; request -1 if it belongs to none.
 struct RowOf {
   int64_t request, row;
   bool of_draft;
@@ -110,7 +110,7 @@ SPS_DEVICE RowOf row_of(const Launch& a, int64_t i) {
     const int64_t rows = of_draft ? a.draft_rows : a.target_rows;
     return RowOf{i / rows, i % rows, of_draft};
   }
-  int64_t node = 0;  // nodes of the requests before
+  int64_t node = 0;  // nodes of the preceding requests
   for (int64_t b = 0; b < a.batch; ++b) {
     const int64_t first = a.cu_rows[b], count = a.rows_of(b);
     const bool by_node = of_draft && a.row_a_node;
@@ -121,7 +121,7 @@ SPS_DEVICE RowOf row_of(const Launch& a, int64_t i) {
   return RowOf{-1, 0, of_draft};
 }
 
-// A team's work is numbered by its index: a request, a row (kLaws, kRaces) or an emitted token (kLogprobs).
+// A team's index selects its work: a request, a row (kLaws, kRaces) or an emitted token (kLogprobs).
 __global__ void __launch_bounds__(kBlock, 1) verify_kernel(Launch a) {
   SPS_SHARED(s);
   const int width = a.max_depth + 1;

@@ -1,8 +1,8 @@
 // `block`: verify a chain as a whole. Sun et al. 2024, Algorithm 2; the reference is specsample/schemes/block.py.
 //
 //   P_i = min(1, P_{i-1} t_i(x_i) / d_i(x_i)),  M_i = sum (P_i t_{i+1} - d_{i+1})+
-//   h_i = M_i / (M_i + 1 - P_i) above the leaf (0/0 = 1), P_i at the leaf
-// The longest prefix i with u_i < h_i is accepted; then a token of (P_i t_{i+1} - d_{i+1})+, or the bonus at the leaf.
+//   h_i = M_i / (M_i + 1 - P_i) before the leaf (0/0 = 1), P_i at the leaf
+// The longest prefix i with u_i < h_i is accepted, followed by a token of (P_i t_{i+1} - d_{i+1})+, or the bonus at the leaf.
 #pragma once
 #include "../walk.h"
 
@@ -14,7 +14,7 @@ SPS_HD void verify_block(const Request& request, Ex& ex, const Output& out) {
   if (!request.has_row(-1)) return;
   request.start();
 
-  // A prefix of the chain that is still possible, and what is needed to emit a token after it.
+  // A candidate prefix of the chain, and what is needed to emit a token after it.
   struct Prefix {
     int length, child;  // the node below it, -1 at the leaf
     double weight;
@@ -52,7 +52,7 @@ SPS_HD void verify_block(const Request& request, Ex& ex, const Output& out) {
     here.weight = weight < 1 ? weight : 1;
     out.tokens[here.length] = x, out.nodes[here.length] = node;
     ++here.length;
-    if (here.weight == 0) break;  // it stays 0: nothing from here on is accepted
+    if (here.weight == 0) break;  // it stays 0: nothing further is accepted
     request.enter(node, false);
   }
 

@@ -1,22 +1,22 @@
-// `importance`: select among two draws by pair weights, against the third, and so on; then verify the selected draw with its exact
-// law P: accept when u P(Y) < t(Y), otherwise emit one token of (t - P)+. Khisti et al. 2024, section 4; the reference, with the
-// letters, the laws of the stages and the weights, is specsample/schemes/importance.py.
+// `importance`: select between two draws by pair weights, then the winner against the third, and so on; verify the selected draw
+// with its exact law P: accept if u P(Y) < t(Y), otherwise emit one token of (t - P)+. Khisti et al. 2024, section 4; the
+// reference, which defines the letters, the laws of the stages and the weights, is specsample/schemes/importance.py.
 //
-// Letters are the bins of the ratio t/d (coupling.h), the largest ratio first; or, in the paper's own form, the likeliest tokens.
+// Letters are the bins of the ratio t/d (coupling.h), largest ratio first; or, in the paper's form, the likeliest tokens.
 #pragma once
 #include "recursive.h"
 
 namespace SPS_NAMESPACE {
 
 constexpr int kMaxFree = 64, kMaxLetters = 257;
-constexpr double kLeast = 1e-6;  // of acceptance that a stage must bring: above the rounding of float sums
-constexpr double kSmall = 1e-7;  // of the last letter's mass in the draft, which is 1 - the others
+constexpr double kLeast = 1e-6;  // gain in acceptance that a stage must bring: above the rounding of float sums
+constexpr double kSmall = 1e-7;  // for the last letter's draft mass, which is computed as 1 - the others
 
-// The part of `supply` that covers `lack`, at most all of it.
+// The fraction of `supply` that covers `lack`, at most 1.
 SPS_HD double share(double lack, double supply) { return 0 < lack && lack < supply ? lack / supply : lack > 0; }
 
-// Bins as letters, over the memory of a coupling that is not solved: its `ratio` is rho; of the last stage `edge` is the part of a
-// winner's probability that is surplus, s, and `plus` and `minus` are the weights lambda and mu.
+// Bins as letters, using the memory of an unsolved coupling: its `ratio` holds rho; for the last stage, `edge` holds the surplus
+// fraction s of a winner's probability, and `plus` and `minus` the weights lambda and mu.
 struct Ranked {
   const Coupling& bins;
 
@@ -24,16 +24,16 @@ struct Ranked {
     for (int i = 0; i < bins.binning.count; ++i) bins.ratio[i] = 1;
   }
 
-  // Weights and law of the next stage.
+  // Compute the weights and the law of the next stage.
   SPS_HD void stage() const {
     const int n = bins.binning.count;
     double own = 0, over = 0, under = 0;
-    for (int i = 0; i < n; ++i) {  // sums from the last letter on: positive terms, none lost
+    for (int i = 0; i < n; ++i) {  // sums from the last letter on: positive terms, no cancellation
       const double ratio = bins.ratio[i], goal = this->goal(i), d = bins.draft(i);
       bins.edge[i] = own += d, bins.plus[i] = over, bins.minus[i] = under;
       over += larger(ratio - goal, 0) * d, under += smaller(ratio, goal) * d;
     }
-    double idle_first = 0, idle_rest = 0;  // of the newcomers of earlier letters: those that take no place
+    double idle_first = 0, idle_rest = 0;  // newcomers of earlier letters that do not replace the winner
     for (int i = n - 1; i >= 0; --i) {
       const double ratio = bins.ratio[i], goal = this->goal(i), d = bins.draft(i);
       own = bins.edge[i], over = bins.plus[i], under = bins.minus[i];
@@ -59,16 +59,16 @@ struct Ranked {
   }
 };
 
-// The likeliest tokens of the draft, a letter each, and one letter for all the others; the law of the winner on them.
+// The likeliest tokens of the draft as one letter each, and one letter for all the others; the law of the winner on them.
 struct Letters {
-  int64_t token[kMaxLetters];  // [count + 1], ascending; letter `count` is all other tokens
-  int count = 0, free = 0;     // `free`: the first letters of the order, whose pairs are shared
-  bool more = false;           // whether the last letter is one like the others
+  int64_t token[kMaxLetters];  // [count + 1], ascending; letter `count` stands for all other tokens
+  int count = 0, free = 0;     // `free`: number of first letters in the order whose pairs are shared
+  bool more = false;           // whether the last letter is treated like the others
   double target[kMaxLetters], draft[kMaxLetters], before[kMaxLetters], law[kMaxLetters];
   double scale = 1;            // P(i) = scale d_i for the other tokens
   double accepted = 0;         // sum min(t, P) over all tokens
   int order[kMaxLetters], rank[kMaxLetters];
-  double held[kMaxFree][kMaxFree], excess[kMaxFree];  // by place in the order: what a holds of the pair {a, b}; what is too much
+  double held[kMaxFree][kMaxFree], excess[kMaxFree];  // by place in the order: what a holds of the pair {a, b}; the excess
 
   template <class Ex>
   SPS_HD Letters(const Request& request, Ex& ex, const Law& t, const Law& d) {
@@ -103,7 +103,7 @@ struct Letters {
   }
   SPS_HD double mass(int a, int b) const { return before[a] * draft[b] + before[b] * draft[a]; }
 
-  // Sum min(t, P): over the letters' own tokens, and over the others as 1 - Z(c) less what those would add to it under c d.
+  // Sum min(t, P): over the letters' tokens directly, over the others as 1 - Z(c) minus what the letters would contribute to it.
   template <class Ex>
   SPS_HD double acceptance(Ex& ex, const Law& t, const Law& d) const {
     double inside = 0, under = 0;
@@ -112,7 +112,7 @@ struct Letters {
     return more ? inside + 1 - clipped_mass(ex, t, d, c) - under : inside;
   }
 
-  // Weights and law of the next stage; false when it is of no use, and the winner stays.
+  // Compute the weights and the law of the next stage; false if it does not help, and the winner stays.
   template <class Ex>
   SPS_HD bool stage(Ex& ex, const Law& t, const Law& d) {
     const double kept_scale = scale, kept = accepted;
@@ -124,7 +124,7 @@ struct Letters {
       order[at] = a;
     }
     double later = 0, later_d = 0;
-    for (int i = count; i >= 0; --i) {  // each pair to the earlier letter
+    for (int i = count; i >= 0; --i) {  // each pair goes to the earlier letter
       const int a = order[i];
       rank[a] = i;
       law[a] = before[a] * (draft[a] + later_d) + draft[a] * later;
@@ -144,12 +144,12 @@ struct Letters {
     return false;
   }
 
-  // Move mass from letters of positive excess to those of negative excess: maximum flow by shortest paths, the first of several.
+  // Move mass from letters with positive excess to those with negative excess: maximum flow by shortest paths, the first on ties.
   SPS_HD void balance() {
     int distance[kMaxFree], reached[kMaxFree], path[kMaxFree];
     for (;;) {
       int reach = 0, source = -1;
-      for (int a = 0; a < free; ++a) {  // distance of each letter from the nearest that lacks something
+      for (int a = 0; a < free; ++a) {  // distance of each letter from the nearest with negative excess
         distance[a] = excess[a] < 0 ? 0 : -1;
         if (excess[a] < 0) reached[reach++] = a;
       }

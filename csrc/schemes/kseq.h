@@ -1,8 +1,8 @@
-// `kseq`: i.i.d. children tested alike, each accepted when u c d(x) < t(x). Sun et al. 2023 (SpecTr), Algorithm 3; the reference is
-// specsample/schemes/kseq.py.
+// `kseq`: i.i.d. children, all tested alike: each is accepted if u c d(x) < t(x). Sun et al. 2023 (SpecTr), Algorithm 3; the
+// reference is specsample/schemes/kseq.py.
 //
-// With beta = (1 - Z(c)) / c and gamma = (1 - (1 - beta)^k) / beta, any c >= gamma is lossless with the residual t - gamma min(d, t / c);
-// the least, c = gamma, accepts the most. The histogram chooses c; Z(c) is taken exactly.
+// With beta = (1 - Z(c)) / c and gamma = (1 - (1 - beta)^k) / beta, any c >= gamma is lossless with the residual
+// t - gamma min(d, t / c); the smallest, c = gamma, accepts the most. The histogram chooses c; Z(c) is computed exactly.
 #pragma once
 #include "recursive.h"
 
@@ -21,7 +21,7 @@ struct KseqRule {
     double c = kseq_threshold(ex, sums), gamma;
     for (;; c = fmin(c + 1 / sums.binning.per_unit, static_cast<double>(k))) {
       gamma = fmin(kseq_gamma((1 - clipped_mass(ex, target, live.draft, c)) / c, k), static_cast<double>(k));
-      if (gamma <= c) break;  // the tail's bin is not exact, so the root may lie just above
+      if (gamma <= c) break;  // the bin of the tail is approximate, so the root may lie just above
     }
     for (int i = 0; i < k; ++i) {
       const double t = ex.prob(target, live.token[i]), d = ex.prob(live.draft, live.token[i]);

@@ -1,5 +1,5 @@
-// `lists`: race with a clock vector for each path: the target's winner over the least clock of the live lists is emitted, a child is
-// accepted when it is that token. The reference is specsample/schemes/lists.py.
+// `lists`: a race with one clock vector per path: the target's winner on the minimum of the live lists' clocks is emitted, and a
+// child is accepted if it is that token. The reference is specsample/schemes/lists.py.
 #pragma once
 #include "../walk.h"
 
@@ -23,7 +23,7 @@ struct ListsRule {
       lists.put(lists.value.at[count++], list);
     };
     for (int c = child; c >= 0 && seen < kMaxSiblings; c = request.child(node, c)) add(request.list(c));
-    if (count == 0) {  // at a leaf: the lists of the paths that ended here
+    if (count == 0) {  // at a leaf: the lists of the paths that end here
       if (node < 0) add(0);
       for (int i = 0; node >= 0 && i < request.nodes && seen < kMaxSiblings; ++i)
         if (i == node || (request.live && request.live[i + 1])) add(request.list(i));

@@ -1,12 +1,12 @@
 // `optimal`: the optimum of the transport problem over k i.i.d. children, in closed form: select one child with law b, then accept
-// it when u b(Y) < t(Y), otherwise emit one token of (t - b)+. The reference is specsample/schemes/optimal.py.
-// Khisti et al. 2024, Theorem 1 (the decomposition); coupling.h has the law b and the selection.
+// it if u b(Y) < t(Y), otherwise emit one token of (t - b)+. The reference is specsample/schemes/optimal.py.
+// Khisti et al. 2024, Theorem 1 (the decomposition); the law b and the selection are in coupling.h.
 #pragma once
 #include "token.h"
 
 namespace SPS_NAMESPACE {
 
-// The draw of the smallest priority: its place among the siblings.
+// The index, among the siblings, of the draw with the smallest priority.
 template <class Ex>
 SPS_HD int select(Ex& ex, const Law& target, const Siblings& live, const Coupling& coupling, int* bin_of_selected) {
   int selected = 0;

@@ -1,6 +1,6 @@
 // `optimal_block`: multi-path block verification. Select a path through the tree, at each node one of the live draws with the
-// optimal coupling (law b of that node), and verify that path as a whole with b in the place of the draft's law.
-// The reference is specsample/schemes/optimal_block.py; `block` is the same with one draw a node.
+// optimal coupling (law b of that node), and verify that path as a whole with b in place of the draft's law.
+// The reference is specsample/schemes/optimal_block.py; with one draw per node it is `block`.
 #pragma once
 #include "optimal.h"
 
@@ -10,7 +10,7 @@ namespace SPS_NAMESPACE {
 struct Selected {
   Law target, draft;
   int count = 0;             // live draws
-  int binned = false;        // b = rho d by bins; otherwise b = d (one draw), or what the target's only token gets
+  int binned = false;        // b = rho d by bins; otherwise b = d (one draw), or b of the target's only token
   Coupling coupling;
   double only = 0;           // b of the target's only token
 
@@ -22,7 +22,7 @@ struct Selected {
   }
 };
 
-// At the node reached, and after the longest accepted prefix.
+// At the current node, and at the end of the longest accepted prefix.
 struct Selections {
   Selected here, stop;
 };
@@ -87,7 +87,7 @@ SPS_HD void verify_optimal_block(const Request& request, Ex& ex, const Output& o
     node = live.first_with(x);
     out.tokens[length] = x, out.nodes[length] = node;
     request.enter(node, true);
-    if (weight == 0) {  // it stays 0: nothing from here on is accepted
+    if (weight == 0) {  // it stays 0: nothing further is accepted
       ++length;
       break;
     }

@@ -1,4 +1,4 @@
-// `race`: the target's winner on the position's own clocks is emitted; a draft is accepted when it is that token.
+// `race`: the target's winner on the clocks of the token's position is emitted; a draft is accepted if it is that token.
 // Kobus and Gunduz 2025; the reference is specsample/schemes/race.py.
 #pragma once
 #include "../walk.h"

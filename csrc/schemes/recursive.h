@@ -1,4 +1,4 @@
-// `recursive`: i.i.d. children tested one after the other, each against what the ones before left of the target.
+// `recursive`: i.i.d. children tested one after another, each against the residual of the target after the earlier ones.
 // Miao et al. 2023 (SpecInfer), Algorithm 2; the reference is specsample/schemes/recursive.py.
 //
 // After k rejections the residual is (t - c_k d)+, c_0 = 0, c_{k+1} = c_k + Z(c_k), Z(c) = sum (t - c d)+.

@@ -1,8 +1,8 @@
-// `recursive_distinct`: children drawn without replacement, tested one after the other.
+// `recursive_distinct`: children drawn without replacement, tested one after another.
 // Jeon et al. 2024 (RSD), Chen et al. 2024 (Sequoia); the reference is specsample/schemes/recursive_distinct.py.
 //
-// A child drawn after the tokens R were rejected has the law d_R, a law by itself. The residual is (t - c d_R)+ off R, its sum Z; after
-// a rejection of x it is (t - (c + Z) d_R)+ off R and x, which in units of the next child's law is c <- (c + Z) (1 - d_R(x)).
+// A child tested after the tokens R were rejected has law d_R, the draft off R renormalised. The residual is (t - c d_R)+ off R,
+// its sum Z; after a rejection of x it is (t - (c + Z) d_R)+ off R and x: in units of the next child's law, c <- (c + Z) (1 - d_R(x)).
 #pragma once
 #include "recursive.h"
 
@@ -25,7 +25,7 @@ struct RecursiveDistinctRule {
       c += mass;
       if (++rejected == live.count) break;
       const Law next = ex.law_without(live.draft, live.token, rejected);
-      if (next.broken) break;  // nothing was left to draw a further child from
+      if (next.broken) break;  // there was nothing left to draw from
       c *= next.share_of(left), left = next;
       mass = ex.residual_mass(target.off(live.token, rejected), left.times(c), Residual());
     }

@@ -1,4 +1,4 @@
-// Every compiled scheme, one line each: the executors instantiate them from here.
+// All compiled schemes, one per line; the executors instantiate them from this table.
 #pragma once
 #include "block.h"
 #include "importance.h"
@@ -13,13 +13,13 @@
 #include "top.h"
 #include "weighted.h"
 
-// X(name, whether drafts' laws enter, whether clock lists are read, whether its first option is the bins of a coupling)
+// X(name, whether it uses the drafts' laws, whether it uses clock lists, whether its first option is a coupling's number of bins)
 #define SPS_SCHEMES(X)              \
   SPS_CUDA_SCHEMES(X)               \
   X(importance, true, false, false) \
   X(weighted, true, false, false)
 
-// Those of them that run on CUDA.
+// The schemes that run on CUDA.
 #define SPS_CUDA_SCHEMES(X)                 \
   X(token, true, false, false)              \
   X(block, true, false, false)              \

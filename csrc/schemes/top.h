@@ -1,6 +1,6 @@
-// `top`: the k - 1 likeliest draft tokens T and one drawn from the rest, d'. Hu et al. 2025; the reference is specsample/schemes/top.py.
+// `top`: the k - 1 likeliest draft tokens T and one drawn from the rest, d'. Hu et al. 2025; reference: specsample/schemes/top.py.
 //
-// The drawn child is accepted when u d'(x) < t(x); otherwise one race over t on T and (t - d')+ off T: a winner in T is an accepted
+// The drawn child is accepted if u d'(x) < t(x); otherwise one race over t on T and (t - d')+ off T: a winner in T is an accepted
 // child, any other is emitted.
 #pragma once
 #include "token.h"
@@ -9,7 +9,7 @@ namespace SPS_NAMESPACE {
 
 struct TopRule {
   static constexpr bool kNeedsMass = true, kSharesToken = true;
-  int races = 0;  // a race that accepts is followed by others: each has a stream of its own
+  int races = 0;  // a race that accepts is followed by others: each has its own stream
 
   template <class Ex>
   SPS_HD Step step(const Request& request, Ex& ex, const Law& target, int node, int child, int depth) {

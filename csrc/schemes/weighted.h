@@ -1,5 +1,5 @@
-// `weighted`: independent children from different draft laws. Select one of them by levels drawn from weights, with law P, then accept it
-// when u P(Y) < t(Y), otherwise emit one token of (t - P)+. The reference is specsample/schemes/weighted.py; mixture.h has the weights.
+// `weighted`: independent children from different draft laws. Select one by random levels that depend on weights, with law P, then
+// accept it if u P(Y) < t(Y), otherwise emit one token of (t - P)+. Reference: specsample/schemes/weighted.py; weights: mixture.h.
 #pragma once
 #include "token.h"
 

@@ -1,4 +1,4 @@
-"""Speculative decoding of whole sequences: `generate`, what drafts for it, and what it counts."""
+"""Speculative decoding of whole sequences: `generate`, the drafters it uses, and its statistics."""
 
 from .drafters import ModelDrafter, NgramDrafter
 from .loop import generate

@@ -1,4 +1,4 @@
-"""Checks of generate's arguments, all made before the first forward."""
+"""Checks of generate's arguments, all made before the first forward call."""
 
 from types import SimpleNamespace
 
@@ -23,9 +23,9 @@ def check(
     model, draft, input_ids, attention_mask, max_new_tokens, depth, paths, tree, scheme, options, sampling,
     draft_sampling, seed, eos_token_id, streamer, backend, logits_processor, stopping_criteria,
 ):  # fmt: skip
-    """-> namespace: drafter; tree (`Tree`, int or None = a chain) and its depth; sampling of the drafts, a tuple where each path
-    has its own; mask bool [B, W]; seed int64 [B]; eos, a set of ids; pad int; card; process (`Processors` or None); criteria, a
-    list for each request. ValueError otherwise."""
+    """-> namespace: drafter; tree (`Tree`, int or None = a chain) and its depth; draft_samplings, a tuple with one sampling or one
+    per path; mask bool [B, W]; seed int64 [B]; eos, a set of ids; pad int; card; process (`Processors` or None); criteria, a
+    list per request. ValueError for invalid arguments."""
     expect(callable(model), "model", "a causal language model", type(model).__name__)
     expect(isinstance(input_ids, torch.Tensor), "input_ids", "a tensor", type(input_ids).__name__)
     good = input_ids.dim() == 2 and input_ids.shape[0] > 0 and input_ids.shape[1] > 0
@@ -54,7 +54,7 @@ def check(
         expected = "a model, or a drafter that proposes trees (look-up has paths, or a number of nodes, under 'race')"
         expect(found, "draft", expected, "NgramDrafter")
     lawless = isinstance(draft, NgramDrafter) and not card.one_hot
-    expect(not lawless, "draft", f"a drafter with a law of its own (scheme {scheme!r} needs it)", "NgramDrafter")
+    expect(not lawless, "draft", f"a drafter with a distribution to draw from (scheme {scheme!r} needs it)", "NgramDrafter")
     if options:
         check_options(options, card)
     pack(sampling, (batch,), device, "sampling")
@@ -89,7 +89,7 @@ def check_streamer(streamer, name, batch):
 
 
 def _shape(draft, depth, paths, tree, draft_sampling, card):
-    """-> (`Tree`, node budget, or None for a chain; its depth; list of the given draft samplings, one or one a path)"""
+    """-> (`Tree`, node budget, or None for a chain; its depth; list of the draft samplings passed: none, one, or one per path)"""
     _count(paths, "paths", 1, MAX_NODES)
     # A plain tuple of four numbers is a Sampling too.
     several = isinstance(draft_sampling, list) or type(draft_sampling) is tuple and isinstance((*draft_sampling, 0)[0], tuple)
@@ -157,7 +157,7 @@ def _ends(model, eos_token_id):
     if isinstance(eos, torch.Tensor):
         eos = eos.tolist()
     eos = [] if eos is None else list(eos) if isinstance(eos, (list, tuple)) else [eos]
-    if eos_token_id is None:  # in a config, an id below 0 says that there is none
+    if eos_token_id is None:  # in a config, a negative id means that there is none
         eos = [e for e in eos if not isinstance(e, int) or e >= 0]
     good = all(isinstance(e, int) and not isinstance(e, bool) and e >= 0 for e in eos)
     expect(good, "eos_token_id", "an id, a list of ids, or None", repr(eos_token_id if eos_token_id is not None else eos))

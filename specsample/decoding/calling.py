@@ -1,4 +1,4 @@
-"""How a causal language model is called."""
+"""How to call a causal language model."""
 
 import inspect
 from typing import NamedTuple
@@ -9,10 +9,10 @@ import torch
 class Call(NamedTuple):
     """How the model's forward is called.
 
-    cache      name of its argument for the cache, and of the output's
-    positions  whether it is given position_ids. Some models count positions themselves, from the mask or by slots of the cache
-    keep       name of its argument for the number of logits wanted, or None
-    takes_cache  whether it has an argument for a cache
+    cache      name of the cache argument, and of the output's attribute
+    positions  whether to pass position_ids. Some models count positions themselves, from the mask or from cache slots
+    keep       name of the argument for the number of logits to return, or None
+    takes_cache  whether it has a cache argument
     """
 
     cache: str
@@ -25,7 +25,7 @@ def call_of(model):
     """-> `Call`"""
     arguments = inspect.signature(getattr(model, "forward", model)).parameters
     anything = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
-    # A model of transformers swallows what it does not know; wrappers hand it on, and others say so.
+    # A transformers model silently ignores keyword arguments it does not know; wrappers forward them, and other models raise.
     own = any(base.__module__.startswith("transformers.") for base in type(model).__mro__)
     return Call(
         "cache" if "cache" in arguments else "past_key_values",
@@ -36,7 +36,7 @@ def call_of(model):
 
 
 def embedded_ids(model):
-    """How many ids the model can read, None when it does not tell."""
+    """How many ids the model can embed, None if unknown."""
     try:
         return model.get_input_embeddings().num_embeddings
     except (AttributeError, NotImplementedError):
@@ -46,26 +46,26 @@ def embedded_ids(model):
 
 
 def config_of(model):
-    """The config that says what a model of transformers is: its own, or of the model that a module wraps; None of others."""
+    """The config of a transformers model, or of the one that a module wraps; None for other models."""
     inner = model.modules() if isinstance(model, torch.nn.Module) else [model]  # itself first
     configs = (getattr(module, "config", None) for module in inner)
     return next((config for config in configs if hasattr(config, "get_text_config")), None)
 
 
 def weight_of(model):
-    """One of the model's weights, for its dtype and device: a wrapper need not tell them."""
+    """One of the model's weights, for its dtype and device, which a wrapper may not expose itself."""
     return next(weight for weight in model.parameters() if weight.is_floating_point())
 
 
 def of_transformers(model):
-    """Whether the model is one of transformers', with a config that says what it is, or a module around one. Others are taken
-    at their word."""
+    """Whether the model is a transformers model, or a module that wraps one, with a config to inspect. Other models are trusted to
+    follow the call signature."""
     return config_of(model) is not None
 
 
 def new_cache(model):
-    """An empty cache for a model of transformers: full attention layers, since windowed ones forget what a rejected
-    draft pushed out. Other models bring their own."""
+    """An empty cache for a transformers model, with full-attention layers, since windowed layers lose the tokens that a rejected
+    draft pushed out. None for other models, which create their own."""
     if of_transformers(model):
         from transformers import DynamicCache
 

@@ -1,4 +1,4 @@
-"""Who proposes the tokens of a round: a model, several models, look-up in the text so far. The protocol: proposal.py."""
+"""Drafters, which propose the tokens of a round: a model, several models, or look-up in the text so far. Protocol: proposal.py."""
 
 import torch
 
@@ -13,10 +13,10 @@ from .tree_drafts import draft_heaviest, draft_static
 class ModelDrafter:
     """A causal language model that drafts chains or trees, with its own KV cache. One object serves one call of `generate`.
 
-    It neither reads finished requests nor drafts where its positions end (limits.py).
+    It does not read finished requests, nor draft beyond its last position (limits.py).
 
-    paths  set of the paths that are this model's, where each path has a model; None = all
-    room   list of B ints: how many levels each request could have in the last round
+    paths  set of the paths that this model drafts, if each path has a model; None = all
+    room   list of B ints: how many levels could be drafted for each request in the last round
     """
 
     def __init__(self, model, paths=None):
@@ -42,7 +42,7 @@ class ModelDrafter:
         return draft_static(self.cached, prefixes, self.room, info, mine, laws)
 
     def _readable(self, prefixes, shape, info):
-        """Set `room`. -> the prefixes; of a request without room, what was read before, since every call reads all requests"""
+        """Set `room`. -> the prefixes; for a request without room, the prefix read before, since every call reads all requests"""
         lengths, limit = prefixes.lengths.tolist(), position_limit(self.model)
         most = [shape if limit is None else min(shape, max(0, limit + 1 - length)) for length in lengths]
         self.room = [levels if going else 0 for levels, going in zip(most, info.active.tolist())]
@@ -51,8 +51,8 @@ class ModelDrafter:
         return Prefixes(prefixes.tokens, torch.tensor(self.read))
 
     def _chain(self, prefixes, info):
-        # The cache forgets what was rejected and, after full acceptance, catches up on the last draft, by itself:
-        # it is told the prefixes, and feeds what it lacks.
+        # The cache itself drops rejected tokens and, after full acceptance, reads the last draft: it is given the prefixes and
+        # feeds whatever it lacks.
         logits = self.cached(prefixes, prefixes.tokens[:, :0])[:, 0]
         texts = [() if levels else None for levels in self.room]
         tokens, rows, count = [], [], max(self.room)
@@ -78,13 +78,13 @@ class ModelDrafter:
         return Proposal(tokens, None, torch.stack(rows, 1) if needed else None)
 
     def commit(self, tokens):
-        if self.grows:  # of a tree, the cache must be told what to keep
+        if self.grows:  # after a tree, the cache must be told what to keep
             self.cached.follow(tokens.tolist())
             self.grows = False
 
 
 class PathsDrafter:
-    """A model for each path. A model that has several paths reads their common prefixes once."""
+    """One model per path. A model with several paths reads their common prefixes once."""
 
     def __init__(self, models):
         paths = {}
@@ -98,7 +98,7 @@ class PathsDrafter:
         proposals = [proposal for proposal in proposals if proposal.tokens is not None]
         if not proposals:
             return Proposal(None)
-        tokens = torch.stack([proposal.tokens for proposal in proposals]).amax(0)  # each node is −1 for all but one
+        tokens = torch.stack([proposal.tokens for proposal in proposals]).amax(0)  # each node is −1 in all proposals but one
         if proposals[0].draft_logits is None:
             return proposals[0]._replace(tokens=tokens)
         logits = [proposal.draft_logits for proposal in proposals]
@@ -120,11 +120,11 @@ class PathsDrafter:
 class NgramDrafter:
     """Prompt look-up: propose what followed the last earlier occurrence of the text's ending.
 
-    The longest ending is tried first: n tokens, then n − 1, … 1. Where the continuation runs into the end of the text it starts
-    over, as a repetition would. With `paths=K` under `race`, proposes up to K different continuations; with `tree` a number of
-    nodes, as many as fit. No model, no randomness. Good where the output copies from the prompt or from itself.
+    The longest ending is tried first: n tokens, then n − 1, … 1. A continuation that reaches the end of the text wraps around,
+    as a repetition would. With `paths=K` under `race` it proposes up to K different continuations; if `tree` is a number of
+    nodes, as many as fit. No model, no randomness. Works well where the output copies from the prompt or from itself.
 
-    n  int >= 1: the longest ending that is looked up, in tokens; ValueError otherwise
+    n  int >= 1: the longest ending to look up, in tokens; ValueError otherwise
     """
 
     def __init__(self, n=3):
@@ -148,8 +148,8 @@ class NgramDrafter:
 
 
 def _continuations(prefix, longest, paths, count):
-    """At most `paths` different lists of `count` tokens that followed earlier occurrences of the end of prefix: those of the
-    longest end first, and of them the last. prefix: int64 [W] on the CPU"""
+    """At most `paths` different lists of `count` tokens that followed earlier occurrences of the prefix's ending: those of the
+    longest ending first and, among these, of the latest occurrence first. prefix: int64 [W] on the CPU"""
     found, seen, text = [], set(), prefix.tolist()
     for n in range(min(longest, len(text) - 1), 0, -1):
         occurrences = (prefix[:-1].unfold(0, n, 1) == prefix[-n:]).all(1).nonzero()[:, 0] + n
@@ -159,13 +159,13 @@ def _continuations(prefix, longest, paths, count):
                 follows = [text[start + i % (len(text) - start)] for i in range(count)]
                 if follows not in found:
                     found.append(follows)
-                if len(found) == paths or len(seen) == 8 * paths:  # in a text that repeats itself most are equal
+                if len(found) == paths or len(seen) == 8 * paths:  # in a repetitive text most are equal
                     return found
     return found
 
 
 def _trie(sequences, most):
-    """Sequences as a tree of at most `most` nodes whose equal beginnings are one path: (tokens, parents)"""
+    """Sequences as a trie of at most `most` nodes, in which common prefixes share a path: (tokens, parents)"""
     tokens, parents, known = [], [], {}
     for sequence in sequences:
         above = -1
@@ -202,7 +202,7 @@ def as_drafter(draft):
 
 
 def draft_models(drafter):
-    """The models that a drafter reads, as far as it is one of those above."""
+    """The models that a drafter reads, if it is one of the classes above."""
     if isinstance(drafter, PathsDrafter):
         return [each.model for each in drafter.drafters]
     return [drafter.model] if isinstance(drafter, ModelDrafter) else []

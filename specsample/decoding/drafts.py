@@ -1,4 +1,4 @@
-"""A round's drafts on their way from the drafter to the target and to `verify`."""
+"""A round's drafts, from the drafter to the target and to `verify`."""
 
 import torch
 
@@ -8,14 +8,14 @@ from .trees import Tree, depths, for_rows
 
 
 class Drafts:
-    """A proposal, checked and cut to each request's own limit.
+    """A proposal, checked and truncated to each request's limit.
 
     tokens   int64 [B, N], −1 beyond the limit; N = 0: nothing was proposed
-    parents  lists of ints, one for all requests or one a request; None = a chain
+    parents  lists of ints, one for all requests or one per request; None = a chain
     """
 
     def __init__(self, proposal, tree, batch, limit, device, card):
-        """tree: the `Tree` that was asked for; limit: list of B ints, levels that each request may still use"""
+        """tree: the `Tree` that was requested; limit: list of B ints, how many levels each request may still use"""
         self.proposal, self.parents, self.depth = proposal, None, 0
         self.tokens = torch.zeros(batch, 0, dtype=torch.int64, device=device)
         tokens = None if proposal is None else proposal.tokens
@@ -39,11 +39,11 @@ class Drafts:
             self.tokens = torch.where((torch.tensor(depth) < torch.tensor(limit)[:, None]).to(device), self.tokens, -1)
 
     def read(self, target, prefixes):
-        """-> the target's logits: after each prefix, then after each node, or in a tree after each distinct prefix"""
+        """-> the target's logits: after each prefix, then after each node (of a tree, after each distinct prefix)"""
         if self.parents is None:
             return target(prefixes, self.tokens, [min(most, self.tokens.shape[1]) for most in self.limit])
         target.start(prefixes)
-        self.places = []  # of each node, −1 where there is none; the last is the root's
+        self.places = []  # the place of each node, −1 if it has none; the last entry is the root's
         for b, tokens in enumerate(self.tokens.tolist()):
             places = [-1] * (len(tokens) + 1)
             target.insert(b, range(len(tokens)), self.parents[b if len(self.parents) > 1 else 0], tokens, places)
@@ -51,14 +51,14 @@ class Drafts:
         return target.read()
 
     def nodes(self, target):
-        """Of each request its nodes that were read: (row, row above, token), a node after that above it."""
+        """For each request the nodes that were read, parents before children: (row, parent's row, token)."""
         if self.parents is not None:
             known = [places.items() for places in target.known]
             return [[(place + 1, above + 1, token) for (above, token), place in own] for own in known]
         return [[(i + 1, i, token) for i, token in enumerate(tokens)] for tokens in self.tokens.tolist()]
 
     def layout(self, logits, card, draft_samplings):
-        """-> logits and the arguments of `verify` that say which row a node has. draft_samplings: one for all, or one a path"""
+        """-> logits and the arguments of `verify` that map nodes to rows. draft_samplings: one for all, or one per path"""
         device, rows, draft_logits = logits.device, self.proposal.draft_rows, self.proposal.draft_logits
         out = {"lists": self.proposal.lists if card.reads_lists else None}
         if self.parents is not None:
@@ -69,7 +69,7 @@ class Drafts:
             return logits, out
         logits, draft_logits = in_wider_dtype(logits, draft_logits)
         draft_sampling = draft_samplings[0]
-        if len(draft_samplings) > 1:  # the law of a row is that of its path: a row a node
+        if len(draft_samplings) > 1:  # a row is sampled by the settings of its path, so each node needs a row
             index = torch.arange(len(logits), device=device)[:, None]
             draft_logits, rows = draft_logits[index, rows], None
             laws = [node % len(draft_samplings) for node in range(self.tokens.shape[1])]
@@ -79,16 +79,16 @@ class Drafts:
         return logits, out | {"draft_logits": draft_logits, "draft_rows": rows, "draft_sampling": draft_sampling}
 
     def rows(self, verdict):
-        """-> of each request a list: the target's row that decided each emitted token"""
+        """-> a list per request: the target row that decided each emitted token"""
         if self.parents is None:
             return [list(range(self.tokens.shape[1] + 1))] * len(self.tokens)
         paths = zip(self.places, verdict.nodes.tolist())
         return [[0] + [places[node] + 1 for node in nodes if node >= 0] for places, nodes in paths]
 
     def decided(self, verdict, target):
-        """Read the verdict and have the target keep what was accepted.
-        -> of each request: emitted tokens, padded with −1; how many of them are drafts; how many drafts, one below the other,
-        were up for a decision"""
+        """Read the verdict and have the target keep the accepted tokens.
+        -> for each request: emitted tokens, padded with −1; how many of them are drafts; at how many successive depths drafts
+        were tested"""
         more = self.tokens if self.parents is None else verdict.nodes
         facts = torch.cat([verdict.num_accepted[:, None], more, verdict.tokens], 1).tolist()
         width = 1 + more.shape[1]
@@ -99,20 +99,20 @@ class Drafts:
         drafted = []
         for count, nodes, places, known in zip(accepted, more, self.places, target.known):
             last = places[nodes[count - 1]] if count else -1
-            drafted.append(count + any(above == last for above, _ in known))  # whether something hangs below it
+            drafted.append(count + any(above == last for above, _ in known))  # one more if it has children
         return emitted, accepted, drafted
 
 
 def _is_empty(tokens, batch):
-    """Whether a proposal's tokens are none at all: None, [], B empty lists, or a tensor of shape [0] or [B, 0] of any dtype, which
-    is what an empty list becomes in torch.tensor."""
+    """Whether a proposal has no tokens: None, [], B empty lists, or a tensor of shape [0] or [B, 0] of any dtype, which
+    is what torch.tensor makes of an empty list."""
     if isinstance(tokens, torch.Tensor):
         return tuple(tokens.shape) in ((0,), (batch, 0))
     return tokens is None or isinstance(tokens, (list, tuple)) and (not tokens or list(tokens) == [[]] * batch)
 
 
 def _parents(parents, batch, nodes):
-    """A proposal's parents as lists of ints, one or one a request; None when they are a chain."""
+    """A proposal's parents as lists of ints, one for all or one per request; None if they form a chain."""
     if parents is None:
         return None
     expected = f"None or ints of shape [{nodes}] or [{batch}, {nodes}], each from −1 to its own index − 1"

@@ -1,8 +1,8 @@
-"""How many positions a model can read: learned or tabulated positions end, rotary and linear biases do not.
+"""How many positions a model can read: learned or tabulated positions are limited, rotary ones and linear biases are not.
 
-A configuration's `max_position_embeddings` does not tell: for rotary models it is the length of training, which a text may
-pass. So the model itself is asked, with texts of one and of two equal tokens: a table whose index moves from c to c + 1 is a
-table of positions, and ends where its rows do.
+A config's `max_position_embeddings` does not answer this: for rotary models it is the training length, which a text may
+exceed. So the model itself is probed with texts of one and of two equal tokens: a table whose index moves from c to c + 1 is a
+table of positions, and its number of rows is the limit.
 """
 
 import inspect
@@ -14,12 +14,12 @@ from torch.overrides import TorchFunctionMode
 from ..errors import expect
 from .calling import config_of, weight_of
 
-_limits = weakref.WeakKeyDictionary()  # model -> what `position_limit` found
+_limits = weakref.WeakKeyDictionary()  # model -> the result of `position_limit`
 
 
 def position_limit(model):
-    """-> how many positions (0, 1, …) `model` can read, None where there is no end, or none is known. Costs two forwards of a
-    token or two, once a model; none for rotary models and for those that are not of transformers."""
+    """-> how many positions (0, 1, …) `model` can read, None if unlimited or unknown. Costs two forward calls on one or two tokens,
+    once per model; none for rotary models and for models that are not from transformers."""
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     config = config_of(model)
     if config is None:
@@ -35,7 +35,7 @@ def position_limit(model):
 
 
 def check_length(limit, prompt, new):
-    """Refuse `new` tokens after the longest prompt where the target cannot read them. (The last one is not read.)"""
+    """Reject `new` tokens after the longest prompt if the target cannot read them. (The last one is never read.)"""
     if limit is not None:
         expect(prompt <= limit, "input_ids", f"prompts of at most {limit} tokens, the positions that the model has", prompt)
         most = limit + 1 - prompt
@@ -45,7 +45,7 @@ def check_length(limit, prompt, new):
 
 @torch.no_grad()
 def _table(model):
-    """The end of the shortest table of positions, or None."""
+    """The length of the shortest table of positions, or None."""
     accepted = inspect.signature(model.forward).parameters
     reads = []
     for count in (1, 2):
@@ -54,17 +54,17 @@ def _table(model):
         try:
             with _Lookups() as lookups:
                 model(input_ids=ids, use_cache=False, **{name: x for name, x in given.items() if name in accepted})
-        except Exception:  # a model that cannot be asked says so when it is used
+        except Exception:  # a model that cannot be probed reports its error when it is used
             return None
         reads.append(lookups.last)
     one, two = reads
     ends = [table[1] - one[table] for table in one if two.get(table) == one[table] + 1]
-    growing = any(hasattr(module, "make_weights") for module in model.modules())  # sinusoids, computed as far as they are needed
+    growing = any(hasattr(module, "make_weights") for module in model.modules())  # sinusoids, extended on demand
     return None if growing else min(ends, default=None)
 
 
 class _Lookups(TorchFunctionMode):
-    """last: (function, length of the table) -> the highest index that was looked up in it"""
+    """last: (function, length of the table) -> the highest index looked up in it"""
 
     def __init__(self):
         self.last = {}

@@ -1,4 +1,4 @@
-"""The decoding loop: draft, run the target once, verify, keep what was accepted, until every request is finished."""
+"""The decoding loop: draft, run the target once, verify, keep the accepted tokens, until every request is finished."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -43,59 +43,59 @@ def generate(
 ) -> Tensor | tuple[Tensor, Stats]:
     """Continue each prompt with tokens distributed exactly as if sampled from the target, in fewer target calls than tokens.
 
-    model           the target: a causal LM of transformers, or anything with the same call signature and outputs
+    model           the target: a transformers causal LM, or anything with the same call signature and outputs
     draft           what proposes tokens: a causal LM with the same tokenizer (its vocabulary may be narrower or wider), a sequence
-                    of them, one for each path (schemes `weighted` and `race`), `NgramDrafter()`, any object with `propose` and
+                    of them, one per path (schemes `weighted` and `race`), `NgramDrafter()`, any object with `propose` and
                     `commit` (specsample/decoding/proposal.py), or None for plain sampling
     input_ids       int64 [B, W], padded left or right where attention_mask [B, W] is 0; None = all tokens are real
     max_new_tokens  int >= 1, for each request. ValueError if the target's position embeddings (learned, or a table of sinusoids)
-                    are too few for the longest prompt and these tokens; rotary and linear ones have no limit.
-    depth           int: tokens drafted in a round, fewer when fewer may still be emitted
-    paths           int: chains of `depth` tokens drafted a round, for a scheme that takes trees. Their first tokens are drawn
+                    are too few for the longest prompt and these tokens; rotary positions and linear biases have no limit.
+    depth           int: tokens drafted per round, fewer if fewer may still be emitted
+    paths           int: chains of `depth` tokens drafted per round, for a scheme that takes trees. Their first tokens are drawn
                     together, as `ss.draft(logits, paths, kind=…)` draws them for the scheme: independently, without replacement
                     (`recursive_distinct`), the first arrivals (`race`), the likeliest and one of the rest (`top`), one on each
-                    clock list (`lists`). Below, each chain goes on by itself (`lists`: on its list; `race`: equal prefixes go on
-                    equally). Equal prefixes are computed once. Of `NgramDrafter()`, under `race`: that many continuations.
+                    clock list (`lists`). After that each chain continues on its own (`lists`: on its list; `race`: equal prefixes
+                    continue equally). Equal prefixes are computed once. With `NgramDrafter()`, under `race`: that many continuations.
     tree            list of parents (−1 = child of the root): a tree of this shape, children drawn as above at every node;
-                    `depth` is then the tree's. Or an int: that many of the heaviest nodes of at most `depth` levels, the
+                    `depth` is then the tree's. Or an int: a tree of that many nodes and at most `depth` levels, those of the
                     likeliest paths under the draft (`race` only, since the tokens shape that tree)
     scheme          see `ss.schemes()`. Under "race" the output is that of `draft=None`, token for token
-    options         the scheme's own settings
+    options         settings of the scheme
     sampling        temperature and filters of the target. Each field may hold one value per request
-    draft_sampling  the same for the draft; None = the target's. A list holds one for each path (`weighted` and `race`)
+    draft_sampling  the same for the draft; None = the target's. A list holds one per path (`weighted` and `race`)
     seed            int64 [B], or an int s, short for s, s + 1, …, s + B − 1
-    eos_token_id    int or list; None = the one of model.generation_config, if any
+    eos_token_id    int or list; None = that of model.generation_config, if any
     logits_processor
-                    list of functions of (input_ids [n, len], scores [n, V]) -> scores, transformers' or one's own, or such a list
-                    for each request: repetition penalty, banned words, a grammar. They act before `sampling`'s filters, at every
-                    node with its own prefix, on target and draft (specsample/decoding/processors.py). A row in which they
-                    leave no token ends the text.
+                    list of functions of (input_ids [n, len], scores [n, V]) -> scores, from transformers or your own, or such a
+                    list per request: repetition penalty, banned words, a grammar. They are applied before `sampling`'s filters, at
+                    every node with its own prefix, to target and draft (specsample/decoding/processors.py). A row in which
+                    they leave no token ends the text.
     stopping_criteria
-                    list of functions of (input_ids [1, len], None) -> bool, likewise; asked after each token that is kept
-    streamer        for one request: `put(tokens)` gets the prompt, then each round's tokens, then `end()`. If it has
-                    `put_round(tokens, num_accepted)`, rounds go there: the first num_accepted tokens are drafts.
+                    list of functions of (input_ids [1, len], None) -> bool, likewise; called after each kept token
+    streamer        for a single request: `put(tokens)` receives the prompt, then each round's tokens; `end()` is called last. If it
+                    has `put_round(tokens, num_accepted)`, rounds go there: the first num_accepted tokens are drafts.
     return_stats    also return `Stats`
     backend         as in `verify`
-    -> int64 [B, W + new]: the prompts as given, then the new tokens, after eos the model's pad id (or the eos)
-       With return_stats: (that, Stats)
+    -> int64 [B, W + new]: the prompts as given, then the new tokens; after eos the model's pad id (or the eos id)
+       With return_stats: (that tensor, Stats)
 
     A request's tokens depend on its own prompt, seed and settings. Other requests in the batch, and padding, can change them only
-    by changing how the model itself rounds. Positions count a request's own tokens, without padding.
+    by changing how the model itself rounds. Positions count a request's tokens, without padding.
 
     Of model.generation_config only the eos and padding ids are used: temperature, top_k and the like come from `sampling`.
     A warning names any other setting there that would change the distribution or the end of the text. Pass these as
-    logits_processor and stopping_criteria, or pass [] to say that they are not wanted (specsample/decoding/settings.py).
+    logits_processor and stopping_criteria, or pass [] to decline them (specsample/decoding/settings.py).
 
-    If the draft model runs out of positions before the text ends, sampling goes on without drafts (`Stats.out_of_positions`).
+    If the draft model runs out of positions before the text ends, sampling continues without drafts (`Stats.out_of_positions`).
 
-    Models of transformers that obey a 4-D attention mask read a tree in one forward call, with positions by depth; other models
-    read each path as a row of a larger batch. The caches then keep the accepted nodes. Which of the two applies is tried on a few
-    tokens, once per model (specsample/decoding/models.py). Requests are read one by one where padding or other requests would
-    change a model's texts: positions counted by cache slots, or frequencies that change once a text is long, as in Phi-3's longrope
-    (which is then read afresh). Models without a key-value cache that can be rewound are refused (recurrent, encoder-decoder, …),
+    Transformers models that honour a 4-D attention mask read a tree in one forward call, with positions by depth; other models
+    read each path as a row of a larger batch. The caches then keep the accepted nodes. Which of the two applies is tested on a few
+    tokens, once per model (specsample/decoding/models.py). Requests are read one by one if padding or other requests would
+    change a model's output: positions counted by cache slots, or frequencies that change once a text is long, as in Phi-3's longrope
+    (the text is then re-read). Models without a key-value cache that can be rewound are rejected (recurrent, encoder-decoder, …),
     and so are texts so long that dynamic rotary frequencies change: docs/models.md.
 
-    Errors: ValueError naming the argument, before the first forward call; for a drafter's proposals, as they arrive.
+    Errors: ValueError naming the argument, before the first forward call; for a drafter's proposals, when they arrive.
     """
     given = check(
         model, draft, input_ids, attention_mask, max_new_tokens, depth, paths, tree, scheme, options, sampling,
@@ -107,20 +107,20 @@ def generate(
 
 
 def run(model, draft, input_ids, given, max_new_tokens, scheme, options, sampling, streamer, backend, record=None):
-    """`generate` after its checks. given: what `check` returned.
+    """`generate` after its checks. given: the result of `check`.
 
-    record  None, or called each round as record(raw, logits, rows): the target's logits [B, R, V] as they came and processed, and
-            of each request a list: the row that decided each token it keeps
-    -> (as `generate`, Stats)
+    record  None, or called each round as record(raw, logits, rows): the target's logits [B, R, V] before and after processing, and
+            a list per request: the row that decided each kept token
+    -> (what `generate` returns, Stats)
     """
     stats = Stats()
     lap = Laps(stats.seconds)
     device, batch = input_ids.device, input_ids.shape[0]
     tokens, prompt_lengths = _unpad(input_ids.long(), given.mask)
-    # Lengths and flags live on the host, where every shape is decided; one copy a round brings there what it needs.
+    # Lengths and flags live on the host, where every shape is decided; one copy per round brings the results there.
     lengths, remaining, active = prompt_lengths, [max_new_tokens] * batch, [True] * batch
-    read = lengths  # what the target reads of each: the prefix, and of a finished request no more than before
-    # A drafter that is no model may propose trees unasked.
+    read = lengths  # how much of each request the target reads: the prefix; for a finished request no more than before
+    # A custom drafter may propose trees even if none was requested.
     grows = given.tree is not None or given.drafter is not None and given.card.trees and given.drafter is draft
     longest = max(lengths) + max_new_tokens
     target = cached_model(model, Prefixes(tokens, torch.tensor(lengths)), longest, grows)
@@ -130,8 +130,8 @@ def run(model, draft, input_ids, given, max_new_tokens, scheme, options, samplin
     while any(active):
         prefixes = Prefixes(tokens, torch.tensor(lengths))
         position = prefixes.lengths.to(device)
-        # A round emits one token more than it accepts. The limit is the request's own: under `block` the number of
-        # drafts enters the decision, and companions must not.
+        # A round emits one token more than it accepts. Each request has its own limit: under `block` the number of drafts
+        # enters the decision, and other requests must not.
         limit = [
             min(left - 1, given.depth, target.room(length)) if going else 0
             for left, length, going in zip(remaining, lengths, active)
@@ -176,7 +176,7 @@ def run(model, draft, input_ids, given, max_new_tokens, scheme, options, samplin
         new = _rows(kept, width, device)
         if max(lengths) + width > tokens.shape[1]:
             tokens = torch.nn.functional.pad(tokens, (0, tokens.shape[1] + width))
-        # What is beyond those kept lands behind the new length, where nothing reads it.
+        # Tokens beyond the kept ones land past the new length, where nothing reads them.
         tokens.scatter_(1, position[:, None] + torch.arange(width, device=device), new)
         if any(given.criteria):
             ends = [first_stop(given.criteria[b], tokens[b : b + 1], lengths[b], len(kept[b])) for b in range(batch)]
@@ -209,7 +209,7 @@ def run(model, draft, input_ids, given, max_new_tokens, scheme, options, samplin
 
 
 def _unpad(input_ids, mask):
-    """(tokens int64 [B, longest], each prompt's real tokens from column 0 on; list of their lengths)"""
+    """(tokens int64 [B, longest], each prompt's real tokens starting at column 0; list of their lengths)"""
     lengths = mask.sum(1).tolist()
     order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, : max(lengths)]
     return input_ids.gather(1, order), lengths
@@ -221,7 +221,7 @@ def _rows(lists, width, device):
 
 
 def _cut(emitted, accepted, eos):
-    """Of one request. -> tokens up to the first eos; whether it goes on: no eos, no row without a finite logit"""
+    """For one request. -> tokens up to the first eos; whether it continues: no eos, and no row without a finite logit"""
     tokens = emitted[: emitted.index(-1)] if -1 in emitted else emitted
     for i, token in enumerate(tokens):
         if token in eos:

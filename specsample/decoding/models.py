@@ -1,10 +1,10 @@
-"""What a causal language model can do, found out before decoding begins: whether it can be served at all, whether requests of
-unequal length may share a batch, whether it reads a tree through an attention mask.
+"""What a causal language model supports, determined before decoding begins: whether it can be decoded at all, whether requests of
+unequal length may share a batch, whether it can read a tree through an attention mask.
 
-Some of it a model's config says. The rest is tried (trial.py), once a model: four forwards over a few made-up tokens compare what
-decoding relies on (a cache of keys and values, cropped and read on from; padding at the left; a tree behind a 4-D mask) with the
-same texts read afresh. A trial says what a model does, whatever it is called; but windows and slopes may be too wide or too
-gentle for a short text to show them, so what a config says of these counts too.
+A model's config answers part of this. The rest is tested (trial.py), once per model: four forward calls on a few made-up tokens
+compare what decoding relies on (a key-value cache, cropped and continued; left padding; a tree behind a 4-D mask) with the
+same texts read without a cache. A trial shows what a model does, whatever it is called; but windows may be too wide and slopes too
+gentle for a short text to reveal, so the config counts for these too.
 """
 
 import weakref
@@ -17,18 +17,18 @@ from .calling import call_of, config_of, of_transformers, weight_of
 from .limits import position_limit
 from .trial import LEAST, Trial, first_line
 
-ATTENTION = ("sdpa", "eager")  # of transformers' implementations, those that add a 4-D mask to the scores as it is
+ATTENTION = ("sdpa", "eager")  # the transformers implementations that add a 4-D mask to the scores unchanged
 SERVED = "a causal language model over a cache of keys and values"
 
 
 class Abilities(NamedTuple):
-    """batched: padding at the left changes nothing, so requests of unequal length may share a batch; otherwise each is read by
-             itself (one_by_one.py)
-    masks    it obeys 4-D masks, so a tree is one forward; otherwise each path is a row of a batch
-    switch   int: the model reads longer texts than this by other rotary frequencies than shorter ones, their first tokens
-             included (longrope); None = it does not
-    longest  int: its frequencies change with every token beyond this many (dynamic rotary), so there it has no law that a cache
-             could keep; None = no such limit
+    """batched: left padding changes nothing, so requests of unequal length may share a batch; otherwise each is read
+             separately (one_by_one.py)
+    masks    it honours 4-D masks, so a tree takes one forward call; otherwise each path is a row of a batch
+    switch   int: texts longer than this use other rotary frequencies than shorter ones, from their first token on
+             (longrope); None = no such length
+    longest  int: beyond this many tokens its frequencies change with every token (dynamic rotary), so that no cache
+             stays valid; None = no such limit
     """
 
     batched: bool = True
@@ -37,15 +37,15 @@ class Abilities(NamedTuple):
     longest: int | None = None
 
 
-_known = weakref.WeakKeyDictionary()  # model -> {state that the findings hold for: `Abilities`, or why it cannot be served}
+_known = weakref.WeakKeyDictionary()  # model -> {state for which the result holds: `Abilities`, or why it cannot be decoded}
 
 
 def abilities(model, name="model"):
-    """-> `Abilities`. ValueError, naming the argument `name`, where the model cannot be served."""
+    """-> `Abilities`. ValueError, naming the argument `name`, if the model cannot be decoded."""
     if not of_transformers(model):
         expect(not getattr(model, "_is_stateful", False), name, SERVED, "a recurrent state")
         return Abilities()
-    model = getattr(model, "_orig_mod", model)  # of torch.compile, which these few shapes are not worth
+    model = getattr(model, "_orig_mod", model)  # the model inside torch.compile: these few shapes are not worth compiling
     weight = weight_of(model)
     state = (weight.dtype, weight.device, model.training, getattr(_text_config(model), "_attn_implementation", None))
     found = _known.setdefault(model, {})
@@ -56,7 +56,7 @@ def abilities(model, name="model"):
 
 
 def check_models(model, drafts, longest):
-    """ValueError where the target or one of the draft models cannot be served, or not in texts of up to `longest` tokens."""
+    """ValueError if the target or a draft model cannot be decoded, or not for texts of up to `longest` tokens."""
     for name, one in [("model", model), *(("draft", one) for one in drafts)]:
         limit = abilities(one, name).longest
         told = f"a text of at most {limit} tokens (beyond, its dynamic rotary frequencies change with each), or another model"
@@ -64,16 +64,16 @@ def check_models(model, drafts, longest):
 
 
 def takes_masks(model):
-    """Whether trees go through a 4-D mask."""
+    """Whether trees are read through a 4-D mask."""
     return abilities(model).masks
 
 
 @torch.no_grad()
 def _tried(model, weight):
-    """-> `Abilities`, or why the model cannot be served, str. weight: one of the model's"""
+    """-> `Abilities`, or str: why the model cannot be decoded. weight: one of the model's weights"""
     config = _text_config(model)
     limits = switch, longest = _rotary(config)
-    # Not past the end of its positions, or to where its frequencies change: of that a trial would find nothing but this.
+    # Stay within its positions and below the length at which its frequencies change: past those, the trial would only find that.
     room = min((most for most in (position_limit(model), longest) if most is not None), default=torch.inf)
     room = room if switch is None or switch < LEAST else min(room, switch)
     if room < LEAST:
@@ -81,7 +81,7 @@ def _tried(model, weight):
     trial = Trial(model, weight.device, weight.dtype, room)
     try:
         trial.fresh()
-    except Exception as error:  # whatever a model says about an input that it does not expect
+    except Exception as error:  # a model may raise anything for an input it does not expect
         return f"which cannot be read by token ids alone: {first_line(error)}"
     together = trial.cached(2)
     if together is None:
@@ -93,7 +93,7 @@ def _tried(model, weight):
     return alone + " (it is in training mode)" * model.training
 
 
-# -- what a config says ----------------------------------------------------------------------------------------
+# -- what a config tells ----------------------------------------------------------------------------------------
 
 
 def _text_config(model):
@@ -101,7 +101,7 @@ def _text_config(model):
 
 
 def _foreign(model):
-    """Why a model is of a kind that decoding cannot serve, or None: what its class and its config say."""
+    """Why a model is of a kind that cannot be decoded, or None: judged by its class and its config."""
     config = _text_config(model)
     if getattr(config_of(model), "is_encoder_decoder", False):
         return "an encoder-decoder: its texts follow an encoder's input, which decoding does not have"
@@ -124,7 +124,7 @@ def _is_attention(kind):
 
 
 def _by_slot(config):
-    """Whether attention reaches by slots of the cache, not by positions: windows, chunks, slopes. A tree's siblings lie in
+    """Whether attention depends on cache slots rather than positions: windows, chunks, slopes. A tree's siblings occupy
     different slots at the same position."""
     for name in ("sliding_window", "attention_chunk_size", "sliding_window_size", "attention_window_size", "alibi"):
         if getattr(config, name, None):

@@ -1,31 +1,31 @@
-"""A batch of requests for a model that cannot have them in one: each has a cache of its own and a forward of its own.
+"""A batch of requests for a model that cannot read them together: each has its own cache and its own forward calls.
 
-Some models count positions by slots of the cache, and some read a whole text otherwise once it is long; to both, a companion
-of another length would change a request's tokens.
+Some models count positions by cache slots, and some read a whole text differently once it is long; with either, another request
+of a different length would change a request's tokens.
 """
 
 from .proposal import Prefixes
 
 
 class OneByOne:
-    """Looks like one CachedModel, or reader of trees, over B requests. each: list of B"""
+    """Behaves like one CachedModel (or tree reader) over B requests. each: list of B of them"""
 
     def __init__(self, each):
         self.each = each
-        self.read_before = [(0, None)] * len(each)  # of each request, a prefix's length and the logits after it
+        self.read_before = [(0, None)] * len(each)  # for each request, the length of its last prefix and the logits after it
 
     def room(self, length):
         return self.each[0].room(length)
 
     def __call__(self, prefixes, more, real=None):
-        """As CachedModel's; each request is fed its own drafts alone."""
+        """As in CachedModel; each request is fed only its own drafts."""
         rows = []
         for b, (one, prefix) in enumerate(zip(self.each, _split(prefixes))):
             drafts = more[b].tolist()
             count = max((i + 1 for i, token in enumerate(drafts) if token >= 0), default=0)
             count = count if real is None else min(count, real[b])
             length, row = self.read_before[b]
-            if count or length != int(prefix.lengths):  # a finished request stays as it was
+            if count or length != int(prefix.lengths):  # a finished request is not read again
                 row = one(prefix, more[b : b + 1, :count])
                 self.read_before[b] = int(prefix.lengths), row[:, :1]
             rows.append(row)
@@ -73,7 +73,7 @@ def _split(prefixes):
 
 
 def _joined(rows, count):
-    """Rows of each request, [1, n, V] or None, one above the other: [B, count, V], zeros where a request has none."""
+    """The rows of each request, [1, n, V] or None, stacked: [B, count, V], zeros where a request has none."""
     like = next(x for x in rows if x is not None)
     out = like.new_zeros(len(rows), count, like.shape[-1])
     for b, x in enumerate(rows):

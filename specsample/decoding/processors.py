@@ -1,13 +1,13 @@
-"""`logits_processor=` and `stopping_criteria=` of generate, as transformers has them: what a caller says about law and end.
+"""`logits_processor=` and `stopping_criteria=` of generate, as in transformers: how a caller changes the distribution and the end.
 
-A processor is called as processor(input_ids, scores) and returns the scores that count: input_ids int64 [n, len], the tokens of a
-request so far without padding, and those on the path to a draft; scores [n, V], what the model says after them, float32
-(float64 where the model has it). It must be a function of its arguments alone: rows of a call come from any requests and
-branches, some of them again in a later round, and from the draft model too. It sees no text that it has forbidden itself.
-The law that a scheme verifies is that of the processed rows, with `sampling`'s filters after it, and drafts are drawn from
-processed rows too. So every scheme is exact as without, and accepts as much as before.
+A processor is called as processor(input_ids, scores) and returns the new scores: input_ids int64 [n, len], the tokens of a
+request so far without padding, followed by those on the path to a draft; scores [n, V], the model's logits after them, float32
+(float64 if the model's are). It must be a function of its arguments alone: the rows of a call may come from any requests and
+branches and from the draft model, and may recur in a later round. It never sees a text that it has itself forbidden.
+A scheme verifies against the distribution of the processed rows, with `sampling`'s filters applied after them, and drafts are drawn
+from processed rows too. So every scheme stays exact, and its acceptance does not suffer.
 
-A criterion is called as criterion(input_ids, None) after each token that is kept, input_ids int64 [1, len]; where it says true
+A criterion is called as criterion(input_ids, None) after each kept token, input_ids int64 [1, len]; if it returns true
 (a bool, or a tensor of them), the text ends with that token.
 """
 
@@ -17,13 +17,12 @@ import torch
 
 from ..errors import expect
 
-# Of transformers': what they return depends on the calls before.
+# Processors of transformers whose result depends on earlier calls.
 STATEFUL = ("UnbatchedClassifierFreeGuidanceLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor")
 
 
 def of_requests(given, name, batch):
-    """-> a list for each of `batch` requests, the same one where they share it. given: None, a list of callables, or B such
-    lists"""
+    """-> a list for each of `batch` requests, one object if they share it. given: None, a list of callables, or B such lists"""
     given = [] if given is None else given
     expected = f"a list of functions of (input_ids, scores), or {batch} such lists, one a request"
     expect(isinstance(given, (list, tuple)), name, expected, type(given).__name__)
@@ -43,18 +42,18 @@ def of_requests(given, name, batch):
 
 
 class Processors:
-    """The processors of each request, for rows of target and draft."""
+    """The processors of each request, for rows of the target and the draft."""
 
     def __init__(self, lists, width=None):
-        """width: ids of the target, None where it is not known before its first call"""
+        """width: vocabulary size of the target, None if it is not known before the first call"""
         self.lists, self.width = lists, width
-        # This one of transformers is told the number of a row, which is to be that of the request.
+        # transformers' PrefixConstrainedLogitsProcessor passes on the row index, which must be the request's.
         if any(hasattr(f, "_prefix_allowed_tokens_fn") for each in lists for f in each):
             self.lists = [[_of_request(f, b) for f in each] for b, each in enumerate(lists)]
 
     def target(self, logits, prefixes, nodes, active):
-        """-> the target's rows [B, R, V], processed. nodes: of each request its nodes (row, row above, token), row 0 that of
-        the prefix, a node after that above it. Rows below a token that is forbidden are left alone, as are finished requests."""
+        """-> the target's rows [B, R, V], processed. nodes: for each request its nodes (row, parent's row, token), parents before
+        children, row 0 being the prefix's. Rows below a forbidden token are left unprocessed, as are finished requests."""
         self.width = logits.shape[-1]
         texts = [[()] if on else [None] for on in active]
         for b, (text, own) in enumerate(zip(texts, nodes)):
@@ -78,8 +77,8 @@ class Processors:
             self._apply(logits, prefixes, fresh)
 
     def draft(self, logits, prefixes, texts):
-        """-> rows of a draft [B, R, V'], processed; of the target's width, where that is known. texts: of each request and row, the
-        tokens after its prefix, a tuple; None = leave the row alone"""
+        """-> rows of a draft [B, R, V'], processed; of the target's width, if known. texts: for each request and row, the tuple of
+        tokens after its prefix; None = leave the row unprocessed"""
         width = self.width or logits.shape[-1]
         logits = _wide(logits[..., :width])
         logits = torch.nn.functional.pad(logits, (0, width - logits.shape[-1]), value=-torch.inf)
@@ -87,7 +86,7 @@ class Processors:
         return logits
 
     def _apply(self, logits, prefixes, texts):
-        """Process in place. Rows of equal length that have the same processors are one call."""
+        """Process in place. Rows with texts of equal length and the same processors share one call."""
         lengths, calls = prefixes.lengths.tolist(), {}
         for b, rows in enumerate(texts):
             for row, text in enumerate(rows):
@@ -113,7 +112,7 @@ def _wide(logits):
 
 
 def _texts(prefixes, request, text, length):
-    """int64 [n, length]: of each row the prefix of its request, then its own tokens. text: n tuples"""
+    """int64 [n, length]: for each row the prefix of its request, then its own tokens. text: n tuples"""
     device, most = prefixes.tokens.device, max(map(len, text))
     ids = torch.nn.functional.pad(prefixes.tokens[:, :length], (0, max(0, length - prefixes.tokens.shape[1])))[request]
     if most:
@@ -133,9 +132,9 @@ def _of_request(processor, b):
 
 
 def first_stop(criteria, tokens, length, count):
-    """How many of `count` tokens after the first `length` of tokens [1, W] are kept, None = all and the text goes on."""
+    """How many of the `count` tokens after the first `length` of tokens [1, W] are kept; None = all, and the text continues."""
     for end in range(length + 1, length + count + 1) if criteria else ():
-        # All are asked, as transformers asks them.
+        # All criteria are called, as transformers does.
         said = [criterion(tokens[:, :end], None) for criterion in criteria]
         if any(bool(x.any()) if isinstance(x, torch.Tensor) else bool(x) for x in said):
             return end - length

@@ -1,10 +1,10 @@
-"""What of a model's GenerationConfig `generate` does not honour, said once a call."""
+"""The settings of a model's GenerationConfig that `generate` does not honour, in one warning per call."""
 
 import warnings
 
 from .calling import config_of
 
-# Settings that change the law: their neutral values besides None, and the processor of transformers that does the same.
+# Settings that change the distribution: their neutral values besides None, and the equivalent processor of transformers.
 LAW = {
     "repetition_penalty": (1.0, "RepetitionPenaltyLogitsProcessor"),
     "no_repeat_ngram_size": (0, "NoRepeatNGramLogitsProcessor"),
@@ -27,9 +27,9 @@ LAW = {
     "encoder_no_repeat_ngram_size": (0, "EncoderNoRepeatNGramLogitsProcessor"),
 }
 NEED_EOS = ("min_length", "min_new_tokens", "exponential_decay_length_penalty")
-# Settings that end the text, and the criterion that does the same.
+# Settings that end the text, and the equivalent criterion.
 END = {"stop_strings": ((), "StopStringCriteria"), "max_time": (None, "MaxTimeCriteria")}
-# Settings that make it another method than sampling or greedy search, or change the prompt.
+# Settings that select a method other than sampling or greedy search, or change the prompt.
 METHOD = {
     "num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "penalty_alpha": 0.0, "guidance_scale": 1.0,
     "dola_layers": None, "force_words_ids": (), "constraints": (), "token_healing": False,
@@ -37,16 +37,16 @@ METHOD = {
 
 
 def is_set(value, neutral):
-    """Whether a setting says anything: not None, nor empty, nor its neutral value."""
+    """Whether a setting has an effect: neither None, nor empty, nor its neutral value."""
     if isinstance(value, (list, tuple, dict)):
         return len(value) > 0
     return value is not None and value != neutral
 
 
 def unhonoured(config, processors, criteria, eos):
-    """-> list of sentences on the settings of a GenerationConfig that change law or end and are not honoured.
+    """-> list of phrases naming the settings of a GenerationConfig that change the distribution or the end but are not honoured.
 
-    processors, criteria: whether the caller gave them, and so has decided about what they can say; eos: whether texts can end
+    processors, criteria: whether the caller passed them, and so has taken charge of such settings; eos: whether texts can end
     """
 
     out = []
@@ -60,7 +60,7 @@ def unhonoured(config, processors, criteria, eos):
 
 def warn_of_settings(model, processors, criteria, eos):
     """One warning that names them all. A warning, not an error: ordinary models ship such settings (Qwen 2.5 a repetition
-    penalty of 1.05), and a caller who wants the model's own law has to be able to go on."""
+    penalty of 1.05), and a caller who wants the model's own distribution must be able to proceed."""
     found = unhonoured(getattr(model, "generation_config", None), processors, criteria, eos)
     if found:
         note = "generate does not apply these settings of model.generation_config: "
@@ -69,6 +69,6 @@ def warn_of_settings(model, processors, criteria, eos):
 
 
 def vocabulary(model):
-    """How many ids the model's logits have, as its configuration says; None when it does not."""
+    """The vocabulary size of the model's logits according to its config; None if it does not say."""
     config = config_of(model)
     return None if config is None else getattr(config.get_text_config(), "vocab_size", None)

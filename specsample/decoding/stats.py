@@ -1,4 +1,4 @@
-"""What a call of `generate` counted and timed."""
+"""Counts and times of a call of `generate`."""
 
 import time
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ class Stats:
     target_calls  forward calls of the target, the prefill included (it already verifies drafts)
     rounds        rounds, summed over requests: how often a request took part in a target call
     emitted       new tokens, after cutting at eos
-    reached       list: how often the i-th draft of a round was up for a decision (it exists, and those before it were accepted)
+    reached       list: how often the i-th draft of a round was tested (it existed, and those before it were accepted)
     accepted      list: how often it was accepted
-    out_of_positions  rounds, summed over requests, that had fewer drafts than asked for because the draft model ran out of positions
+    out_of_positions  rounds, summed over requests, with fewer drafts than requested because the draft model ran out of positions
     seconds       dict of host seconds by phase: prefill (the first target call), draft, target, verify, other. On an
-                  accelerator, work is counted where the host waits for it.
+                  accelerator, work is attributed to the phase in which the host waits for it.
     """
 
     target_calls: int = 0
@@ -44,7 +44,7 @@ class Stats:
         return self.emitted / total if total else 0.0
 
     def count(self, requests):
-        """Add one round: of each active request how many tokens it emitted, accepted and had proposed."""
+        """Add one round: for each active request, how many tokens were emitted, accepted and proposed."""
         self.target_calls += 1
         self.rounds += len(requests)
         for emitted, accepted, proposed in requests:
@@ -56,7 +56,7 @@ class Stats:
                 self.accepted[depth] += 1
 
     def extend(self, depth):
-        """Count drafts down to `depth` at least."""
+        """Extend the counts to at least `depth` entries."""
         for counts in (self.reached, self.accepted):
             counts.extend([0] * (depth - len(counts)))
 
@@ -92,7 +92,7 @@ class Stats:
 
 
 class Laps:
-    """A stopwatch: `laps(phase)` books the time since the last lap to `phase`."""
+    """A stopwatch: `laps(phase)` adds the time since the last lap to `phase`."""
 
     def __init__(self, seconds):
         self.seconds, self.last = seconds, time.perf_counter()

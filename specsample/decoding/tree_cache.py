@@ -1,8 +1,8 @@
-"""A causal language model with its KV cache, for trees of drafts: one forward reads any number of nodes of a tree.
+"""A causal language model with its KV cache, for trees of drafts: one forward call reads any number of nodes of a tree.
 
-Equal prefixes are read once: a *place* is a distinct sequence of tokens below the prefix, however many nodes carry it.
-`MaskedTree` tells the model by a 4-D attention mask what each place attends to. `ExpandedTree` serves models that do not
-take such masks: each path from the root to a leaf is a row of a larger batch, with its own copy of the cache.
+Equal prefixes are read once: a *place* is a distinct sequence of tokens after the prefix, however many nodes carry it.
+`MaskedTree` specifies with a 4-D attention mask what each place attends to. `ExpandedTree` is for models that do not
+honour such masks: each path from the root to a leaf is a row of a larger batch, with its own copy of the cache.
 """
 
 import torch
@@ -14,9 +14,9 @@ from .one_by_one import OneByOne
 
 
 def cached_model(model, prefixes, longest, grows=False):
-    """The model with a cache for a batch of requests, of at most `longest` tokens in the end (None: any number). grows: for trees,
-    read by masks where the model obeys them, else by an expanded batch. Where companions would matter to the model, each
-    request is read by itself."""
+    """The model with a cache for a batch of requests, which may reach `longest` tokens (None: any number). grows: for trees,
+    read through masks if the model honours them, else as an expanded batch. If other requests would change the model's output, each
+    request is read separately."""
     able, batch, device = abilities(model), len(prefixes), prefixes.tokens.device
     kind = CachedModel if not grows else MaskedTree if takes_masks(model) else ExpandedTree
     switches = able.switch is not None and int(prefixes.lengths.min()) <= able.switch and (longest or torch.inf) > able.switch
@@ -29,23 +29,23 @@ def cached_model(model, prefixes, longest, grows=False):
 
 
 class _Tree(CachedModel):
-    """A round: `start`, then `insert` nodes and `read` them, as often as it takes (a target reads all at once, a drafter
-    level by level), then `follow` what was emitted.
+    """A round: `start`, then `insert` nodes and `read` them, as often as needed (the target reads all at once, a drafter
+    level by level), then `follow` the emitted tokens.
 
     Places are numbered per request in the order of insertion, with gaps where other requests inserted more; −1 is the root.
     """
 
     def start(self, prefixes):
-        """Forget the last round's rejected nodes. The next `read` also reads what the cache lacks of the prefixes."""
+        """Drop the last round's rejected nodes. The next `read` also reads the part of the prefixes that the cache lacks."""
         self.pending = self._catch_up(prefixes)
-        self.known = [{} for _ in range(len(prefixes))]  # (place above, token) -> place
-        self.routes = [{-1: ()} for _ in range(len(prefixes))]  # place -> places from the root to it, it included
+        self.known = [{} for _ in range(len(prefixes))]  # (parent's place, token) -> place
+        self.routes = [{-1: ()} for _ in range(len(prefixes))]  # place -> places from the root to it, inclusive
         self.fresh = [[] for _ in range(len(prefixes))]  # (place, token) not yet read
         self.size = 0  # places read
 
     def insert(self, b, nodes, parents, tokens, places):
-        """Find places for nodes of request b: places[node] becomes that of tokens[node] below places[parents[node]], a new one
-        unless it is known. places ends with the root's; nodes without a token, or whose parent has no place, keep theirs."""
+        """Assign places to nodes of request b: places[node] becomes that of tokens[node] below places[parents[node]], a new one
+        unless known. The last entry of places is the root's; nodes without a token, or whose parent has no place, are skipped."""
         known, routes, fresh = self.known[b], self.routes[b], self.fresh[b]
         for node in nodes:
             token, parent = tokens[node], parents[node]
@@ -60,8 +60,8 @@ class _Tree(CachedModel):
             places[node] = place
 
     def read(self):
-        """Read the places inserted since the last `read`. -> logits [B, n, V], the j-th row for the j-th of them; the first
-        `read` of a round has the row after the prefix before them: then place p has row p + 1."""
+        """Read the places inserted since the last `read`. -> logits [B, n, V], row j for the j-th of them. The first `read` of
+        a round puts the row after the prefix in front, so that place p has row p + 1."""
         more = max(map(len, self.fresh))
         logits = self._read(more)
         self.pending, self.fresh = None, [[] for _ in self.fresh]
@@ -69,7 +69,7 @@ class _Tree(CachedModel):
         return logits
 
     def follow(self, tokens):
-        """Of the places read, keep those along `tokens`: lists of each request's emitted tokens, padded with −1."""
+        """Keep the places along `tokens`: a list per request of its emitted tokens, padded with −1."""
         ends = []
         for known, row in zip(self.known, tokens):
             place = -1
@@ -82,7 +82,7 @@ class _Tree(CachedModel):
         self._keep(ends)
 
     def _prefix(self):
-        """(ids int64 [B, columns], positions [B, columns]) of what the prefixes lack; no columns once that was read"""
+        """(ids int64 [B, columns], positions [B, columns]) of the prefix tokens not yet cached; no columns once they are read"""
         if self.pending is not None:
             return self.pending
         none = torch.zeros(len(self.fresh), 0, dtype=torch.int64)
@@ -90,8 +90,8 @@ class _Tree(CachedModel):
 
 
 class MaskedTree(_Tree):
-    """By a 4-D attention mask, added to the scores: 0 where a token attends, the dtype's least number elsewhere. Positions
-    are those along the path, so siblings share theirs."""
+    """Uses a 4-D attention mask, added to the scores: 0 where a token attends, the dtype's lowest number elsewhere. Positions
+    are those along the path, so siblings share one."""
 
     def __init__(self, model, batch, device):
         super().__init__(model, batch, device)
@@ -105,7 +105,7 @@ class MaskedTree(_Tree):
         batch, before = len(self.fresh), self.width + self.columns
         columns = self.columns if first else 0
         width = before + self.size + more
-        ids, positions, seen = [], [], []  # of each fresh place; and what it attends to among the places, flat
+        ids, positions, seen = [], [], []  # of each fresh place; and flat indices of the places it attends to
         for b, (fresh, routes, start) in enumerate(zip(self.fresh, self.routes, self.cached)):
             unused = [0] * (more - len(fresh))
             paths = [routes[place] for place, _ in fresh]
@@ -132,11 +132,11 @@ class MaskedTree(_Tree):
 
 
 class ExpandedTree(_Tree):
-    """By a batch of paths: each leaf is a row. A `read` takes a whole tree, or one level below the last `read`."""
+    """Uses a batch of paths, one row per leaf. A `read` takes a whole tree, or one level below the last `read`."""
 
     def start(self, prefixes):
         super().start(prefixes)
-        self.ends = [[-1] for _ in range(len(prefixes))]  # of each request: the place that each of its rows ends in
+        self.ends = [[-1] for _ in range(len(prefixes))]  # for each request: the place at which each of its rows ends
 
     def _read(self, more):
         batch = len(self.fresh)
@@ -147,7 +147,7 @@ class ExpandedTree(_Tree):
         ids, positions = self._prefix()
         rows, had = max(1, *map(len, leaves)), len(self.ends[0])
         root = []
-        if rows > 1 and ids.shape[1] > 1:  # a prompt: not once a path
+        if rows > 1 and ids.shape[1] > 1:  # a prompt: read it once, not once per path
             root = [self._forward(ids, positions, 1)]
             ids, positions = ids[:, :0], positions[:, :0]
         elif self.pending is not None and more == 0:
@@ -163,7 +163,7 @@ class ExpandedTree(_Tree):
                 source.append(b * had + self.ends[b].index(above))
                 depth = len(routes[tail[0]]) - 1
                 facts.extend((tokens[place], depth + i) for i, place in enumerate(tail))
-                # What a row does not have is fed in the place of the prefix's last token, masked.
+                # Missing entries of a row are fed at the position of the prefix's last token, masked.
                 facts.extend([(0, -1)] * (length - len(tail)))
                 lengths.append(len(tail))
                 at.update({place: (b * rows + r, i) for i, place in enumerate(tail)})
@@ -196,7 +196,7 @@ class ExpandedTree(_Tree):
         return torch.cat([*root, read], 1) if root else read
 
     def _keep(self, ends):
-        """Of each request, the row that shares most of the path to its end."""
+        """Keep, for each request, the row that shares most of the path to its end."""
         source, counts = [], []
         for b, (routes, rows, end) in enumerate(zip(self.routes, self.ends, ends)):
             shared = [_shared(routes[place], routes[end]) for place in rows]
@@ -207,7 +207,7 @@ class ExpandedTree(_Tree):
         self.cached = [length + count for length, count in zip(self.cached, counts)]
 
     def _select(self, source):
-        """Make the cache's rows those of the list `source`."""
+        """Replace the cache's rows by those listed in `source`."""
         if self.slots and source != list(range(len(self.ends) * len(self.ends[0]))):
             index = torch.tensor(source, device=self.device)
             for layer in self.cache.layers:

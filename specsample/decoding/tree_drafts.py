@@ -1,4 +1,4 @@
-"""How a model drafts a tree, level by level: one forward over the nodes of a level that are to be expanded, one `draft`."""
+"""How a model drafts a tree, level by level: one forward call over the nodes of a level that are expanded, then one `draft`."""
 
 from heapq import merge
 from itertools import count, islice
@@ -14,15 +14,15 @@ from .trees import for_rows
 def draft_static(cached, prefixes, room, info, mine=None, laws=None):
     """Draft info.tree, or its nodes `mine` (a frozenset), down to room[b] levels. cached: a model with a cache that reads trees
 
-    Nodes of equal prefix have one row of logits. Tokens of nodes that are not drawn are −1.
-    laws: tuple [N], which of info.samplings each node is drawn from. The proposal has a draft row for each
-    distinct prefix; draft_rows name them.
+    Nodes with equal prefixes share a row of logits. Tokens of nodes that are not drawn are −1.
+    laws: tuple [N], which of info.samplings each node is drawn with. The proposal has one draft row per distinct prefix;
+    draft_rows maps nodes to them.
     """
     tree, batch, device = info.tree, len(prefixes), prefixes.tokens.device
     samplings = info.samplings
     depth = min(max(room), tree.depth)
     tokens = [[-1] * len(tree.parents) for _ in range(batch)]
-    places = [[-1] * (len(tree.parents) + 1) for _ in range(batch)]  # of each node; the last is the root's
+    places = [[-1] * (len(tree.parents) + 1) for _ in range(batch)]  # of each node; the last entry is the root's
     streams = {}
     cached.start(prefixes)
     rows = [_read(cached, prefixes, room, info, first=True)]
@@ -32,7 +32,7 @@ def draft_static(cached, prefixes, room, info, mine=None, laws=None):
             drawn = _draw(call, rows[-1], places, base, samplings, level, info, streams)
             for row, own, into, levels in zip(drawn, places, tokens, room):
                 for node, column in zip(call.nodes, call.columns):
-                    # Nothing is drawn below a node that was not read.
+                    # Below a node that was not read, nothing is drawn.
                     if level < levels and (not level or own[tree.parents[node]] >= 0):
                         into[node] = row[column]
         inner = [node for node in tree.levels[level] if node in tree.inner and (mine is None or node in mine)]
@@ -53,7 +53,7 @@ def draft_static(cached, prefixes, room, info, mine=None, laws=None):
 
 
 def _read(cached, prefixes, room, info, first=False):
-    """The rows of the places inserted, at first after that of the prefix; processed as the target's will be."""
+    """The rows of the inserted places, at the first read preceded by the prefix's row; processed as the target's will be."""
     if info.process is None:
         return cached.read()
     more, texts = max(map(len, cached.fresh)), []
@@ -67,9 +67,9 @@ def _read(cached, prefixes, room, info, first=False):
 
 
 def _draw(call, rows, places, base, samplings, level, info, streams):
-    """Tokens that call.columns choose from, a list of k tokens a parent for each request, from rows [B, M, V] of the places
-    base, base + 1, …
-    streams: sampling, seed and position of rows, by the laws of a request's rows"""
+    """The tokens that call.columns selects from: for each request a list with k tokens per parent, drawn from rows [B, M, V] of
+    the places base, base + 1, …
+    streams: cache of the rows' sampling, seed and position, keyed by the laws of a request's rows"""
     batch, count = rows.shape[:2]
     source = [b * count + max(0, place[parent] - base) for b, place in enumerate(places) for parent in call.parents]
     logits = rows.flatten(0, 1)
@@ -89,21 +89,21 @@ def _draw(call, rows, places, base, samplings, level, info, streams):
 
 
 def draft_heaviest(cached, prefixes, room, info):
-    """Draft the info.tree (an int) heaviest nodes of at most room[b] levels: those whose paths are the likeliest.
+    """Draft the info.tree (an int) heaviest nodes of at most room[b] levels: those with the likeliest paths.
 
-    A node's weight is the draft's probability of its path; it never exceeds its parent's, so the heaviest nodes are a tree,
-    the one with the most accepted tokens in expectation when target and draft agree and nothing is known of the clocks.
-    A node of the final tree is among the heaviest of those known when its level is read, so it is enough to expand those:
-    one forward a level, one merge of the sorted children of the nodes read with the nodes known: O(k log k) a level for k
-    nodes. The tree's shape depends on its tokens, which only `race` allows. Nothing is drawn: at temperature 1
+    A node's weight is the draft's probability of its path. It never exceeds its parent's, so the heaviest nodes form a tree:
+    the one with the most accepted tokens in expectation if target and draft agree and nothing is known about the clocks.
+    A node of the final tree is among the heaviest of those known when its level is read, so only those need be expanded:
+    per level, one forward call and one merge of the sorted children of the nodes read with the known nodes, O(k log k) for k
+    nodes. The tree's shape depends on its tokens, which only `race` allows. Nothing is drawn at random: at temperature 1,
     paths (`arrivals`, on the clocks of the race itself) accept more; this is for low temperatures.
     Kobus and Gündüz 2025 (arXiv 2504.15475); `specsample.theory.drafting_tree` grows the same tree node by node.
     """
     batch, depth, budget, number = len(prefixes), max(room), info.tree, count()
     temperatures = torch.as_tensor(info.sampling.temperature).expand(batch).tolist()
     cached.start(prefixes)
-    # Of each request its nodes, the heaviest first, each (−log weight, number, token, parent's number): numbers rise from
-    # parent to child. And the nodes whose children are to come, with their places.
+    # For each request its nodes, heaviest first, as (−log weight, number, token, parent's number), where a child has a higher
+    # number than its parent; and the places of the nodes read. front: the nodes to expand next.
     known, places = [[] for _ in range(batch)], [{-1: -1} for _ in range(batch)]
     front = [[(0.0, -1)] if levels else [] for levels in room]
     for level in range(depth):
@@ -131,18 +131,18 @@ def draft_heaviest(cached, prefixes, room, info):
 
 
 def _below(weight, parent, tokens, logits, total, temperature, number):
-    """The children of a node, as they are asked for: the heaviest first."""
+    """The children of a node, generated lazily, heaviest first."""
     for token, logit in zip(tokens, logits):
         if token < 0:
             return
-        # A greedy row has one token.
+        # A greedy row has one token, of probability 1.
         gain = min(0.0, logit / temperature - total) if temperature > 0 else 0.0
         if gain > -torch.inf:
             yield weight - gain, next(number), token, parent
 
 
 def _likeliest(logits, most, info):
-    """After each row of logits [B, M, V]: (its likeliest tokens, their logits, the row's logsumexp), lists of M for each of B"""
+    """For each row of logits [B, M, V]: (its likeliest tokens, their logits, its logsumexp); for each of B a list of M"""
     batch, rows, vocab = logits.shape
     flat = logits.flatten(0, 1)
     sampling = for_rows([info.sampling], [0] * rows, batch, flat.device)

@@ -1,4 +1,4 @@
-"""Which tree a round drafts, fixed before anything is drawn: several paths, or a list of parents."""
+"""The tree that a round drafts, fixed before anything is drawn: several paths, or a list of parents."""
 
 from typing import NamedTuple
 
@@ -8,31 +8,31 @@ from ..sampling import Sampling
 
 
 class Draw(NamedTuple):
-    """One call of `ss.draft`: rows, one for each node that is expanded (and each law it is expanded by)."""
+    """One call of `ss.draft`, with one row for each expanded node (and each sampling it is expanded with)."""
 
-    k: int  # children that a row draws
-    parents: list  # node of each row, −1 = the root
-    laws: list  # which of the samplings each row draws from
-    node: list  # `node` of each row
-    columns: list  # of the drawn [rows·k], those that are used …
+    k: int  # children drawn per row
+    parents: list  # the node of each row, −1 = the root
+    laws: list  # which of the samplings each row is drawn with
+    node: list  # the `node` argument of each row
+    columns: list  # which of the drawn [rows·k] are used …
     nodes: list  # … and the node that each becomes
 
 
 class Tree:
-    """A static tree of N nodes in the order given, a parent before its children.
+    """A static tree of N nodes in the given order, parents before children.
 
     parents  list [N], −1 = child of the root
     levels   list of lists: the nodes of each level
-    lists    list [N], clock lists under the scheme `lists`: a node's first child inherits its list, the others have their own
+    lists    list [N], clock lists under the scheme `lists`: a node's first child inherits its list, the others get new ones
     depth_of list [N], 0 for the root's children
     inner    set of the nodes that have children
-    paths    K when it is K chains numbered level by level, node i on chain i mod K; None otherwise
+    paths    K if the tree is K chains numbered level by level, node i on chain i mod K; None otherwise
     """
 
     def __init__(self, parents, paths=None):
         self.parents, self.paths = list(parents), paths
         self.levels, self.lists, self.depth_of, heirs = [], [], depths(self.parents), set()
-        own = sum(parent < 0 for parent in self.parents)  # the next list that no node has
+        own = sum(parent < 0 for parent in self.parents)  # the next unused list
         for node, parent in enumerate(self.parents):
             if self.depth_of[node] == len(self.levels):
                 self.levels.append([])
@@ -49,7 +49,7 @@ class Tree:
 
     @classmethod
     def of_paths(cls, paths, depth):
-        """K chains of `depth` nodes. Numbered level by level, so that a shorter round has the same numbers."""
+        """K chains of `depth` nodes, numbered level by level, so that a shorter round has the same numbering."""
         return cls([max(-1, node - paths) for node in range(paths * depth)], paths)
 
     @property
@@ -61,9 +61,9 @@ class Tree:
         return self.parents == list(range(-1, len(self.parents) - 1))
 
     def draws(self, level, kind, laws=None, mine=None):
-        """The calls of `ss.draft` that draw a level: one, but for kind "top" with unequal numbers of children.
+        """The calls of `ss.draft` that draw a level: one, except for kind "top" with unequal numbers of children.
 
-        laws: tuple [N], which of several samplings each node is drawn from; mine: frozenset of the nodes to draw, None = all
+        laws: tuple [N], which of several samplings each node is drawn with; mine: frozenset of the nodes to draw, None = all
         """
         known = self._draws.get((level, kind, laws, mine))
         if known is not None:
@@ -72,7 +72,7 @@ class Tree:
         for node in self.levels[level]:
             if mine is None or node in mine:
                 rows.setdefault((self.parents[node], laws[node] if laws else 0), []).append(node)
-        if kind == "iid":  # each child has a stream of its own; one row a parent where their numbers allow
+        if kind == "iid":  # each child has its own stream; one row per parent if their numbers allow
             regular = len({len(children) for children in rows.values()}) == 1
             if not regular or any(children[-1] - children[0] >= len(children) for children in rows.values()):
                 rows = {(*row, child): [child] for row, children in rows.items() for child in children}
@@ -81,21 +81,21 @@ class Tree:
             widest = 1 + max((self.lists[child] for children in rows.values() for child in children), default=0)
         calls = {}
         for (parent, law, *_), children in rows.items():
-            # In drawing without replacement and in a race, the first children do not depend on how many follow.
+            # When drawing without replacement or racing, the first children do not depend on how many follow.
             k = len(children) if kind in ("iid", "top") else widest
             call = calls.setdefault(k, Draw(k, [], [], [], [], []))
             start = len(call.parents) * k
             call.columns.extend(start + (self.lists[child] if kind == "lists" else j) for j, child in enumerate(children))
             call.nodes.extend(children)
             call.parents.append(parent), call.laws.append(law)
-            # `top` reads the stream of its last child, the one that is drawn.
+            # `top` uses the stream of the last child, the only one that is drawn.
             call.node.append(children[-1] - (k - 1) if kind == "top" else children[0])
         self._draws[level, kind, laws, mine] = list(calls.values())
         return self._draws[level, kind, laws, mine]
 
 
 def depths(parents):
-    """How far below the root's children each node is."""
+    """The depth of each node, 0 for the root's children."""
     out = []
     for parent in parents:
         out.append(out[parent] + 1 if parent >= 0 else 0)
@@ -103,7 +103,7 @@ def depths(parents):
 
 
 def for_rows(samplings, laws, batch, device):
-    """The sampling of rows [B·P], P rows a request: row j follows samplings[laws[j]]."""
+    """The sampling of rows [B·P], P rows per request: row j follows samplings[laws[j]]."""
     used = sorted(set(laws))
     if len(used) == 1 and not any(isinstance(value, torch.Tensor) and value.dim() for value in samplings[used[0]]):
         return samplings[used[0]]

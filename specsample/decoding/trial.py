@@ -1,21 +1,21 @@
-"""What a model does with a few made-up tokens: whether its cache can be rewound and read on from, whether padding at the left
-changes anything, whether it obeys a 4-D attention mask. Each is compared with the same texts read afresh."""
+"""Tests of a model on a few made-up tokens: whether its cache can be rewound and continued, whether left padding
+changes anything, whether it honours a 4-D attention mask. Each is compared with the same texts read without a cache."""
 
 import torch
 
 from .calling import call_of, config_of, embedded_ids, new_cache
 
-# A tree of three paths, each three deep, whose nodes lie many slots from their parents.
+# A tree of three paths, each three deep, whose nodes lie many slots away from their parents.
 _PARENTS = [-1, -1, 0, 1, 0, 3, 2, 4]
 _PATHS = [(0, 2, 6), (0, 4, 7), (1, 3, 5)]
-_PREFIX, _SHORTER = 7, 3  # tokens of the two requests that are tried, a batch, in a model that reads as many
-LEAST = 2 + len(_PATHS[0])  # tokens that a model has to read to be tried
+_PREFIX, _SHORTER = 7, 3  # prefix lengths of the two test requests, fewer if the model cannot read as many
+LEAST = 2 + len(_PATHS[0])  # the fewest tokens a model must be able to read to be tested
 
 
 class Trial:
-    """Two made-up requests, the second shorter: prefixes of _PREFIX and _SHORTER tokens, below each the tree of _PARENTS.
+    """Two made-up requests, the second shorter: prefixes of _PREFIX and _SHORTER tokens, each followed by the tree of _PARENTS.
 
-    room: how many tokens the model can read, at least LEAST; where they are few, the prefixes are shorter."""
+    room: how many tokens the model can read, at least LEAST; if there are few, the prefixes are shorter."""
 
     def __init__(self, model, device, dtype, room=torch.inf):
         self.model, self.device, self.dtype = model, device, dtype
@@ -26,8 +26,8 @@ class Trial:
         self.prefixes = [ids[_PREFIX - longest : _PREFIX], ids[_PREFIX - shorter : _PREFIX]]
         self.nodes = ids[_PREFIX : _PREFIX + len(_PARENTS)]
         self.wrong = ids[_PREFIX + len(_PARENTS) :]
-        # How far results may be off, in units of what other tokens change: rounding, and what a float32 softmax in a float64
-        # model rounds. A model that goes another way is off by about 1.
+        # How far results may be off, relative to the change that different tokens make: rounding, including that of a float32
+        # softmax in a float64 model. A model that behaves differently is off by about 1.
         self.tolerance = max(torch.finfo(self.dtype).eps ** 0.5, 1e-6)
 
     def read(self, ids, positions, cache=None, **given):
@@ -38,7 +38,7 @@ class Trial:
         return self.model(input_ids=torch.tensor(ids, device=self.device), use_cache=cache is not None, **given)
 
     def fresh(self):
-        """Read each path of each request as a text of its own, at once: the shorter end in tokens that nothing looks at."""
+        """Read each path of each request as a separate text, in one batch; the shorter ones are filled up with unused tokens."""
         texts = []
         for prefix in self.prefixes:
             for path in _PATHS:
@@ -46,18 +46,18 @@ class Trial:
                 texts.append(text + self.wrong[: len(self.prefixes[0]) - len(prefix)])
         width = len(texts[0])
         logits = _exact(self.read(texts, [list(range(width))] * len(texts)).logits)
-        self.rows, paths = [], len(_PATHS)  # of each request: after its prefix, after each node
+        self.rows, paths = [], len(_PATHS)  # for each request: the row after its prefix, then after each node
         for b, prefix in enumerate(self.prefixes):
             own, end = logits[b * paths : (b + 1) * paths], len(prefix)
             rows = {-1: own[0, end - 1]}
             for i, path in enumerate(_PATHS):
                 rows |= {node: own[i, end + depth] for depth, node in enumerate(path)}
             self.rows.append(torch.stack([rows[node] for node in range(-1, len(_PARENTS))]))
-        # What other tokens change: the distance of siblings' rows.
+        # The change that different tokens make: the distance between two siblings' rows.
         self.spread = float(_rms(self.rows[0][1] - self.rows[0][2]))
 
     def agrees(self, logits, b, nodes):
-        """Whether logits [1 + n, V] are the rows after the prefix of request b and after n of its nodes, up to rounding."""
+        """Whether logits [1 + n, V] equal, up to rounding, the rows after request b's prefix and after n of its nodes."""
         return self.off(logits, b, nodes) <= self.tolerance * self.spread
 
     def off(self, logits, b, nodes):
@@ -68,9 +68,9 @@ class Trial:
         return float(torch.stack([_rms(row) for row in _exact(logits) - expected]).max())
 
     def cached(self, batch):
-        """Read prefixes but for their last token, and two wrong tokens; forget these; in a batch, move what is kept one slot to
-        the right, as decoding does when another request has become longer; read on along a path.
-        -> None, or what is wrong: str"""
+        """Read the prefixes without their last token, then two wrong tokens; drop these; in a batch, shift what is kept one slot
+        to the right, as decoding does when another request has become longer; continue along a path.
+        -> None, or str: what is wrong"""
         longest, path = len(self.prefixes[0]), _PATHS[0]
         before, columns = longest - 1, 1 + len(path)
         ids, after, positions, mask = [], [], [], []
@@ -113,15 +113,15 @@ class Trial:
         self.cache, self.mask = cache, mask
         off = [self.off(row, b, path) for b, row in enumerate(out.logits)]
         limit = self.tolerance * self.spread
-        if batch > 1 and not self.call.positions:  # it may count slots: nothing but rounding is excused
+        if batch > 1 and not self.call.positions:  # it may count slots: tolerate nothing but rounding
             level = float(_rms(self.rows[0]))
             limit = min(limit, max(64 * torch.finfo(self.dtype).eps * level, 1e-6 * self.spread))
-        if all(x <= limit for x in off):  # none of a NaN
+        if all(x <= limit for x in off):  # false for NaN
             return None
         return "whose logits after reading on from a rewound cache are not those of a fresh forward"
 
     def masked(self):
-        """Whether the tree, read in one forward after `cached`, has the rows of its paths, for both requests."""
+        """Whether the tree, read in one forward call after `cached`, gives the rows of its paths, for both requests."""
         before, nodes = len(self.prefixes[0]), len(_PARENTS)
         self.cache.crop(-(1 + len(_PATHS[0])))
         seen = torch.zeros(2, 1 + nodes, before + 1 + nodes, dtype=torch.bool)
@@ -146,13 +146,13 @@ def _exact(x):
 
 
 def _rms(x):
-    """Of logits, −inf where tokens cannot occur."""
+    """Root mean square of logits, ignoring the −inf of tokens that cannot occur."""
     x = x[x.isfinite()] if x.isinf().any() else x
     return x.square().mean().sqrt()
 
 
 def _made_up(model, count):
-    """`count` ids from all over the vocabulary, none of which the config gives a meaning."""
+    """`count` ids spread over the vocabulary, none of them a special token of the config."""
     named = [value for name, value in vars(config_of(model)).items() if name.endswith(("token_id", "token_index"))]
     meanings = {token for value in named for token in (value if isinstance(value, (list, tuple)) else [value])}
     vocab, ids = embedded_ids(model), []

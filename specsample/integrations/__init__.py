@@ -1,1 +1,1 @@
-"""Adapters to other engines, one a name. Each translates and nothing more, and imports its engine when it is asked for."""
+"""Adapters to other engines, one module per engine. An adapter only translates, and imports its engine when it is itself imported."""

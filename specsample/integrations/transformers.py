@@ -1,9 +1,9 @@
-"""specsample inside transformers' `generate`: a `custom_generate`, or in place of its `_speculative_sampling`. docs/transformers.md
+"""specsample inside transformers' `generate`: as a `custom_generate`, or replacing its `_speculative_sampling`. docs/transformers.md
 
     model.generate(**inputs, custom_generate=specsample.integrations.transformers.generate, draft=small_model)
     specsample.integrations.transformers.patch(); model.generate(**inputs, assistant_model=small_model, do_sample=True)
 
-transformers prepares processors, criteria and prompts; here they become arguments of specsample's own loop, and nothing more.
+transformers prepares processors, criteria and prompts; this module only converts them to arguments of specsample's own loop.
 """
 
 import sys
@@ -23,7 +23,7 @@ from ..errors import expect
 from .transformers_lists import by_request, ends, without_filters
 from .transformers_scores import Scores
 
-# Settings of a GenerationConfig that are refused unless they are None, transformers' default, or this; and what serves instead.
+# Settings of a GenerationConfig that are rejected unless None, transformers' default, or this value; and what to use instead.
 REFUSED = {name: (neutral, "") for name, neutral in METHOD.items()} | {
     "use_cache": (True, "the loop keeps a cache"),
     "cache_implementation": ("dynamic", "the loop keeps its own cache"),
@@ -49,10 +49,10 @@ REFUSED = {name: (neutral, "") for name, neutral in METHOD.items()} | {
     "speculation_type": (None, "pass draft= and scheme="),
     "use_mtp": (False, "pass draft="),
 }
-# What transformers hands on besides, and what generate's own loop makes for itself.
+# Arguments that transformers also passes on; the loop derives them itself.
 MADE_ANEW = ("use_cache", "logits_to_keep", "num_logits_to_keep", "cache_position", "return_dict")
 CACHES = ("cache", "past_key_values", "cache_params")
-# Arguments of `model.generate` that it never hands to a callable, and what to pass instead.
+# Arguments that `model.generate` never passes to a custom_generate callable, and what to pass instead.
 NEVER_ARRIVE = {"streamer": "pass stream_to=", "assistant_model": "pass draft=", "synced_gpus": "not served"}
 
 
@@ -78,16 +78,16 @@ def generate(
 ):
     """`specsample.generate` as the `custom_generate` of a decoder-only model, honouring the settings of its GenerationConfig.
 
-    transformers passes the first five arguments, prepared: input_ids is int64 [B·num_return_sequences, W], padded on the left.
+    transformers prepares and passes the first five arguments: input_ids is int64 [B·num_return_sequences, W], padded on the left.
 
-    draft       a causal LM with the same tokenizer, a drafter, or None, as in `specsample.generate`; so are scheme, depth, paths,
+    draft       a causal LM with the same tokenizer, a drafter, or None, as in `specsample.generate`; likewise scheme, depth, paths,
                 tree, options, draft_sampling and backend
     seed        int s, short for s, s + 1, … (one per request), or int64 [B·num_return_sequences]; None = drawn from torch's CPU
                 generator, so that `torch.manual_seed` decides
-    stream_to   a streamer, for a single request; transformers never hands its own `streamer=` on to a custom_generate
+    stream_to   a streamer, for a single request; transformers never passes its own `streamer=` to a custom_generate
     stats       a `specsample.Stats` to which the counts of this call are added
     -> int64 [B·num_return_sequences, W + new], or with return_dict_in_generate a GenerateDecoderOnlyOutput: sequences, scores and
-       logits where asked for (a request that has ended has its padding for certain), and no cache
+       logits if requested (rows of a request that has ended give the padding token probability 1), and no cache
 
     Errors: ValueError naming the setting that is not supported, before the first forward call.
     """
@@ -138,7 +138,7 @@ def _refuse(model, config, caller):
     watermark = type(getattr(config, "watermarking_config", None)).__name__
     stateless = watermark != "SynthIDTextWatermarkingConfig"
     expect(stateless, "watermarking_config", "None or a WatermarkingConfig, which keeps no state", watermark)
-    # They can only be seen where they were given. A streamer that is never fed would leave its reader waiting for ever.
+    # They are visible only in the caller's frame. A streamer that is never fed would leave its reader waiting for ever.
     given = caller.f_locals if "custom_generate" in caller.f_locals else {}
     for name, instead in NEVER_ARRIVE.items():
         value = given.get(name)
@@ -146,7 +146,7 @@ def _refuse(model, config, caller):
 
 
 def _check_inputs(input_ids, given):
-    """Refuse whatever else the model would read: only text is decoded."""
+    """Reject any other model input: only text is decoded."""
     mask = given.get("attention_mask")
     if mask is not None:
         left = mask.shape == input_ids.shape and bool((mask[:, 1:] >= mask[:, :-1]).all())
@@ -167,23 +167,22 @@ def _check_inputs(input_ids, given):
 
 # -- transformers' own assisted generation -----------------------------------------------------------------------------
 
-# Generators that take the likeliest token of each row and report the whole row as the law it was drawn from.
+# Candidate generators that take the likeliest token of each row but report the whole row as the distribution it was drawn from.
 DRAFT_GREEDILY = ("SinglePositionMultiTokenCandidateGenerator",)
 
 
 def speculative_sampling(candidate_input_ids, candidate_logits, candidate_length, new_logits, assistant_ensemble_weight=None):
-    """`transformers.generation.utils._speculative_sampling` by `specsample.verify`: scheme `token`, of one request.
+    """`transformers.generation.utils._speculative_sampling` implemented by `specsample.verify`: scheme `token`, for one request.
 
-    candidate_input_ids        int64 [1, T], the last candidate_length of which are drafts
-    candidate_logits           [1, L, V'], the processed rows the drafts were drawn from; None = any drafts, of no known law
+    candidate_input_ids        int64 [1, T], of which the last candidate_length are drafts
+    candidate_logits           [1, L, V'], the processed rows the drafts were drawn from; None = drafts of unknown distribution
     new_logits                 [1, L + 1, V], the target's processed rows
-    assistant_ensemble_weight  None or 1: other weights would not be the target's law. A bool, or a bool tensor [1], is what
-                               transformers 4 passes there: whether the drafts end the text, so that nothing follows when all
-                               are accepted
-    -> valid tokens int64 [1, n + 1], n int64 []: drafts accepted; one less where all are and end the text
+    assistant_ensemble_weight  None or 1: any other weight would change the target's distribution. transformers 4 passes a bool, or a
+                               bool tensor [1], here: whether the drafts end the text, so that nothing follows if all are accepted
+    -> valid tokens int64 [1, n + 1], n int64 []: the number of accepted drafts, one fewer if all are accepted and end the text
 
-    The random numbers are those of a seed drawn from torch's generator of the CPU. Errors: ValueError for another weight, and for a
-    row of new_logits that has no finite logit.
+    The random numbers come from a seed drawn from torch's CPU generator. Errors: ValueError for any other weight, and for a
+    row of new_logits without a finite logit.
     """
     weight = assistant_ensemble_weight
     older = isinstance(weight, bool) or isinstance(weight, torch.Tensor) and weight.dtype == torch.bool
@@ -203,14 +202,14 @@ def speculative_sampling(candidate_input_ids, candidate_logits, candidate_length
 
 
 def _torch_seed():
-    """From torch's generator of the CPU"""
+    """A seed from torch's CPU generator"""
     return int(torch.randint(1 << 62, ()))
 
 
 def patch():
-    """Put `speculative_sampling` in the place of transformers' own, so that `generate(..., assistant_model=, do_sample=True)` has
-    the target's law. Generators known to draft greedily no longer report another law.
-    -> a function that undoes it; `patched` is the same as a context."""
+    """Replace transformers' `_speculative_sampling` by the one above, so that `generate(..., assistant_model=, do_sample=True)` samples
+    exactly from the target. Generators known to draft greedily no longer report a distribution that they do not draw from.
+    -> a function that undoes it; `patched` is the same as a context manager."""
     kinds = [getattr(candidate_generator, name) for name in DRAFT_GREEDILY if hasattr(candidate_generator, name)]
     before = [(generation, "_speculative_sampling", generation._speculative_sampling)]
     before += [(kind, "get_candidates", kind.get_candidates) for kind in kinds]
@@ -238,8 +237,8 @@ def patched():
 def _without_law(get_candidates):
     def get(self, *args, **given):
         ids, logits = get_candidates(self, *args, **given)
-        # transformers then draws the target's tokens and keeps the drafts that are equal: exact for any drafts. A weight is left
-        # to be refused.
+        # Without logits, transformers samples the target's tokens and keeps the drafts that match: exact for any drafts. With an
+        # ensemble weight set, the logits stay, so that `speculative_sampling` rejects it.
         return ids, logits if getattr(self.generation_config, "assistant_ensemble_weight", None) is not None else None
 
     return get

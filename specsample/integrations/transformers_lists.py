@@ -1,7 +1,7 @@
-"""transformers' lists of processors and criteria, as arguments of specsample's loop.
+"""transformers' lists of processors and criteria, converted to arguments of specsample's loop.
 
-Two things differ. transformers calls them for a batch, with the padding; our loop for rows of any requests, without it. And the
-last processors of a list are mostly the filters that `Sampling` applies inside the pass over a row.
+Two things differ. transformers calls them for a batch, with the padding; our loop calls them for rows of any requests, without it.
+And the last processors of a list are usually the filters that `Sampling` applies inside the pass over a row.
 """
 
 import copy
@@ -12,7 +12,7 @@ import transformers
 from ..decoding.processors import of_requests
 from ..sampling import Sampling
 
-# The filters of `Sampling`, in its order. Normalising rows changes no law.
+# The filters of `Sampling`, in its order. Normalising a row does not change its distribution.
 FILTERS = (
     transformers.TemperatureLogitsWarper, transformers.TopKLogitsWarper, transformers.TopPLogitsWarper,
     transformers.MinPLogitsWarper, transformers.LogitNormalization,
@@ -21,7 +21,7 @@ FIELDS = ("temperature", "top_k", "top_p", "min_p")
 
 
 def without_filters(processors):
-    """-> (the processors before the filters that end the list, `Sampling` of these, and these themselves)"""
+    """-> (the processors before the trailing filters, the `Sampling` equivalent to these filters, the filters)"""
     (processors,) = of_requests(processors, "logits_processor", 1)
     start, rank = len(processors), len(FILTERS)
     while start > 0 and _is_filter(processors[start - 1]) and FILTERS.index(type(processors[start - 1])) < rank:
@@ -38,7 +38,7 @@ def without_filters(processors):
 def _is_filter(processor):
     if type(processor) not in FILTERS or getattr(processor, "filter_value", -torch.inf) != -torch.inf:
         return False
-    # Top-k has taken it into its k.
+    # TopKLogitsWarper has already merged min_tokens_to_keep into its k.
     return type(processor) is transformers.TopKLogitsWarper or getattr(processor, "min_tokens_to_keep", 1) == 1
 
 
@@ -47,13 +47,13 @@ def ends(criteria):
     lengths = [one.max_length for one in criteria if type(one) is transformers.MaxLengthCriteria]
     eos = [one.eos_token_id for one in criteria if type(one) is transformers.EosTokenCriteria]
     others = [one for one in criteria if type(one) not in (transformers.MaxLengthCriteria, transformers.EosTokenCriteria)]
-    # An id below 0 is no token: it never comes.
+    # A negative id is not a token: it never occurs.
     ids = [int(token) for one in eos for token in one.tolist() if token >= 0]
     return min(lengths, default=None), ids, others
 
 
 def by_request(processors, criteria, input_ids, mask):
-    """-> (logits_processor, stopping_criteria) of the loop: as they are where they may be shared, or else a list for each request.
+    """-> (logits_processor, stopping_criteria) for the loop: unchanged if requests may share them, else a list per request.
 
     mask: int [B, W] with padding at the left, or None
     """
@@ -71,7 +71,7 @@ def by_request(processors, criteria, input_ids, mask):
 
 
 class Padded:
-    """A processor or criterion of one request, called as transformers calls it: with the padding int64 [1, n] before the text."""
+    """A processor or criterion of one request, called as transformers calls it: with the padding int64 [1, n] in front of the text."""
 
     def __init__(self, function, padding):
         self.function, self.padding = function, padding
@@ -81,7 +81,7 @@ class Padded:
 
 
 def _of_row(processor, b, batch):
-    """A processor for rows of request b alone, where it distinguishes the rows of a batch; else itself."""
+    """A copy of the processor for the rows of request b, if it distinguishes the rows of a batch; else the processor itself."""
     own = copy.copy(processor)
     if isinstance(processor, transformers.PrefixConstrainedLogitsProcessor):
         allowed, prompt = processor._prefix_allowed_tokens_fn, b // processor._num_beams  # num_return_sequences
@@ -101,6 +101,6 @@ def _of_row(processor, b, batch):
 
 
 def _of_prompt(prompts, b, batch):
-    """Of a list or tensor with one entry a prompt, that of request b: the prompts are B, or fewer that are asked several times."""
+    """The entry of request b in a list or tensor with one entry per prompt: B prompts, or fewer that are each sampled several times."""
     prompt = b * len(prompts) // batch
     return prompts[prompt : prompt + 1]

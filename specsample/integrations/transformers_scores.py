@@ -4,7 +4,7 @@ import torch
 
 
 class Scores:
-    """The `record` of the loop for `batch` requests. filters: processors that the loop has applied as its `sampling`"""
+    """The `record` argument of the loop for `batch` requests. filters: processors that the loop has applied as its `sampling`"""
 
     def __init__(self, batch, filters):
         self.filters, self.raw, self.processed = filters, [[] for _ in range(batch)], [[] for _ in range(batch)]
@@ -17,11 +17,11 @@ class Scores:
                 self.processed[b].append(logits[b, index].float())
 
     def logits(self, pad):
-        """-> tuple of float32 [B, V], one a new token: the model's rows. A request that has ended has `pad` for certain."""
+        """-> tuple of float32 [B, V], one per new token: the model's rows. Once a request has ended, `pad` has probability 1."""
         return self._tuple(self.raw, pad)
 
     def scores(self, pad):
-        """The same, processed and filtered."""
+        """The same rows, processed and filtered."""
         scores = self._tuple(self.processed, pad)
         for one in self.filters:
             scores = tuple(one(None, row) for row in scores)

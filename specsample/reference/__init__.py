@@ -1,2 +1,2 @@
-"""The reference: every rule, stream and law in pure torch (backend.py has the entry points). Schemes import from its modules, and its
-backend from the schemes, so nothing is imported here."""
+"""The reference: every rule, random stream and distribution in pure torch (entry points: backend.py). The schemes import its modules, and
+its backend imports the schemes, so nothing is imported here."""

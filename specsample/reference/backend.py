@@ -1,6 +1,6 @@
 """The entry points of the reference backend: pure torch in float64, any device, any float dtype. It is the specification.
 
-It materialises laws of size V and is vectorised over requests only, so that every step reads as the formula it is.
+It materialises distributions of size V and is vectorised over requests only, so that every step reads like its formula.
 """
 
 import torch
@@ -37,7 +37,7 @@ def verify(
 
 
 def _logprobs(round, tokens, nodes, kind):
-    """Log-probabilities of the emitted tokens, float32 [B, D + 1], 0 where nothing is emitted; [0] when not asked."""
+    """Log-probabilities of the emitted tokens, float32 [B, D + 1], 0 where nothing is emitted; [0] if not requested."""
     if kind == 0:
         return torch.empty(0, device=round.device)
     if kind == 2:

@@ -1,4 +1,4 @@
-"""From logits to the law of a row: temperature and filters as one cut-off, in float64."""
+"""From logits to the law of a row: temperature, and the filters as one cut-off, in float64."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from ..limits import MAX_LOGSUMEXP, SLACK
 
 
 class Params(NamedTuple):
-    """`Sampling` of each row: values float64 [4, n] (temperature, top_k, top_p, min_p); whether top-k or top-p may act."""
+    """The `Sampling` of each row: values float64 [4, n] (temperature, top_k, top_p, min_p); whether top-k or top-p may be on."""
 
     values: torch.Tensor
     sorts: bool
@@ -29,20 +29,20 @@ def warp(logits, params):
     """The law of each row.
 
     logits: [B, V], any float dtype; params: Params of the B rows
-    -> (log law float64 [B, V], −inf where filtered; whole rows of −inf where no logit is finite,
-        max float64 [B], logsumexp of the kept tempered logits float64 [B], logit cut-off float64 [B])
+    -> (log law float64 [B, V], −inf where filtered, and −inf throughout rows without a finite logit;
+        max float64 [B]; logsumexp of the kept tempered logits float64 [B]; logit cut-off float64 [B])
     """
     temperature, top_k, top_p, min_p = (p[:, None] for p in params.values)
     z = logits.to(torch.float64)
-    if z.shape[-1] == 0:  # no vocabulary, so no rows either
+    if z.shape[-1] == 0:  # an empty vocabulary implies no rows
         return z, *z.new_zeros(3, z.shape[0])
     z = torch.where(z.isnan(), -math.inf, z)
     top = z.amax(-1, keepdim=True)
-    infinite = top == math.inf  # +inf logits share all the mass equally
+    infinite = top == math.inf  # +inf logits share all mass equally
     greedy = ~(temperature > 0)  # includes NaN
     temperature = torch.where(greedy, 1.0, temperature).clamp(min=1e-30)
     tempered = torch.where(infinite, torch.where(z == math.inf, 0.0, -math.inf), (z - top) / temperature)
-    tempered = torch.where(z == -math.inf, -math.inf, tempered)  # also undoes −inf − −inf of a broken row
+    tempered = torch.where(z == -math.inf, -math.inf, tempered)  # also removes NaN (−inf − −inf) where no logit is finite
 
     cut = _top_k_top_p_cut(tempered, top_k, top_p) if params.sorts else torch.full_like(top, -math.inf)
     cut = torch.maximum(cut, torch.where(min_p > 0, min_p.clamp(max=1.0).log() - SLACK, -math.inf))
@@ -62,7 +62,7 @@ def warp(logits, params):
 
 
 def _top_k_top_p_cut(tempered, top_k, top_p):
-    """Smallest tempered logit [B, 1] that top-k then top-p keep; −inf where both are off."""
+    """The smallest tempered logit [B, 1] that top-k followed by top-p keeps; −inf if both are off."""
     vocab = tempered.shape[-1]
     order = tempered.sort(-1, descending=True).values
     by_k = (top_k >= 1) & (top_k < vocab)
@@ -76,16 +76,16 @@ def _top_k_top_p_cut(tempered, top_k, top_p):
 
 
 def _to_logit(cut, tempered, z, top, temperature):
-    """The cut-off as a logit: the token it fell on, or the min-p bound itself."""
+    """The cut-off as a logit: that of the token it falls on, or the min-p bound itself."""
     on_token = torch.where(tempered == cut, z, math.inf).amin(-1, keepdim=True)
     return torch.where(cut == -math.inf, cut, torch.where(on_token < math.inf, on_token, top + cut * temperature))
 
 
 def given(law, tokens):
-    """The law given that the token is one of `tokens`: a law by itself, whatever their share of the whole one, which may be too small
-    for any float.
+    """The law conditioned on the token being one of `tokens`, accurate even if their total probability is too small for any float.
 
-    law: log law [B, V], float64; tokens: bool [B, V] -> (log law, −inf throughout where nothing is left; that share float64 [B])
+    law: log law [B, V], float64; tokens: bool [B, V]
+    -> (log law, −inf throughout if no token remains; their total probability float64 [B])
     """
     rest = torch.where(tokens, law, -math.inf)
     share = rest.logsumexp(-1, keepdim=True)
@@ -93,7 +93,7 @@ def given(law, tokens):
 
 
 def from_stats(logits, params, stats):
-    """The log law of rows from statistics kept from drafting (`RowStats`, float32), which spare the passes."""
+    """The log law of rows from statistics kept from drafting (`RowStats`, float32), without another pass."""
     top, absolute, cutoff = (s.to(torch.float64)[:, None] for s in stats)
     z = logits.to(torch.float64)
     temperature = params.values[0][:, None].clamp(min=1e-30)
@@ -101,7 +101,7 @@ def from_stats(logits, params, stats):
 
 
 def usable(params, stats):
-    """Where float32 statistics determine the law to 1e-6: not beyond MAX_LOGSUMEXP, and greedy or broken rows have
-    none. Other rows are recomputed."""
+    """Which rows' float32 statistics determine the law to 1e-6: not beyond MAX_LOGSUMEXP, nor for greedy rows and rows without
+    a finite logit. The others are recomputed."""
     absolute = stats[1].to(torch.float64)
     return (params.values[0] > 0) & (absolute.abs() <= MAX_LOGSUMEXP)

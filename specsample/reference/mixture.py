@@ -1,25 +1,25 @@
-"""The selection among independent draws from different laws: levels from weights, and the exact law of the selected draw.
+"""Selection among independent draws from different laws: levels determined by weights, and the exact law of the selected draw.
 
 Draws x_1..x_K come independently from laws d^1..d^K. Each draw gets a random level 1..Q with
 
     Pr(level <= n | token i) = 1 − exp(−e^α_i·τ_n),  n < Q,    τ_n = 2^(n − ⌊Q/2⌋)
 
-(the last level takes the rest); the lowest level wins, the earlier draw on ties. With G_l(n) = Σ_j d^l_j·Pr(level > n | j) the law
+(the last level takes the rest); the lowest level wins, on ties the earlier draw. With G_l(n) = Σ_j d^l_j·Pr(level > n | j), the law
 of the winner is the finite sum
 
     P(i) = Σ_k d^k_i Σ_n Pr(level = n | i) Π_{l<k} G_l(n) Π_{l>k} G_l(n − 1),
 
-so that verifying the winner against P like a single draft (accepted when u·P(y) < t(y), else a token of (t − P)⁺) is lossless for *any*
-weights α. They only decide how much is accepted, Σ min(t, P): a token that wins less often than the target wants it gets a larger
-weight. α ← α + 1.5·log(t/P), from log(t/m) with m the mean law, climbs to the optimum of the transport problem (a step of 1 takes half
-as many rounds again). Levels a factor of 2 apart lose nothing that rounds do not: the weights adapt.
+so verifying the winner as a single draft against P (accepted if u·P(y) < t(y), else a token of (t − P)⁺) is lossless for *any*
+weights α. They only determine the acceptance, Σ min(t, P): a token that wins less often than its target probability gets a larger
+weight. α ← α + 1.5·log(t/P), starting from log(t/m) with m the mean law, converges to the optimum of the transport problem (with
+step 1 it takes half as many rounds again). Levels spaced by a factor of 2 lose nothing beyond what too few rounds lose: the weights adapt.
 
-*Cells.* Tokens of a cell share one α, hence Pr(level | cell), and G and P need the cells' sums only: P(i) = Σ_g d^g_i·A_g[cell of i]
-over the distinct laws g. Still exact, for any cells; only acceptance falls. The best α of a token depends on its ratios t/d^g; the two
-coordinates that matter are t/m and, since the laws' A_g differ, where between the laws m comes from: a grid in t/(t + m) and in
+*Cells.* The tokens of a cell share one α, hence Pr(level | cell), and G and P need only the cells' sums: P(i) = Σ_g d^g_i·A_g[cell of i]
+over the distinct laws g. Still exact, for any cells; only the acceptance falls. The best α of a token depends on its ratios t/d^g; the
+two coordinates that matter are t/m and, since A_g differs between the laws, which of them contribute to m: a grid in t/(t + m) and in
 Σ_g g·(draws of law g)·d^g / Σ (draws)·d. Both are rounded to the nearest, so that t = m, or equal laws, do not fall on an edge.
 
-The selection, the climb and the cells are this package's; that a selection followed by a single-draft test is enough for the
+The selection, the adaptation and the cells are this package's; that a selection followed by a single-draft test suffices for the
 optimum is the canonical decomposition of Khisti et al. (arXiv 2410.18234).
 """
 
@@ -32,18 +32,18 @@ from .walk import first
 
 COLUMNS = 8  # intervals of the second coordinate
 STEP = 1.5
-START, LIMIT = 6.0, 15.0  # |α| at the start, and ever
-TAIL = 1e-2  # tokens with t and m below TAIL/V share one cell: at most this mass of either (a tenth, of language models' laws)
-LEAST = 1e-3  # an m below LEAST times that has place 0
+START, LIMIT = 6.0, 15.0  # bounds on |α|, at the start and always
+TAIL = 1e-2  # tokens with t and m below TAIL/V share one cell: at most this mass of either (a tenth of it for language models)
+LEAST = 1e-3  # an m below LEAST times that bound gets second coordinate 0
 TINY = 1e-300
 
 
 class MixedSiblings:
-    """The live children that a rule decides among, and the laws they were drawn from.
+    """The live children that a rule chooses among, and the laws they were drawn from.
 
-    children bool [B, N]; count int64 [B]; nodes, law_of: the j-th child and the number of its law, lists of int64 [B], −1 where there
-    is none; laws int64 [B]; drafts: log laws float64 [B, V] of the first nodes of each distinct row, a list; whole: the same with the
-    ids beyond the target's vocabulary; greedy bool [B]: all of them are one row's likeliest token
+    children bool [B, N]; count int64 [B]; nodes, law_of: the j-th child and the number of its law, lists of int64 [B], −1 if there
+    is none; laws int64 [B]: how many; drafts: log laws float64 [B, V], a list with one entry per distinct row; whole: the same including
+    ids beyond the target's vocabulary; greedy bool [B]: all children are the likeliest token of one row
     """
 
     def __init__(self, round, children):
@@ -62,7 +62,7 @@ class MixedSiblings:
         self.children = children & (of >= 0)
         self.count, rank = self.children.sum(-1), self.children.cumsum(-1)
         self.nodes = [first(self.children & (rank == j + 1)) for j in range(max(1, int(self.count.max())))]
-        padded = torch.nn.functional.pad(of, (1, 0), value=-1)  # there may be no nodes at all
+        padded = torch.nn.functional.pad(of, (1, 0), value=-1)  # there may be no nodes
         self.law_of = [padded.gather(1, n[:, None] + 1)[:, 0] for n in self.nodes]
         leads = [first(self.children & (of == g)) for g in range(int(self.laws.max()))]
         self.whole = [_masked(round.draft(n.clamp(min=0), whole=True), n) for n in leads]
@@ -75,10 +75,10 @@ def _masked(law, node):
 
 
 class Mixture:
-    """Cells of a batch of nodes, the weights that they lead to, and the winner's law. target: probabilities float64 [B, V];
+    """The cells of a batch of nodes, the resulting weights, and the winner's law. target: probabilities float64 [B, V];
     live: MixedSiblings; levels, rounds, cells: the scheme's options
 
-    cell    int64 [B, V], of each token
+    cell    int64 [B, V], the cell of each token
     within  float64 [B, C, levels − 1]: Pr(level <= n) of a draw in the cell
     law     P, float64 [B, V]
     """
@@ -107,7 +107,7 @@ class Mixture:
 
         self.target = sums(target)
         self.drafts = torch.stack([sums(d) for d in drafts.unbind(1)], 1)
-        self.drafts[:, :, 0] += beyond  # what the target's vocabulary lacks has ratio 0
+        self.drafts[:, :, 0] += beyond  # ids missing from the target's vocabulary have ratio 0
         total = self.drafts.sum(-1, keepdim=True)
         self.drafts = torch.where(total > 0, self.drafts / total.clamp(min=TINY), 0.0)
         self._climb(rounds)
@@ -126,7 +126,7 @@ class Mixture:
             self._solve(alpha)
 
     def _solve(self, alpha):
-        """within and shares A_g [B, G, C] of weights α [B, C]"""
+        """Compute `within` and the shares A_g [B, G, C] for weights α [B, C]"""
         tau = 2.0 ** (torch.arange(1, self.levels, dtype=alpha.dtype, device=alpha.device) - self.levels // 2)
         self.within = -torch.expm1(-alpha.exp()[:, :, None] * tau)
         above = (1 - torch.einsum("bgc,bcn->bgn", self.drafts, self.within)).clamp(min=0.0)
@@ -138,7 +138,7 @@ class Mixture:
     def winning(self, above):
         """Σ over the draws k of each law of Π_{l<k} G_l(n) Π_{l>k} G_l(n − 1), for n = 1 .. levels: [B, G, levels + 1] -> [B, G, levels]"""
         draws = []
-        for of in self.live.law_of:  # G of each draw; 1 where there is none
+        for of in self.live.law_of:  # G of each draw; 1 if there is none
             own = above.gather(1, of.clamp(min=0)[:, None, None].expand(-1, 1, above.shape[2]))[:, 0]
             draws.append(torch.where(of[:, None] >= 0, own, 1.0))
         later = [torch.ones_like(draws[0][:, 1:])]
@@ -153,7 +153,7 @@ class Mixture:
 
 
 def select(round, live, mixture):
-    """The draw of the lowest level, the earlier on ties. -> node int64 [B], −1 where there is none"""
+    """The draw with the lowest level, the earlier one on ties. -> node int64 [B], −1 if there is none"""
     lowest = torch.full_like(live.count, mixture.levels + 1)
     selected, width = live.nodes[0], mixture.cell.shape[1]
     for node in live.nodes:

@@ -1,4 +1,4 @@
-"""Philox4x32-10 and the stream map: every random number of the package, in Python, once.
+"""Philox4x32-10 and the stream map: every random number of the package, defined once in Python.
 
 Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 
@@ -14,23 +14,23 @@ Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 20
     5 DISTINCT  drafting without replacement                 the round's              first child's node index
 
 A round is one draft-and-verify step; its position is the absolute index of the first token it emits. Draft, acceptance
-and residual noise belong to the round, not to the token's position: under `block` a draft token decides about its
-ancestors, and its position is drafted again in the next round, which must not meet the same noise.
+and residual noise belong to the round, not to the token's position: under `block` a draft token affects the acceptance of
+its ancestors, and its position is drafted again in the next round, which must not reuse the same noise.
 
-The two top bits of `block` name four sub-streams:
+The two top bits of `block` select one of four sub-streams:
 
     00  token i           block i // 4                           word i % 4            its word
-    10  token i           the same                               the same              its second word, where the first is below 2¹²
+    10  token i           the same                               the same              its second word, if the first is below 2¹²
     01  group of token i  32·(i // 4096) + i // 8 % 32           i // 1024 % 4         A, of the group's least clock
     11  group of token i  the same                               the same              S: the place of the least clock in the top
                                                                                        five bits, in the others A's second word
 
-*Clocks in groups.* Purposes 0, 2, 4 and 5 race on clocks that are made top-down, in groups of 32 tokens. The least clock of a group
+*Clocks in groups.* Purposes 0, 2, 4 and 5 race on clocks generated top-down, in groups of 32 tokens. The least clock of a group
 is M ~ Exp(1)/32; the place of the token that has it is uniform in 0..31; every other token of the group has the clock M + Exp(1). By
 the memoryless property these are 32 independent Exp(1) clocks, and no clock of a group is below its M: a group whose largest weight
-over M does not reach the best score has no winner, and none of its words need be drawn. In a tile of 1024 tokens, group l is the
-tokens 8·l..8·l + 7 of each of the tile's four rows of 256. Groups are whole whatever the vocabulary: places beyond it have no weight.
-The second word of A keeps the law of rare tokens; a token's own matters only for several rare ones of a group (tests/test_clocks.py).
+over M does not reach the best score cannot contain the winner, and none of its words need be drawn. In a tile of 1024 tokens, group l
+comprises tokens 8·l..8·l + 7 of each of the tile's four rows of 256. Groups are always whole: places beyond the vocabulary have no weight.
+The second word of A keeps rare tokens exact; a token's second word matters only if a group has several rare ones (tests/test_clocks.py).
 """
 
 import torch
@@ -40,8 +40,8 @@ GROUP = 32  # tokens
 
 _MASK = 0xFFFFFFFF
 REFINE_BELOW = 1 << 12  # words below this are refined by a second word
-REFINE_BLOCK = 1 << 31  # ... which is the same counter with this bit of the block set
-GROUP_BLOCK = 1 << 30  # this bit: words of groups
+REFINE_BLOCK = 1 << 31  # ... at the same counter with this bit of the block set
+GROUP_BLOCK = 1 << 30  # this bit selects the words of groups
 
 
 def philox(counter, key):
@@ -49,7 +49,7 @@ def philox(counter, key):
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The 64-bit products wrap in int64, which leaves both 32-bit halves right.
+        # The 64-bit products wrap in int64, which leaves both 32-bit halves correct.
         a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = ((b >> 32) & _MASK) ^ c1 ^ k0, b & _MASK, ((a >> 32) & _MASK) ^ c3 ^ k1, a & _MASK
         k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
@@ -57,7 +57,7 @@ def philox(counter, key):
 
 
 def _blocks(seed, position, purpose, slot, block):
-    """The words of counter blocks int64 [n], for streams given by int64 [B] each -> int64 [B, n, 4]"""
+    """The words of counter blocks int64 [n]; the other arguments select streams, int64 [B] each -> int64 [B, n, 4]"""
     seed, position, slot = seed[:, None], position[:, None], slot[:, None]
     counter = torch.broadcast_tensors(block[None], position & _MASK, (position >> 32) & _MASK, (purpose << 24) | (slot & 0xFFFFFF))
     return torch.stack(philox(counter, (seed & _MASK, (seed >> 32) & _MASK)), -1)
@@ -71,7 +71,7 @@ def words(seed, position, purpose, slot, count, refine=False):
 
 def group_words(seed, position, purpose, slot, count, second=False):
     """A of groups 0..count−1 (second: S). seed, position, slot: int64 [B] -> int64 [B, count] in [0, 2³²)."""
-    lane = torch.arange(min(32, max(count, 1)), device=seed.device)  # a narrow vocabulary has no more
+    lane = torch.arange(min(32, max(count, 1)), device=seed.device)  # a narrow vocabulary has fewer than 32
     block = 32 * torch.arange((count + 127) // 128, device=seed.device)[:, None] + lane
     block = block.flatten() + GROUP_BLOCK + (REFINE_BLOCK if second else 0)
     four_tiles = _blocks(seed, position, purpose, slot, block).unflatten(1, (-1, len(lane)))  # [B, four tiles, lane, tile]
@@ -79,7 +79,7 @@ def group_words(seed, position, purpose, slot, count, second=False):
 
 
 def _uniform(r, s, bits):
-    """(r + ½)·2⁻³², where r < 2¹² is refined by a number s of so many bits: (r + (s + ½)·2⁻ᵇⁱᵗˢ)·2⁻³². Exact in float64."""
+    """(r + ½)·2⁻³²; r < 2¹² is refined by a `bits`-bit number s: (r + (s + ½)·2⁻ᵇⁱᵗˢ)·2⁻³². Exact in float64."""
     r, s = r.to(torch.float64), s.to(torch.float64)  # int64 tensors plus a number would be float32
     return (r + torch.where(r < REFINE_BELOW, (s + 0.5) * 2.0**-bits, 0.5)) * 2.0**-32
 
@@ -106,8 +106,8 @@ def least_clocks(seed, position, purpose, slot, count):
 
 
 def clocks(seed, position, purpose, slot, count):
-    """Exponential clocks of tokens 0..count−1, in groups (see above), float64 [B, count]: positive, finite, relatively accurate at
-    both ends, so that a token of probability 1e-12 keeps its law."""
+    """Exponential clocks of tokens 0..count−1, in groups (see above), float64 [B, count]: positive, finite, and with small relative
+    error at both ends, so that even a token of probability 1e-12 is drawn with its exact probability."""
     token = torch.arange(count, device=seed.device)
     group, groups = group_of(token), count // 1024 * 32 + min(32, (count % 1024 + 7) // 8)
     least, place = least_clocks(seed, position, purpose, slot, groups)

@@ -1,4 +1,4 @@
-"""Sampling, drafting and statistics of independent rows of logits."""
+"""Sampling, drafting and statistics for independent rows of logits."""
 
 import math
 
@@ -9,7 +9,7 @@ from .law import Params, warp
 
 
 def spread(number, values, count, device, step=0):
-    """An int argument or its tensor, as int64 [count]; an int s becomes s, s + step, s + 2·step, …"""
+    """An argument that is an int or a tensor, as int64 [count]; an int s becomes s, s + step, s + 2·step, …"""
     if values is not None:
         return values.to(torch.int64).expand(count)
     return number + step * torch.arange(count, device=device)
@@ -26,13 +26,13 @@ def winner(score):
 
 
 def race(log_weights, seed, position, purpose, slot):
-    """argmin E_i / w_i: a draw of law w / Σw (MATH: the exponential race). log_weights [B, V] -> int64 [B]"""
+    """argmin E_i / w_i: a draw from w / Σw (the exponential race). log_weights [B, V] -> int64 [B]"""
     return arrivals(log_weights, rng.clocks(seed, position, purpose, slot, log_weights.shape[-1]), 1)[:, 0]
 
 
 def arrivals(log_weights, clock, k):
-    """The first k to arrive at E_i / w_i, in order: k draws without replacement. Each is found relative to the largest weight that is
-    left, or a clock would be lost beside weights that are far below the first. [B, V] -> int64 [B, k], −1 where nothing is left"""
+    """The first k arrivals, at times E_i / w_i, in order: k draws without replacement. Each is computed relative to the largest remaining
+    weight; otherwise clocks would be rounded away next to much smaller weights. [B, V] -> int64 [B, k], −1 once nothing is left"""
     found, ids = [], torch.arange(log_weights.shape[-1], device=log_weights.device)
     for _ in range(k if log_weights.shape[-1] else 0):
         top = log_weights.amax(-1, keepdim=True)
@@ -75,7 +75,7 @@ def draft(logits, k, kind, sampling, sampling_rows, seed, seeds, position, posit
 
 
 def _largest(score, k):
-    """Ids of the k largest scores in order, lowest id first on ties; −1 where the score is −inf. -> int64 [B, k]"""
+    """The ids of the k largest scores in order, lowest id first on ties; −1 where the score is −inf. -> int64 [B, k]"""
     value, order = torch.sort(score, dim=-1, descending=True, stable=True)
     found = torch.where(value > -math.inf, order, -1)[:, :k]
     return torch.nn.functional.pad(found, (0, k - found.shape[-1]), value=-1)
@@ -87,5 +87,5 @@ def row_stats(logits, sampling, sampling_rows):
 
 
 def log_probs(logits, sampling, sampling_rows):
-    """log law of each row, float64 [B, V], −inf where filtered."""
+    """The log law of each row, float64 [B, V], −inf where filtered."""
     return warp(logits, Params.of(sampling, sampling_rows, logits.shape[0], logits.device))[0]

@@ -1,7 +1,7 @@
-"""The walk of one verification round from the root of the drafts to the token that is emitted, for a batch at once.
+"""The walk of one verification round from the root of the drafts to the final emitted token, for a whole batch.
 
-`Round` knows the layout (dense or packed), which nodes exist and every row's law. A scheme's reference stands in
-`specsample/schemes/<name>.py`: either a rule for one node, run by `walk`, or a whole round of its own (`block`).
+`Round` knows the layout (dense or packed), which nodes exist and every row's law. A scheme's reference is in
+`specsample/schemes/<name>.py`: either a rule for one node, run by `walk`, or an entire round (`block`).
 """
 
 import math
@@ -17,7 +17,7 @@ from .rows import race, spread, winner
 
 
 class Draws:
-    """The random decisions of a round, [B] at a time. The enumeration tests put exact ones in its place."""
+    """The random decisions of a round, [B] at a time. The enumeration tests substitute exhaustive ones."""
 
     def __init__(self, seed, position):
         self.seed, self.position = seed, position
@@ -28,8 +28,8 @@ class Draws:
         return u * denominator < numerator
 
     def clock_race(self, log_weights, depth, lists=None):
-        """Winner on the clocks of the emitted token's own position (`race`, bonus); lists int64 [B, n]: on the least clock
-        of several lists, −1 = none -> int64 [B]"""
+        """The winner on the clocks of the emitted token's position (`race`, bonus); lists int64 [B, n], −1 = none: on the minimum of
+        the clocks of these lists -> int64 [B]"""
         position = self.position + depth
         if lists is None:
             return race(log_weights, self.seed, position, rng.CLOCK, torch.zeros_like(self.seed))
@@ -40,7 +40,7 @@ class Draws:
         return winner(log_weights - clock.log())
 
     def residual_race(self, log_weights, slot=None):
-        """slot int64 [B]: how many residual races the round has run before (only `top` runs several)"""
+        """slot int64 [B]: how many residual races the round has already run (only `top` runs several)"""
         slot = torch.zeros_like(self.seed) if slot is None else slot
         return race(log_weights, self.seed, self.position, rng.RESIDUAL, slot)
 
@@ -52,15 +52,15 @@ class Draws:
         return self.selection(node)[0] * denominator < numerator
 
     def level(self, node, within):
-        """The first level n with u < within_n for the selection uniform of `node`; within float64 [B, n], rising, and 1 beyond
-        -> int64 [B], from 1"""
+        """The first level n with u < within_n, for the selection uniform of `node`; within float64 [B, n], increasing, and 1 beyond
+        -> int64 [B], counted from 1"""
         return 1 + (self.selection(node)[0][:, None] >= within).sum(-1)
 
 
 class Round:
-    """One round's inputs. Nodes are numbered 0..N−1, −1 is the root; per-node vectors are int64 [B].
+    """The inputs of one round. Nodes are numbered 0..N−1, −1 is the root; node arguments are int64 [B].
 
-    target_logits [B, R, V] or packed [rows, V]; the other arguments as in the op's schema (specsample/ops.py).
+    target_logits [B, R, V] or packed [rows, V]; the other arguments are those of the op's schema (specsample/ops.py).
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Round:
             self.exists = self.exists & (self.draft_rows >= 0) & (self.draft_rows < draft_count[:, None])
             flat = draft_logits.flatten(0, -2)
             has_law = ((flat > -math.inf) & ~flat.isnan()).any(-1)
-            if flat.shape[0] == 0:  # no rows, so no nodes; one without a law stands where a law is looked up all the same
+            if flat.shape[0] == 0:  # no rows, so no nodes; an empty dummy row keeps look-ups valid
                 lead = (1,) if self.packed else (batch, 1)
                 self.draft_logits = draft_logits.new_full((*lead, draft_logits.shape[-1]), -math.inf)
                 draft_stats, draft_sampling_rows, draft_sampling = None, None, OFF
@@ -155,7 +155,7 @@ class Round:
         return self.target_logits[self.index, row.clamp(max=self.target_logits.shape[1] - 1)]
 
     def _draft_row(self, row):
-        """Index into the flattened draft rows; row: [B] or [B, N]."""
+        """The index into the flattened draft rows; row: [B] or [B, N]."""
         lead = (lambda x: x[:, None]) if row.dim() == 2 else (lambda x: x)
         if not self.packed:
             at = lead(self.index) * self.draft_logits.shape[1] + row.clamp(0, self.draft_logits.shape[1] - 1)
@@ -166,7 +166,7 @@ class Round:
     # -- what schemes ask for ----------------------------------------------------------------------------------
 
     def start(self):
-        """(node, live, active): at the root, everything ahead, which requests have a row to start from."""
+        """(node, live, active): the root, the root as the only live node, which requests have a row to start from."""
         node = torch.full((self.batch,), -1, device=self.device)
         live = torch.zeros(self.batch, self.exists.shape[1] + 1, dtype=torch.bool, device=self.device)
         live[:, 0] = True
@@ -189,14 +189,14 @@ class Round:
         return lists
 
     def target(self, node):
-        """Log law of the target after `node`: float64 [B, V]; −inf throughout where the row is broken."""
+        """Log law of the target after `node`: float64 [B, V]; −inf throughout if the row has no finite logit."""
         row = self.rows.gather(1, node[:, None] + 1)[:, 0]
         return warp(self._target_row(row), self.params)[0]
 
     def draft(self, node, whole=False):
-        """Log law that `node` was drawn from, on the target's vocabulary (missing ids −inf): float64 [B, V]
+        """The log law that `node` was drawn from, on the target's vocabulary (missing ids −inf): float64 [B, V]
 
-        whole: with the ids beyond the target's vocabulary, if the draft has any
+        whole: including the ids beyond the target's vocabulary, if the draft has any
         """
         if self.draft_logits is None:
             token = self.token(node)
@@ -217,7 +217,7 @@ class Round:
         return self.draft_params if per_request else self.draft_params.rows(at)
 
     def greedy(self):
-        """Requests whose target is greedy: bool [B]"""
+        """Which requests have a greedy target: bool [B]"""
         return ~(self.params.values[0] > 0)
 
     def draft_greedy(self, node):
@@ -226,7 +226,7 @@ class Round:
         return ~(self._draft_settings(at).values[0] > 0)
 
     def token(self, node):
-        """Token of `node`, 0 where node is −1."""
+        """The token of `node`, 0 where node is −1."""
         if self.tokens.shape[1] == 0:
             return torch.zeros_like(node)
         return torch.where(node >= 0, self.tokens.gather(1, node[:, None].clamp(min=0))[:, 0], 0)
@@ -237,16 +237,16 @@ class Round:
 
 
 def log_weights(weight, target):
-    """Log of residual weights [B, V]; where all of them vanish (the draft covers the target up to rounding) the log target."""
+    """Log of residual weights [B, V]; if they all vanish (the draft covers the target up to rounding), the log target."""
     return torch.where((weight > 0).any(-1, keepdim=True), weight.log(), target)
 
 
 class Siblings:
-    """The live children that a multi-draft rule decides among, and the law they were drawn from.
+    """The live children that a multi-draft rule chooses among, and the law they were drawn from.
 
-    children bool [B, N]; count int64 [B]; nodes: the j-th child of each request, a list of int64 [B], −1 where there is none;
-    draft: log law float64 [B, V] of the first child's row; whole: the same with the ids beyond the target's vocabulary;
-    greedy bool [B]: all of them are that row's likeliest token
+    children bool [B, N]; count int64 [B]; nodes: the j-th child of each request, a list of int64 [B], −1 if there is none;
+    draft: log law float64 [B, V] of the first child's row; whole: the same including ids beyond the target's vocabulary;
+    greedy bool [B]: all children are that row's likeliest token
     """
 
     def __init__(self, round, children):
@@ -258,34 +258,34 @@ class Siblings:
         at = self.nodes[0].clamp(min=0)
         if bool(children.any()):
             self.whole, self.greedy = round.draft(at, whole=True), round.draft_greedy(at)
-        else:  # no law is needed where nothing was drawn
+        else:  # nothing was drawn, so no law is needed
             self.whole = torch.full((round.batch, round.vocab), -math.inf, dtype=torch.float64, device=round.device)
             self.greedy = torch.zeros_like(self.count, dtype=torch.bool)
         self.draft = self.whole[:, : round.vocab]
 
 
 def first(children):
-    """Lowest index that is set, −1 where none: bool [B, N] -> int64 [B]"""
+    """The lowest index that is set, −1 if none: bool [B, N] -> int64 [B]"""
     ids = torch.arange(children.shape[1], device=children.device)
     found = torch.where(children, ids, children.shape[1]).amin(-1) if children.shape[1] else ids.new_zeros(len(children))
     return torch.where(found < children.shape[1], found, -1)
 
 
 def prob(law, token):
-    """Probability of `token` [B] under a log law [B, V]; 0 beyond the law's vocabulary."""
+    """The probability of `token` [B] under a log law [B, V]; 0 beyond the law's vocabulary."""
     return at(law, token, -math.inf).exp()
 
 
 def at(law, token, beyond=0.0):
-    """The value of `token` [B] in [B, V], `beyond` the vocabulary."""
+    """The value of `token` [B] in [B, V], or `beyond` for ids outside the vocabulary."""
     value = law.gather(1, token[:, None].clamp(0, law.shape[1] - 1))[:, 0]
     return torch.where(token < law.shape[1], value, beyond)
 
 
 def walk(round, rule, shares=True):
-    """Node by node: `rule(round, node, children, target, depth)` gives (child moved to [B], −1 = none; emitted token [B]).
+    """Walk node by node: `rule(round, node, children, target, depth)` returns (child to move to [B], −1 = none; token to emit [B]).
 
-    shares: moving to a child moves to all live siblings that carry its token; the first of them is the one that is named
+    shares: moving to a child moves to all live siblings that carry its token; the first of them is reported
     -> tokens int64 [B, D + 1], num_accepted int32 [B], nodes int32 [B, D]
     """
     node, live, active = round.start()
@@ -298,7 +298,7 @@ def walk(round, rule, shares=True):
         if depth == round.max_depth:
             children = children & False
         moved, emitted = rule(round, node, children, target, depth)
-        only = target.argmax(-1)  # of a greedy row: it is emitted, drawn or not
+        only = target.argmax(-1)  # for a greedy row: emitted whether it was drafted or not
         emitted = torch.where(round.greedy(), only, emitted)
         moved = torch.where(round.greedy(), first(children & (round.tokens == only[:, None])), moved)
         goes = active & (moved >= 0)

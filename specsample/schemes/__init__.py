@@ -1,4 +1,4 @@
-"""The table of schemes. A scheme is a card and a reference here, a header of its name in csrc/schemes, one line below."""
+"""The table of schemes. A scheme is a card and a reference in this folder, a header of the same name in csrc/schemes, and one line below."""
 
 from . import (
     block,

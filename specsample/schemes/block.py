@@ -1,9 +1,9 @@
-"""`block`: verify a chain as a whole; the best possible for one path.
+"""`block`: verify a chain as a whole; optimal for a single path.
 
 With P_0 = 1 and P_i = min(1, P_{i−1}·t_i(x_i)/d_i(x_i)), let M_i = Σ_x (P_i·t_{i+1}(x) − d_{i+1}(x))⁺ and
 h_i = M_i/(M_i + 1 − P_i) for i < L (0/0 = 1), h_L = P_L. With independent u_1..u_L, accept the longest prefix i whose
-u_i < h_i. For i < L the next token has law ∝ (P_i·t_{i+1} − d_{i+1})⁺; for i = L it is the bonus.
-The token-wise test u·d < t has no place in it: that mixture is biased.
+u_i < h_i. For i < L the next token is drawn ∝ (P_i·t_{i+1} − d_{i+1})⁺; for i = L it is the bonus.
+Do not combine it with the token-wise test u·d < t: that mixture is biased.
 Sun et al., "Block verification accelerates speculative decoding" (arXiv 2403.10444), Algorithm 2.
 """
 
@@ -19,7 +19,7 @@ def reference(round):
     node, live, active = round.start()
     path, targets, child = [], [round.target(node)], None
     ids = torch.arange(round.exists.shape[1], device=round.device)
-    for _ in range(round.max_depth):  # the chain: each node's first child, until one is missing or a row is broken
+    for _ in range(round.max_depth):  # the chain: each node's first child, until one is missing or a row has no finite logit
         usable = active & (targets[-1] > -math.inf).any(-1)
         child = first(round.children(live) & usable[:, None])
         active = child >= 0

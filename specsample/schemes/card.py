@@ -5,22 +5,22 @@ from typing import NamedTuple
 
 
 class Scheme(NamedTuple):
-    """A verification scheme's properties. `ss.schemes()` lists all schemes.
+    """The properties of a verification scheme. `ss.schemes()` lists all schemes.
 
     name               the `scheme=` argument, and the stem of every file of the scheme
     family             "single draft", "exponential race", …
     draft_kind         the `kind=` of `ss.draft` that its drafts must come from
     trees              whether a node may have several children
-    on_chains          the scheme it is, token for token, where every node has one child
-    uses_draft_logits  whether the decision needs the drafts' distribution (given none, drafts count as deterministic)
+    on_chains          the scheme it equals, token for token, if every node has one child
+    uses_draft_logits  whether the decision needs the drafts' distribution (without it, drafts are treated as deterministic)
     one_hot            whether it can verify deterministic drafts (`draft_logits=None`)
-    adaptive_trees     whether it stays exact when the drafted tokens themselves shaped the tree (the heaviest nodes, say)
-    several_laws       whether a node's children may come from different distributions
-    reads_lists        whether it reads the nodes' clock lists
-    options            its own settings: name -> (default, (least, most), what it does)
-    paper              where the rule comes from
+    adaptive_trees     whether it stays exact if the drafted tokens themselves shaped the tree (the heaviest nodes, say)
+    several_laws       whether a node's children may be drawn from different distributions
+    reads_lists        whether it uses the nodes' clock lists
+    options            settings of the scheme: name -> (default, (least, most), what it does)
+    paper              the source of the rule
     reference          the reference round: reference.walk.Round -> (tokens, num_accepted, nodes)
-    backends           the backends that have it on this machine (filled in by `ss.schemes()`)
+    backends           the backends that support it on this machine (filled in by `ss.schemes()`)
     """
 
     name: str

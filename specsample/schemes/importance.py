@@ -1,47 +1,48 @@
-"""`importance`: the practical scheme of Khisti et al.: select among two draws by pair weights, against the third, and so on, then
-verify the selected draw Y as a single draft with its exact law P: accept when u·P(Y) < t(Y), else one token of (t − P)⁺.
+"""`importance`: the practical scheme of Khisti et al.: select between two draws by pair weights, the winner against the third draw,
+and so on, then verify the selected draw Y as a single draft with its exact law P: accept if u·P(Y) < t(Y), else one token of (t − P)⁺.
 
-*Letters.* Which draw of a pair wins depends on their letters only, and between equal letters the draw that was there first stays. So
-all tokens of a letter share P(i)/d_i = ρ, whatever the letters are and whatever the weights: P is exact, the scheme lossless.
-Letters are the bins of the ratio t/d that `optimal` has (specsample/reference/coupling.py), the largest ratio first.
+*Letters.* Which draw of a pair wins depends only on their letters; between equal letters, the earlier draw stays. So all tokens
+of a letter share P(i)/d_i = ρ, whatever the letters and the weights: P is known exactly, and the scheme is lossless.
+The letters are the bins of the ratio t/d used by `optimal` (specsample/reference/coupling.py), the largest ratio first.
 
-*A stage.* The winner so far has law P (at first the first draw, P = d), the newcomer law d, independently. Of what a letter b has,
-P_b, the part s_b·P_b is surplus, s_b = (1 − t_b/P_b)⁺. A newcomer of letter a takes the place of a winner of a later letter b with
-probability s_b·λ_a + (1 − s_b)·μ_a; else the winner stays. With t, d, P the sums over a letter,
+*A stage.* The winner so far has law P (initially the first draw, P = d), the newcomer independently has law d. The part s_b·P_b of
+the mass P_b of a letter b is surplus, s_b = (1 − t_b/P_b)⁺. A newcomer of letter a replaces a winner of a later letter b with
+probability s_b·λ_a + (1 − s_b)·μ_a; else the winner stays. With t, d, P summed over a letter,
 
     ρ'_a = ρ_a·κ_a + λ_a·Σ s_b·P_b + μ_a·Σ (1 − s_b)·P_b             sums over later b
     κ_a = Σ d_b over a and later b + Σ d_c·(s_a·(1 − λ_c) + (1 − s_a)·(1 − μ_c)) over earlier c
 
-where κ_a, the chance that a newcomer leaves a winner of letter a alone, depends on earlier letters only. So one pass down the order
-settles all weights: λ_a, from 0 ("the present one stays") to 1 ("the earlier wins"), is the least that brings P'_a to t_a; where 1
-does not, μ_a is. With all at 1, P(S) = d(S)^K for every set S of last letters, the least that any rule reaches (where all draws lie
-in S, so does Y) and what the optimum needs of the S that `optimal` finds; but above S that rule overshoots, the more the larger K is.
-Here what a letter gains lies below its t, so it is accepted, and what others lose is the same amount: Σ min(t_a, P_a) never falls
-from one stage to the next. On language-model-like laws the acceptance is within 1e-3 of the optimum (K <= 8).
+where κ_a, the chance that a newcomer does not replace a winner of letter a, depends on earlier letters only. So one pass down the
+order determines all weights: λ_a, from 0 ("the winner so far stays") to 1 ("the earlier letter wins"), is the least value for which
+P'_a reaches t_a; if λ_a = 1 does not suffice, μ_a is chosen likewise. With all weights 1, P(S) = d(S)^K for every set S of last
+letters: the minimum for any rule (if all draws lie in S, so does Y), and what the optimum requires of the S that `optimal` finds. But
+above S that rule overshoots, by more for larger K. Here a letter gains only below its t, so the gain is accepted, and the other letters
+lose only as much: Σ min(t_a, P_a) never falls from one stage to the next. On language-model-like laws the acceptance is within
+1e-3 of the optimum (K <= 8).
 
-*The paper's own form*, with option `alphabet` > 0: the `alphabet` likeliest tokens of the draft (Ω₀; ties: the lowest id first) are
-a letter each. All others together are one more letter, o, with the sums t_o, d_o, so P(i) = c·d_i for every token outside Ω₀,
-c = P_o/d_o. Where d_o is too small to be known (below 1e-7), o comes last, loses to every other letter, and c' = c·d_o. A pair {a, b}
-of letters has the mass m_ab = P_a·d_b + P_b·d_a (2·d_a·d_b for two draws), of which a gets the share w_ab and b the share
+*The paper's form*, with option `alphabet` > 0: each of the `alphabet` likeliest draft tokens (Ω₀; ties: lowest id first) is a
+letter. All others together are one more letter, o, with sums t_o, d_o, so P(i) = c·d_i for every token outside Ω₀, c = P_o/d_o.
+If d_o is too small to be known accurately (below 1e-7), o comes last, loses to every other letter, and c' = c·d_o. A pair {a, b}
+of letters has mass m_ab = P_a·d_b + P_b·d_a (2·d_a·d_b for two draws), of which a gets the share w_ab and b the share
 w_ba = 1 − w_ab: a draw of a wins against one of b with probability w_ab, whichever came first. After the stage
 
     P'_a = P_a·d_a + Σ over b ≠ a of m_ab·w_ab        (d_a² + Σ 2·d_a·d_b·w_ab for two draws),        c' = P'_o/d_o
 
-Letters are ordered by t_a − P_a·d_a descending (ties: the lowest id first, o last). A pair goes to the earlier letter
-altogether, but pairs inside the first s letters are free and shared so that Σ min(t_a, P'_a) is largest (the truncated linear
-program; for s = all letters it is the program itself). That is a maximum flow: starting with everything at the earlier letter,
+Letters are ordered by t_a − P_a·d_a descending (ties: lowest id first, o last). A pair goes entirely to the earlier letter,
+except that pairs within the first s letters are free and shared so as to maximise Σ min(t_a, P'_a) (the truncated linear
+program; with s = all letters, the full program). That is a maximum flow: starting with everything at the earlier letter,
 mass moves from letters that hold more than t_a to letters that hold less, along pairs that the former holds: the shortest path
-first, of several the one whose letters come first in the order. The result is a continuous function of the laws (but for the
-order), so rounding does not change it. A stage that does not raise Σ min(t_i, P_i) over all tokens by LEAST is left out, like all
-after it: the winner stays. So the acceptance, which is that sum, is at least that of `token`, for any s and alphabet. Since nothing
-is gained inside o, this form accepts less than `kseq` where the alphabet leaves much of the draft out.
+first, and among several the one whose letters come first in the order. Apart from the order, the result is a continuous function
+of the laws, so rounding does not change it. A stage that does not raise Σ min(t_i, P_i) over all tokens by LEAST is skipped, as
+are all later ones: the winner stays. So the acceptance, which is that sum, is at least that of `token`, for any s and alphabet.
+Since nothing is gained inside o, this form accepts less than `kseq` if the alphabet leaves out much of the draft's mass.
 
 One draw is `token`. Random numbers: stage j is decided by one uniform, purpose 3 (SELECT), slot = the node index of the newcomer,
-word 0; the winner stays when u·m < the winner's part of m (m = 1 between bins). Acceptance is purpose 1 at the selected
+word 0; the winner stays if u·m < the winner's part of m (m = 1 between bins). Acceptance is purpose 1 at the selected
 node, the residual purpose 2, as in every scheme.
 
 Khisti et al., "Multi-draft speculative sampling: canonical decomposition and theoretical limits" (arXiv 2410.18234), section 4:
-s = 5, |Ω₀| = 40. The order by t/d and its weights, the letter o, the stages' laws and leaving a stage out are this package's.
+s = 5, |Ω₀| = 40. The order by t/d and its weights, the letter o, the laws of the stages and skipping a stage are this package's.
 """
 
 import torch
@@ -51,16 +52,16 @@ from ..reference.walk import Siblings, log_weights, prob, walk
 from .card import Scheme
 from .optimal import BINS
 
-LEAST = 1e-6  # of acceptance: other backends' rounding (they sum float32 weights) is well below it
-SMALL = 1e-7  # of d_o, which is 1 − the others
+LEAST = 1e-6  # gain in acceptance: well above the rounding of other backends, which sum float32 weights
+SMALL = 1e-7  # for d_o, which is computed as 1 − the others
 
 
 class Ranked:
-    """Bins of the ratio as letters of one node, and the law of the winner. The last letter is the first in the order.
-    coupling: the bins of a batch (its sums; `solve` is not needed), row: of the batch
+    """Ratio bins as the letters of one node, and the law of the winner. The last letter is the first in the order.
+    coupling: the bins of a batch (only their sums: `solve` is not needed), row: index into the batch
 
     draft, goal, ratio    d, t/d and ρ of each letter, lists of floats
-    surplus, first, rest  s, λ and μ of each, in the last stage
+    surplus, first, rest  s, λ and μ of each letter in the last stage
     """
 
     def __init__(self, coupling, row):
@@ -71,16 +72,16 @@ class Ranked:
         self.bin_of_token = coupling.bin_of_token[row]
 
     def stage(self):
-        """Go on to the next stage. -> whether there is one (always)"""
+        """Advance to the next stage. -> whether there is one (always)"""
         n = len(self.draft)
         self.surplus, self.first, self.rest = [0.0] * n, [0.0] * n, [0.0] * n
-        own, over, under, sums = 0.0, 0.0, 0.0, []  # from the last letter on: positive terms, none lost
+        own, over, under, sums = 0.0, 0.0, 0.0, []  # from the last letter on: positive terms only, so no cancellation
         for ratio, goal, d in zip(self.ratio, self.goal, self.draft):
             own += d
             sums.append((own, over, under))
             over += max(ratio - goal, 0.0) * d
             under += min(ratio, goal) * d
-        idle_first = idle_rest = 0.0  # of the newcomers of earlier letters: those that take no place
+        idle_first = idle_rest = 0.0  # newcomers of earlier letters that do not replace the winner
         for i in reversed(range(n)):
             (own, over, under), ratio, d = sums[i], self.ratio[i], self.draft[i]
             s = max(ratio - self.goal[i], 0.0) / ratio if ratio > 0 else 0.0
@@ -113,16 +114,16 @@ class Ranked:
 
 
 def share(lack, supply):
-    """The part of `supply` that covers `lack`, at most all of it; 0 where a law is broken (NaN)"""
+    """The fraction of `supply` that covers `lack`, at most 1; 0 if a law is NaN"""
     return lack / supply if 0 < lack < supply else float(lack > 0)
 
 
 class Letters:
     """The letters of one node in the paper's form, and the law of the winner. target: law float64 [V], draft: law float64 [W], W >= V
 
-    token       Ω₀, ascending; letter len(token) is all other tokens
+    token       Ω₀, ascending; letter len(token) stands for all other tokens
     target, draft, law   t, d and P of each letter, lists of floats
-    more        whether the last letter is one like the others
+    more        whether the last letter, o, is treated like the others
     scale       c: P(i) = c·d_i outside Ω₀
     """
 
@@ -141,7 +142,7 @@ class Letters:
         self.accepted = self._acceptance(self.law, self.scale)
 
     def _acceptance(self, law, c):
-        """Σ min(t, P): over Ω₀, and outside as 1 − Z(c) less what Ω₀ would add to it under c·d"""
+        """Σ min(t, P): over Ω₀ directly, outside as 1 − Z(c) minus what Ω₀ would contribute to it under c·d"""
         inside = sum(map(min, self.target[:-1], law[:-1]))
         if not self.more:
             return inside
@@ -151,12 +152,12 @@ class Letters:
         return inside + 1 - rejected - sum(min(t, c * d) for t, d in zip(self.target[:-1], self.draft[:-1]))
 
     def weights(self):
-        """Of the next stage: letters in order; held [s][s], what the i-th holds of its pair with the j-th; P of each letter."""
+        """For the next stage: letters in order; held [s][s], what the i-th holds of its pair with the j-th; P of each letter."""
         t, d, before, last = self.target, self.draft, self.law, len(self.token)
         key = [t[a] - before[a] * d[a] if a < last or self.more else -2.0 for a in range(last + 1)]
         order = sorted(range(last + 1), key=lambda a: -key[a])  # stable
         law, later, later_d = [0.0] * (last + 1), 0.0, 0.0
-        for a in reversed(order):  # each pair to the earlier letter
+        for a in reversed(order):  # each pair goes to the earlier letter
             law[a] = before[a] * (d[a] + later_d) + d[a] * later
             later, later_d = later + before[a], later_d + d[a]
         free = order[: min(self.s, last + self.more)]
@@ -168,7 +169,7 @@ class Letters:
         return order, held, law
 
     def stage(self):
-        """Go on to the next stage. -> whether it is of use (otherwise nothing changes)"""
+        """Advance to the next stage. -> whether it raises the acceptance (otherwise nothing changes)"""
         order, held, law = self.weights()
         scale = law[-1] / self.draft[-1] if self.more else self.scale * self.draft[-1]
         accepted = self._acceptance(law, scale)
@@ -201,18 +202,18 @@ class Letters:
 
 
 def pair_mass(law, draft, a, b):
-    """Chance that the winner (of law `law`) and the newcomer (of law `draft`) are the letters a and b, in whichever order"""
+    """Probability that the winner (of law `law`) and the newcomer (of law `draft`) are the letters a and b, in either order"""
     return law[a] * draft[b] + law[b] * draft[a]
 
 
 def balance(held, excess):
-    """Move mass from letters of positive excess to those of negative excess: maximum flow by shortest paths, in place.
+    """Move mass from letters with positive excess to those with negative excess: maximum flow by shortest paths, in place.
 
-    held[a][b]: what a holds of the mass of the pair {a, b}, [s][s]; excess: held too much by each letter, [s]
+    held[a][b]: what a holds of the mass of the pair {a, b}, [s][s]; excess: how much each letter holds beyond its target, [s]
     """
     ids = range(len(excess))
     while True:
-        distance = [0 if excess[a] < 0 else -1 for a in ids]  # of each letter from the nearest that lacks something
+        distance = [0 if excess[a] < 0 else -1 for a in ids]  # from each letter to the nearest one with negative excess
         reached = [a for a in ids if excess[a] < 0]
         for b in reached:
             for a in ids:
@@ -236,7 +237,7 @@ def balance(held, excess):
 
 
 def letters_of(target, draft, k, bins, s, alphabet):
-    """Letters of each node, before the first stage. target: laws float64 [B, V], draft the same [B, W], k: draws int64 [B] -> list"""
+    """The letters of each node before the first stage. target: laws float64 [B, V], draft likewise [B, W], k: draws int64 [B] -> list"""
     if not len(k):
         return []
     if alphabet >= 1:
@@ -284,11 +285,11 @@ CARD = Scheme(
     one_hot=False,
     options={
         "bins": BINS,
-        "s": (5, (1, 64), "with an alphabet: letters whose pairs are shared freely, the others' go to the earlier letter"),
+        "s": (5, (1, 64), "with an alphabet: number of letters whose pairs are shared freely; others go to the earlier letter"),
         "alphabet": (
             0,
             (0, 256),
-            "0: the bins are the letters; else the paper's form (40): so many tokens, the draft's likeliest, are",
+            "0: letters are bins; else the paper's form (40): this many of the draft's likeliest tokens are letters",
         ),
     },
     paper="Khisti et al. 2024 (arXiv 2410.18234)",

@@ -1,8 +1,8 @@
-"""`kseq`: i.i.d. children tested alike, each accepted when u·c·d(x) < t(x).
+"""`kseq`: i.i.d. children, all tested alike: each is accepted if u·c·d(x) < t(x).
 
-A child is accepted with β = Σ min(d, t/c) = (1 − Z(c))/c. With γ = (1 − (1 − β)^K)/β, any c >= γ is lossless when a token of
-t − γ·min(d, t/c) is emitted after K rejections; the least, c = γ, accepts the most: 1 − Z(c). The ratio
-histogram chooses c (a bin's edge); Z(c) itself is summed over the row, since with a binned Z laws near t = d come out wrong by 1e-4.
+A child is accepted with probability β = Σ min(d, t/c) = (1 − Z(c))/c. With γ = (1 − (1 − β)^K)/β, any c >= γ is lossless if a token
+∝ t − γ·min(d, t/c) is emitted after K rejections; the smallest such c, c = γ, accepts the most: 1 − Z(c). The ratio
+histogram chooses c (the edge of a bin); Z(c) is summed over the row, since a binned Z is off by 1e-4 when t is close to d.
 Sun et al., "SpecTr" (arXiv 2310.15141), k-sequential selection.
 """
 
@@ -46,7 +46,7 @@ def _thresholds(t, d, whole, k, bins):
     while True:
         beta = (1 - (t - c[:, None] * d).clamp(min=0.0).sum(-1)) / c
         gamma = torch.minimum(kseq_gamma(beta[:, None], k[:, None])[:, 0], k)
-        above = gamma > c  # the tail's bin is not exact, so the root may lie just above
+        above = gamma > c  # the bin of the tail is approximate, so the root may lie just above c
         if not above.any():
             return c, gamma
         c = torch.where(above, torch.minimum(c + 1 / sums.per_unit[:, 0], k.double()), c)

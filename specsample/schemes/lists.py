@@ -1,8 +1,8 @@
-"""`lists`: the race with an independent vector of clocks for each path.
+"""`lists`: the race with an independent vector of clocks per path.
 
-Child k is the draft's winner on list k; the target's token is argmin_i min_k E_i^(k)/t_i over the lists of the paths still live (at a
-leaf: of those that ended there), and a child is accepted when it is that token. The least of n independent exponential clocks is
-exponential too, so the token has the target's law; it is a function of (seed, prefix, target, live lists). With one list it is `race`.
+Child k is the draft's winner on list k; the target's token is argmin_i min_k E_i^(k)/t_i over the lists of the live paths (at a
+leaf: of those that end there), and a child is accepted if it is that token. The minimum of n independent exponential clocks is also
+exponential, so the token follows the target's law; it is a function of (seed, prefix, target, live lists). With one list it is `race`.
 GLS: "List-level distribution coupling with applications to speculative decoding" (arXiv 2506.05632).
 """
 
@@ -14,10 +14,10 @@ from .card import Scheme
 
 
 def reference(round):
-    # What is live at a node: the nodes that carry the accepted prefix.
+    # live: the nodes that carry the accepted prefix.
     def step(round, node, children, target, depth):
         nonlocal live
-        paths = torch.where(children.any(-1, keepdim=True), children, live)  # at a leaf: that end here
+        paths = torch.where(children.any(-1, keepdim=True), children, live)  # at a leaf: those that end here
         lists = torch.where(paths & (paths.cumsum(-1) <= MAX_SIBLINGS), of_node, -1)
         root = torch.full_like(node, -1)[:, None]
         lists = torch.cat([lists, torch.where((lists >= 0).any(-1, keepdim=True), root, 0)], -1)

@@ -1,8 +1,8 @@
-"""`optimal`: the most that any rule can accept from K i.i.d. children, at the price of one histogram.
+"""`optimal`: the highest acceptance rate that any rule reaches with K i.i.d. children, at the cost of one histogram.
 
-Select one child Y with law b, then verify it like a single draft: accept when u·b(Y) < t(Y), else one token of (t − b)⁺. The best
-reachable b, the selection and the bins are in specsample/reference/coupling.py. Acceptance 1 − max over S of d(S)^K − t(S), less at
-most 1e-3 for the bins (K <= 8, 1024 bins, language-model-like laws). Lossless for any bins; K = 1 is `token`.
+Select one child Y with law b, then verify it as a single draft: accept if u·b(Y) < t(Y), else one token of (t − b)⁺. The best
+reachable b, the selection and the bins are described in specsample/reference/coupling.py. Acceptance: 1 − max over S of
+d(S)^K − t(S), minus at most 1e-3 due to binning (K <= 8, 1024 bins, language-model-like laws). Lossless for any bins; K = 1 is `token`.
 Khisti et al., "Multi-draft speculative sampling: canonical decomposition and theoretical limits" (arXiv 2410.18234).
 """
 

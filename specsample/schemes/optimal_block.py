@@ -1,11 +1,11 @@
-"""`optimal_block`: multi-path block verification; what to use at temperature > 0 with several i.i.d. paths.
+"""`optimal_block`: multi-path block verification; the recommended scheme at temperature > 0 with several i.i.d. paths.
 
 Walk the tree without testing: at each node select one of the live draws with the optimal coupling (law b of that node, which depends
-on how many draws are live), go to it, until a leaf. The path y_1..y_L is an ordinary draft with the known law b_1, b_2, …: the counts of
-live draws are side information with the same law given the tokens under draft and target. Verify it as a block:
+on how many draws are live) and move to it, until a leaf. The path y_1..y_L is then an ordinary draft with the known laws b_1, b_2, …:
+given the tokens, the counts of live draws have the same law under draft and target, so they are side information. Verify it as a block:
 P_i = min(1, P_{i−1}·t_i(y_i)/b_i(y_i)), M_i = Σ (P_i·t_{i+1} − b_{i+1})⁺, h_i = M_i/(M_i + 1 − P_i), P_i at the leaf; accept the longest
 prefix i with u_i < h_i, then a token of (P_i·t_{i+1} − b_{i+1})⁺ or the bonus. One draw a node is `block`, depth one is `optimal`.
-Khisti et al. (arXiv 2410.18234) for the selection, Sun et al. (arXiv 2403.10444) for the block; the combination is this package's.
+Khisti et al. (arXiv 2410.18234) for the selection, Sun et al. (arXiv 2403.10444) for block verification; the combination is this package's.
 """
 
 import math
@@ -80,7 +80,7 @@ def _select(round, live, target):
         draw = torch.where(single, draw, select(round, live, coupling)[0])
         ratios = torch.where(single[:, None], 1.0, coupling.ratio_of_token)
     law = ratios * d
-    # A greedy target: its only token is selected when it was drawn, b = 1 − (1 − d)^k.
+    # A greedy target: its only token is selected if it was drawn, b = 1 − (1 − d)^k.
     many = greedy & (live.count > 1)
     only = target.argmax(-1)
     hit = first(live.children & (round.tokens == only[:, None]))

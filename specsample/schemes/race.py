@@ -1,6 +1,6 @@
-"""`race`: draft and target run on the same clocks; the target's winner is emitted, the draft accepted when equal to it.
+"""`race`: draft and target race on the same clocks; the target's winner is emitted, and a draft is accepted if it equals the winner.
 
-The output is a function of (seed, prefix, target) alone: whatever is drafted, from whatever law, the same text.
+The output is a function of (seed, prefix, target) alone: the text is the same whatever is drafted, from any distribution.
 Acceptance with one child: Σ_j 1 / Σ_i max(t_i/t_j, d_i/d_j).
 Kobus and Gündüz, "Speculative sampling via exponential races" (arXiv 2504.15475).
 """

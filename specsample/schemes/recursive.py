@@ -1,8 +1,8 @@
-"""`recursive`: i.i.d. children tested one after the other, each against what the rejections before it left of the target.
+"""`recursive`: i.i.d. children tested one after another, each against the residual of the target after the earlier rejections.
 
-With Z(c) = Σ (t − c·d)⁺, c_0 = 0 and c_{k+1} = c_k + Z(c_k), what is left after k rejections is (t − c_k·d)⁺/Z(c_k). Child
-k + 1 is accepted when u·Z(c_k)·d(x) < (t(x) − c_k·d(x))⁺; after the last, one token of (t − c_K·d)⁺. Acceptance 1 − Z(c_K).
-Leaving the residual as it was between siblings is a mistake that has shipped: t = (.9, .1), d = (.5, .5) gives (.86, .14).
+With Z(c) = Σ (t − c·d)⁺, c_0 = 0 and c_{k+1} = c_k + Z(c_k), the residual after k rejections is (t − c_k·d)⁺/Z(c_k). Child
+k + 1 is accepted if u·Z(c_k)·d(x) < (t(x) − c_k·d(x))⁺; after the last, one token of (t − c_K·d)⁺. Acceptance 1 − Z(c_K).
+Not updating the residual between siblings is a bug that has shipped elsewhere: t = (.9, .1), d = (.5, .5) then gives (.86, .14).
 Miao et al., "SpecInfer" (arXiv 2305.09781), Algorithm 2; Chen et al., "Sequoia" (arXiv 2402.12374).
 """
 

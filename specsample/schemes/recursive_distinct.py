@@ -1,9 +1,9 @@
-"""`recursive_distinct`: children drawn without replacement, tested one after the other.
+"""`recursive_distinct`: children drawn without replacement, tested one after another.
 
-A child drawn after the tokens R were rejected has the law d_R: the draft off R, a law by itself (a softmax over the other tokens).
-With c = 0, Z = 1 it is accepted when u·Z·d_R(x) < (t(x) − c·d_R(x))⁺. After a rejection the residual is (t − (c + Z)·d_R)⁺ off R and x;
-in units of the next child's law, c ← (c + Z)·(1 − d_R(x)), and Z is the residual's sum. Nothing is divided by the probability of
-what is left, which may be too small for any float; 1 − d_R(x) may vanish, and then c·d of the next child does.
+A child tested after the tokens R were rejected has law d_R: the draft off R, renormalised (a softmax over the other tokens).
+Initially c = 0, Z = 1; it is accepted if u·Z·d_R(x) < (t(x) − c·d_R(x))⁺. After a rejection the residual is (t − (c + Z)·d_R)⁺ off R
+and x; in units of the next child's law, c ← (c + Z)·(1 − d_R(x)), and Z is the residual's sum. Nothing is divided by the remaining
+probability, which may be too small for any float; 1 − d_R(x) may underflow, and then c·d of the next child vanishes too.
 Jeon et al., "Recursive speculative decoding" (arXiv 2402.14160); Chen et al., "Sequoia" (arXiv 2402.12374).
 """
 
@@ -27,7 +27,7 @@ def _step(round, node, children, target, depth):
     c, mass = torch.zeros_like(t[:, 0]), torch.ones_like(t[:, 0])
     moved, ids = torch.full_like(node, -1), torch.arange(rest.shape[1], device=round.device)
     for j, child in enumerate(live.nodes):
-        pending = (child >= 0) & (moved < 0) & (rest > -math.inf).any(-1)  # otherwise nothing was left to draw it from
+        pending = (child >= 0) & (moved < 0) & (rest > -math.inf).any(-1)  # otherwise there was nothing left to draw from
         if j > 0:
             mass = torch.where(pending, _residual(t, c, rest, left).sum(-1), mass)
         token = round.token(child)

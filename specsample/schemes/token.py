@@ -1,4 +1,4 @@
-"""`token`: one child a node, accepted when u·d(x) < t(x); otherwise one token of the residual law (t − d)⁺.
+"""`token`: one child per node, accepted if u·d(x) < t(x); otherwise one token of the residual (t − d)⁺.
 
 Lossless since min(t, d) + (1 − Σ min(t, d))·(t − d)⁺/Σ(t − d)⁺ = t. Acceptance Σ min(t, d).
 Leviathan, Kalman, Matias, "Fast inference from transformers via speculative decoding" (2022), Algorithm 1;

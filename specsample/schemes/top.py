@@ -1,8 +1,8 @@
-"""`top`: the K − 1 likeliest draft tokens T, which are no draws, and one child drawn from the rest, d' = d off T renormalised.
+"""`top`: the K − 1 likeliest draft tokens T, chosen deterministically, and one child drawn from the rest, d' = d off T renormalised.
 
-The drawn child is accepted when u·d'(x) < t(x). Otherwise one race over the weights t on T and (t − d')⁺ off T: a winner in T is an
-accepted child, any other is emitted. Acceptance t(T) + Σ off T of min(t, d'), the optimum for these children; K = 2 has the pair law
-of SpecHub. After a race that accepted a child the round goes on, so a later race of the same round has a stream of its own.
+The drawn child is accepted if u·d'(x) < t(x). Otherwise run one race over the weights t on T and (t − d')⁺ off T: a winner in T is an
+accepted child, any other is emitted. Acceptance t(T) + Σ off T of min(t, d'), the optimum for these children; for K = 2 the pair of
+children has the same law as in SpecHub. If the race accepts a child, the round continues, so each race of a round has its own stream.
 Hu et al., "Towards optimal multi-draft speculative decoding" (arXiv 2502.18779); Sun et al., "SpecHub" (arXiv 2411.05289).
 """
 

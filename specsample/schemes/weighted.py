@@ -1,12 +1,12 @@
-"""`weighted`: independent children from *different* draft laws at one node (several draft models, temperatures, prompts).
+"""`weighted`: independent children of one node from *different* draft distributions (several draft models, temperatures, prompts).
 
-Select one child Y: each gets a random level from a weight that its token has, the lowest wins. The law P of Y is a finite sum for any
-weights; verify it like a single draft: accept when u·P(Y) < t(Y), else one token of (t − P)⁺. So it is lossless for any weights, and a few
-rounds of adapting them come close to the most that any rule can accept. The weights, the levels and the cells of tokens that share
-a weight are in specsample/reference/mixture.py. `draft_rows` of `verify` says which row each child was drawn from.
+Select one child Y: each gets a random level that depends on its token's weight, and the lowest wins. For any weights, the law P of Y is
+a finite sum; verify Y as a single draft: accept if u·P(Y) < t(Y), else one token of (t − P)⁺. So it is lossless for any weights, and
+a few rounds of adapting them come close to the highest acceptance of any rule. The weights, the levels and the cells of tokens that
+share a weight are described in specsample/reference/mixture.py. `draft_rows` of `verify` gives the row each child was drawn from.
 
-At most 8 distinct draft rows count among the children of a node, by index: children of further rows are not looked at (they are
-followed when a sibling with their token is accepted). With one child a node it is `token`.
+At most 8 distinct draft rows among a node's children are considered, in index order: children of further rows are not tested (but are
+followed if a sibling with the same token is accepted). With one child per node it is `token`.
 """
 
 import torch
@@ -16,9 +16,9 @@ from ..reference.walk import at, log_weights, prob, walk
 from .card import Scheme
 
 OPTIONS = {
-    "levels": (16, (2, 32), "levels that a draw may have"),
-    "rounds": (8, (0, 1000), "rounds in which the weights adapt; with cells, too many overfit"),
-    "cells": (1024, (64, 4096), "cells of tokens that share a weight, about"),
+    "levels": (16, (2, 32), "number of levels"),
+    "rounds": (8, (0, 1000), "rounds of adapting the weights; with cells, too many overfit"),
+    "cells": (1024, (64, 4096), "approximate number of cells of tokens that share a weight"),
 }
 
 

@@ -1,7 +1,7 @@
-"""Acceptance probabilities of the schemes, the optimum they are held against, and shapes of drafting trees.
+"""Acceptance probabilities of the schemes, the optimum they are compared with, and shapes of drafting trees.
 
-Laws are float64 arrays (or torch tensors) [..., V] of probabilities, one law a row; leading dimensions broadcast. t
-is the target's law, d the draft's, k the number of children drawn at the node. Needs NumPy; `lp_acceptance` also
+Laws (probability distributions) are float64 arrays or torch tensors [..., V], one per row; leading dimensions broadcast.
+t is the target's law, d the draft's, k the number of children drawn at the node. Needs NumPy; `lp_acceptance` also
 needs SciPy: pip install "specsample[theory]".
 """
 

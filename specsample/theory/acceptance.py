@@ -1,4 +1,4 @@
-"""`acceptance`: the chance that one of k children at a node is accepted, by scheme."""
+"""`acceptance`: the probability that one of k children of a node is accepted, by scheme."""
 
 import numpy as np
 
@@ -28,8 +28,8 @@ def acceptance(target, draft, k=1, scheme="token", *, samples=None, seed=0, s=No
     | top | Σ_{x∉T} min(t, d') + t(T), T the k − 1 likeliest drafts, d' = d off T | Hu et al. 2025 |
 
     target, draft: probabilities [..., V], arrays or tensors -> float64 [...]. ValueError for `weighted`, whose acceptance depends
-    on several draft distributions; for k > 1 under token and block; for settings of another scheme; and for rows that are no
-    probability distribution.
+    on several draft distributions; for k > 1 under token and block; for settings of another scheme; and for rows that are not
+    probability distributions.
     """
     expect(scheme in FORMULAS, "scheme", f"one of {', '.join(FORMULAS)}",
            f"{scheme!r}{_WITHOUT.get(scheme, '')}")  # fmt: skip
@@ -55,7 +55,7 @@ def _top(target, draft, k):
     rest = d[..., k - 1 :]
     left = rest.sum(-1, keepdims=True)
     drawn = np.divide(rest, left, out=np.zeros_like(rest), where=left > 0)
-    listed = np.where(d[..., : k - 1] > 0, t[..., : k - 1], 0.0)  # what is never drafted is no child
+    listed = np.where(d[..., : k - 1] > 0, t[..., : k - 1], 0.0)  # a token that is never drafted cannot be a child
     return listed.sum(-1) + np.minimum(t[..., k - 1 :], drawn).sum(-1)
 
 

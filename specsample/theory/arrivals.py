@@ -1,8 +1,8 @@
-"""The race with several children: the chance that the target's token is among the first k arrivals of the draft's race.
+"""The race with several children: the probability that the target's token is among the first k arrivals of the draft's race.
 
 Given that token j wins for the target at clock s·t_j (see race.py), every other token i arrives before j in the draft's race
-with probability 1 − e^(−x_i), x_i = s (r·d_i − t_i)⁺, r = t_j/d_j, independently. So j has rank n + 1 with the chance that
-exactly n of these events happen: a Poisson-binomial law, integrated over e^(−s) ds.
+with probability 1 − e^(−x_i), x_i = s (r·d_i − t_i)⁺, r = t_j/d_j, independently. So j has rank n + 1 with the probability
+that exactly n of these events happen: a Poisson-binomial distribution, integrated over e^(−s) ds.
 """
 
 from math import comb
@@ -14,24 +14,24 @@ from ..errors import expect
 from .laws import count, pair, rowwise
 from .race import by_finite_ratio, nodes, race_acceptance
 
-LARGE = 192  # tokens of a law, and 8 more for each child, that are taken one by one; the others enter through power sums
-ORDER = 6  # of x_i, in the power sums
+LARGE = 192  # tokens of a law, plus 8 per child, that are treated individually; the others enter through power sums
+ORDER = 6  # highest power of x_i in the power sums
 
 
 class Bracketed(NamedTuple):
-    """A value and the largest error it can have."""
+    """A value and a bound on its error."""
 
     value: np.ndarray
     error: np.ndarray
 
 
 def arrivals_acceptance(target, draft, k, knots=128):
-    """Chance that the target's token is among the first k arrivals of the draft's race (`race` with k children).
+    """Probability that the target's token is among the first k arrivals of the draft's race (`race` with k children).
 
     Σ_j t_j F(r_j), F(r) = ∫ e^(−s) P(N ≤ k − 1) ds, N the number of tokens that arrive before j. There is no short closed
-    form for k > 1; the integral is numerical to about 1e-12. F falls with r, so with more than `knots` distinct ratios F
-    is computed at `knots` of them (those of the target's likeliest tokens among them) and interpolated in log r, and
-    `error` bounds what that can change; otherwise error is 0. k = 1 is `race_acceptance`, exactly.
+    form for k > 1; the integral is numerical, to about 1e-12. F decreases in r, so with more than `knots` distinct ratios F
+    is computed at `knots` of them (including those of the target's likeliest tokens) and interpolated in log r, and
+    `error` bounds the effect; otherwise error is 0. k = 1 is `race_acceptance`, exactly.
     Kobus and Gündüz 2025 ("Speculative sampling via exponential races"), its batch of drafts.
     target, draft: [..., V]; k >= 1, knots >= 2 -> Bracketed(value, error), float64 [...]
     """
@@ -55,7 +55,7 @@ def up_to(t, d, k, knots=128):
     r, mass = rows.ratio[able], t[able]
     distinct = np.unique(r)
     interpolated = len(distinct) > knots
-    if interpolated:  # half of them evenly in log r, half those of the likeliest tokens
+    if interpolated:  # half of the knots evenly spaced in log r, half at the likeliest tokens
         heavy = r[np.argsort(-mass, kind="stable")[: knots // 2]]
         even = np.exp(np.linspace(np.log(distinct[0]), np.log(distinct[-1]), knots - len(heavy)))
         even[[0, -1]] = distinct[[0, -1]]
@@ -71,11 +71,11 @@ def up_to(t, d, k, knots=128):
 
 
 def _ranks(t, d, r, k):
-    """Chance of exactly n others before a winner of ratio r: t, d [V] by ascending ratio, r [m] ascending -> [k, m].
+    """Probability of exactly n other arrivals before a winner of ratio r: t, d [V] by ascending ratio, r [m] ascending -> [k, m].
 
-    Tokens with a large draft probability are taken one by one. The many others have small x_i wherever fewer than k arrivals
+    Tokens with a large draft probability are treated individually. The many others have small x_i wherever fewer than k arrivals
     are at all likely, and only their power sums matter: the generating function of one token is e^(−x) + (1 − e^(−x)) z,
-    its logarithm Σ_j c_j(z) x^j/j! with c_1 = z − 1, c_2 = z − z², c_{j+1} = (z − z²)·c_j'(z) beyond.
+    its logarithm Σ_j c_j(z) x^j/j! with c_1 = z − 1, c_2 = z − z², then c_{j+1} = (z − z²)·c_j'(z).
     """
     s, weight = nodes(1 + max(float(np.maximum(x * d - t, 0).sum()) for x in r))
     by_size = np.argsort(-d, kind="stable")
@@ -83,7 +83,7 @@ def _ranks(t, d, r, k):
     if len(small):
         chance = _by_power_sums(t[small], d[small], r, s, k)
     else:
-        chance = np.zeros((k, len(r), len(s)))  # of exactly n arrivals before, n < k
+        chance = np.zeros((k, len(r), len(s)))  # of exactly n earlier arrivals, n < k
         chance[0] = 1.0
     for t_i, d_i in zip(t[large], d[large]):
         active = np.flatnonzero(r * d_i > t_i)
@@ -98,8 +98,8 @@ def _ranks(t, d, r, k):
 
 
 def _by_power_sums(t, d, r, s, k):
-    """Chance of exactly n < k arrivals among small tokens [V], by ascending ratio -> [k, m, len(s)]"""
-    end = np.searchsorted(t / d, r)  # tokens of smaller ratio than r
+    """Probability of exactly n < k arrivals among small tokens [V], by ascending ratio -> [k, m, len(s)]"""
+    end = np.searchsorted(t / d, r)  # number of tokens with a ratio below r
     logs = np.zeros((k, len(r), len(s)))  # coefficients of z^n in the logarithm of the generating function
     c = np.polynomial.Polynomial([-1.0, 1.0])
     factorial = 1.0
@@ -115,7 +115,7 @@ def _by_power_sums(t, d, r, s, k):
             logs[n] += coefficient * powers
         c = np.polynomial.Polynomial([0.0, 1.0, -1.0]) * (np.polynomial.Polynomial([0.0, 1.0]) if j == 1 else c).deriv()
     chance = np.zeros_like(logs)
-    # Where some small token has x > 1, so have most of the large ones, and fewer than k arrivals have no chance left.
+    # Where a small token has x > 1, so do most large ones, and fewer than k arrivals have negligible probability.
     chance[0] = np.where(np.multiply.outer(r, s) * d.max() > 1, 0.0, np.exp(np.minimum(logs[0], 0.0)))
     for n in range(1, k):  # exp of a power series
         chance[n] = sum(m * logs[m] * chance[n - m] for m in range(1, n + 1)) / n
@@ -123,9 +123,9 @@ def _by_power_sums(t, d, r, s, k):
 
 
 def rank_entropy(target, draft):
-    """H[R] in nats: R the rank of the target's winner among the distinct arrivals of the draft's race.
+    """H[R] in nats, where R is the rank of the target's winner among the distinct arrivals of the draft's race.
 
-    P(R <= n) is `arrivals_acceptance` with n children; never arriving (d = 0) counts as one more value of R.
+    P(R <= n) is `arrivals_acceptance` with n children; not arriving (d = 0) counts as one more value of R.
     target, draft: [..., V], V <= 128 (all V ranks are needed: V³ work; ValueError beyond) -> float64 [...]
     """
     target, draft = pair(target, draft)

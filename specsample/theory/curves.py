@@ -1,4 +1,4 @@
-"""Acceptance of every scheme at many nodes and for several numbers of children: what `python -m specsample acceptance` adds up."""
+"""Acceptance of every scheme at many nodes and for several numbers of children, as summarised by `python -m specsample acceptance`."""
 
 from typing import NamedTuple
 
@@ -13,22 +13,22 @@ from .laws import count, pair
 from .optimal import binned_acceptance, optimal_acceptance
 from .race import lists_of
 
-ORDERS = 10_000  # of children, that `recursive_distinct` is enumerated for
+ORDERS = 10_000  # orders of children up to which `recursive_distinct` is enumerated
 
 
 class Curve(NamedTuple):
-    """Acceptance of one scheme for each of the given numbers of children; NaN where the scheme has no such number."""
+    """Acceptance of one scheme for each of the given numbers of children; NaN where the scheme does not support that number."""
 
     value: np.ndarray  # [..., len(ks)]
     error: np.ndarray  # [..., len(ks)]: standard error where the value is an estimate, else 0
 
 
 def acceptance_curves(target, draft, ks=(1, 2, 4, 8), *, schemes=None, samples=64, seed=0):
-    """`acceptance` of every scheme for each k of `ks`, with the work shared between them.
+    """`acceptance` of every scheme for each k of `ks`, sharing the work between them.
 
-    The values are exact, or integrals to better than 1e-5, but for `recursive_distinct` beyond two children on larger
-    vocabularies, an estimate from `samples` seeded draws a row. `optimal` and `optimal_block` (its first node) are the schemes as they run,
-    with their bins; `optimum` is the bound `optimal_acceptance`.
+    The values are exact, or integrals to better than 1e-5, except for `recursive_distinct` with more than two children on larger
+    vocabularies: an estimate from `samples` seeded draws per row. `optimal` and `optimal_block` (at its first node) are computed as they
+    run, with their bins; `optimum` is the bound `optimal_acceptance`.
     target, draft: [..., V] probabilities; schemes: names, None = all -> {scheme or "optimum": Curve}
     """
     target, draft = pair(target, draft)
@@ -43,7 +43,7 @@ def acceptance_curves(target, draft, ks=(1, 2, 4, 8), *, schemes=None, samples=6
 
 
 def _row(t, d, ks, names, samples, rng):
-    """{scheme: (values, standard errors)} of one pair of laws [V]"""
+    """{scheme: (values, standard errors)} for one pair of laws [V]"""
     out, exact = {}, np.zeros(len(ks))
     for name in names:
         if name == "recursive_distinct":
@@ -72,7 +72,7 @@ def _binned(t, d, ks):
     return np.array([binned_acceptance(t, d, k) for k in ks])
 
 
-# Schemes whose acceptance is computed for all numbers of children at once, or otherwise than by its formula.
+# Schemes whose acceptance is computed for all numbers of children at once, or not by the entry in FORMULAS.
 _TOGETHER = {
     "race": lambda t, d, ks: up_to(t, d, max(ks)).value[np.array(ks) - 1],
     "lists": lists_of,

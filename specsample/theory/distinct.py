@@ -1,13 +1,13 @@
 """Acceptance of `recursive_distinct`: children drawn without replacement.
 
 After the children R were rejected the residual is (t − c·d)⁺ / Z(c), and the next one is drawn from d off R, divided by
-left = 1 − d(R). It is x and rejected with chance
+left = 1 − d(R). It is x and rejected with probability
 
     refused(x) = (d(x)/left − (t(x) − c·d(x))⁺/Z(c))⁺,   x not in R,
 
 which is positive where t/d < c' = c + Z(c)/left, the next c; on R, where t/d < c, it would be d(x)/left. So the sum of
-refused over a set of smallest ratios is a difference of prefix sums, whatever R. Where R holds nearly all of d, the differences lose
-their digits: such paths go on with laws off R, the draft's scaled to a law by itself and c with it.
+refused over a set of smallest ratios is a difference of prefix sums, whatever R. If R holds nearly all of d, these differences
+suffer cancellation: such paths continue with laws off R, with the draft renormalised and c rescaled accordingly.
 """
 
 import math
@@ -19,8 +19,8 @@ from ..errors import expect
 from .laws import by_ratio, count, pair, rowwise
 
 LIMIT = 200_000  # ordered draws of k − 1 children
-NOTHING = 1e-14  # a mass that is rounding only
-LITTLE = 1e-3  # draft mass of the tokens that are left, below which they get prefix sums of their own
+NOTHING = 1e-14  # a mass that is only rounding error
+LITTLE = 1e-3  # remaining draft mass below which a path gets its own prefix sums
 
 
 class Estimate(NamedTuple):
@@ -34,9 +34,9 @@ def distinct_acceptance(target, draft, k, *, samples=None, seed=0):
     """Recursive rejection sampling without replacement (EAGLE; Jeon et al. 2024, "Recursive speculative decoding").
 
     The last child's acceptance is summed in closed form; the k − 1 before it are enumerated in every order, which is exact
-    but limited to 200 000 orders (any V at k <= 2, V <= 59 at k = 4). Beyond that pass `samples`: the mean over that many
-    seeded draws of the first k − 1 children of the exact probability given them (`distinct_estimate`); its standard error is
-    below 0.5/sqrt(samples).
+    but limited to 200 000 orders (any V at k <= 2, V <= 59 at k = 4). Beyond that, pass `samples` to draw the first k − 1
+    children that many times, seeded, and average the exact probability given them (`distinct_estimate`); the standard error
+    is below 0.5/sqrt(samples).
     target, draft: [..., V] -> float64 [...]; ValueError beyond the limit without `samples`
     """
     target, draft = pair(target, draft)
@@ -55,8 +55,8 @@ def distinct_acceptance(target, draft, k, *, samples=None, seed=0):
 def distinct_estimate(t, d, k, samples, rng):
     """Estimates for 1, 2, …, k children from one set of draws; t, d: checked laws [V], rng: numpy Generator -> Estimate of [k]
 
-    Each draw follows children that are rejected: the next one has the law refused/Σ refused, and the chance of a rejection so
-    far is the product of the sums. So the draws differ by little. For one child there is no error.
+    Each draw follows rejected children: the next one is drawn from refused/Σ refused, and the probability that all so far are
+    rejected is the product of the sums. So the draws differ little. For one child the value is exact.
     """
     groups = [_Group(_Row(t, d), _start(samples), np.arange(samples))]
     value, error, chance = np.ones(k), np.zeros(k), np.ones(samples)
@@ -73,11 +73,11 @@ def distinct_estimate(t, d, k, samples, rng):
 
 
 class _Paths(NamedTuple):
-    """Rejected children of n paths."""
+    """The rejected children of n paths."""
 
     c: np.ndarray  # [n]
     left: np.ndarray  # [n]: draft mass of the tokens not rejected
-    rejected: np.ndarray  # int [n, m]: places in the order of ratios
+    rejected: np.ndarray  # int [n, m]: their places in the order of ratios
 
 
 class _Group(NamedTuple):
@@ -89,13 +89,13 @@ class _Group(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """How the next child of n paths is refused."""
+    """The test of the next child of n paths."""
 
     mass: np.ndarray  # [n]: Z(c)
     after: np.ndarray  # [n]: the next c
     low: np.ndarray  # int [n]: tokens with t/d < c
-    high: np.ndarray  # int [n]: tokens with t/d < after: the others are never refused
-    total: np.ndarray  # [n]: chance that the next child is refused
+    high: np.ndarray  # int [n]: tokens with t/d < after; the others are never refused
+    total: np.ndarray  # [n]: probability that the next child is refused
 
 
 def _start(n):
@@ -117,7 +117,7 @@ class _Row:
         high = np.maximum(np.searchsorted(rows.ratio, after), low)
         step = _Step(mass, after, low, high, None)
         total = np.clip(self.refused_before(paths, step, high), 0.0, 1.0)
-        # No residual: all that is left is accepted. No token left to draw: no further child.
+        # No residual: every remaining child is accepted. No token left to draw: no further child.
         total = np.where(mass <= NOTHING, 0.0, np.where(paths.left <= 0, 1.0, total))
         return step._replace(total=total)
 
@@ -133,7 +133,7 @@ class _Row:
         )
 
     def draw(self, paths, step, u):
-        """Place of a refused child of each path, by inversion of the sum above at u [n]"""
+        """Place of a refused child for each path, by inverting the sum above at u [n]"""
         goal, least, most = u * step.total, np.zeros_like(step.high), np.maximum(step.high - 1, 0)
         while (least < most).any():
             middle = (least + most) // 2
@@ -148,7 +148,7 @@ class _Row:
 
 
 def _regrouped(row, paths, at):
-    """The paths with prefix sums of their own where little of the draft is left. -> [_Group]"""
+    """Regroup the paths, giving those with little draft mass left their own prefix sums. -> [_Group]"""
     little = paths.left < LITTLE
     groups = [_Group(row, _Paths(*(x[~little] for x in paths)), at[~little])] if not little.all() else []
     if not little.any():
@@ -167,7 +167,7 @@ def _regrouped(row, paths, at):
 
 
 def _rejected(row, paths, k):
-    """Chance that k more children of one path are all rejected."""
+    """Probability that k more children of one path are all rejected."""
     step = row.step(paths)
     if k == 1 or step.total[0] in (0.0, 1.0):
         return float(step.total[0])

@@ -6,19 +6,19 @@ from ..errors import expect
 from .acceptance import acceptance
 from .laws import count, pair
 
-LIMIT = 1_000_000  # prefixes that are enumerated
+LIMIT = 1_000_000  # most prefixes to enumerate
 
 
 def block_efficiency(acceptances=None, *, target=None, draft=None, depth=None, scheme="block"):
-    """Expected tokens per target call of a chain: accepted drafts and the one that always follows.
+    """Expected tokens per target call for a chain: accepted drafts plus the one token that always follows.
 
-    Either from acceptances [..., L], a_i = the chance to accept at depth i given that depth i − 1 was accepted,
+    Either from acceptances [..., L], a_i = the probability of accepting at depth i given that depth i − 1 was accepted,
 
         1 + Σ_i Π_{j<=i} a_j -> float64 [...]
 
-    (exact under token-level schemes when a_i does not depend on the prefix), or exactly, by enumeration of all V^depth
+    (exact under token-level schemes if a_i does not depend on the prefix), or exactly, by enumerating all V^depth
     drafts, from the laws: target and draft are callables prefix (tuple) -> [V] (or arrays [V], the same law everywhere,
-    or [depth, V], one a depth), depth the chain's length, scheme "block" (Sun et al. 2024, "Block verification
+    or [depth, V], one per depth), depth the chain's length, scheme "block" (Sun et al. 2024, "Block verification
     accelerates speculative decoding", algorithm 2: P_i = min(1, P_{i−1}·t/d), M_i = Σ (P_i·t − d)⁺,
     h_i = M_i/(M_i + 1 − P_i), h_L = P_L, the longest i with u_i < h_i), "token" or "race" -> float.
     ValueError beyond 1 000 000 prefixes.
@@ -56,7 +56,7 @@ def _laws(target, draft, depth):
 
 
 def _longest(after, prefix, debt, depth, at):
-    """(chance that a depth >= `at` passes its own test, expectation of the largest such depth, 0 if none)
+    """(probability that some depth >= `at` passes its test, expectation of the largest such depth, 0 if none)
 
     The tests are independent given the drafts, so the deepest passing depth decides.
     """
@@ -73,7 +73,7 @@ def _longest(after, prefix, debt, depth, at):
 
 
 def _node_by_node(after, prefix, depth, scheme):
-    """Σ over accepted tokens of their chance and what follows them."""
+    """Σ over accepted tokens of their probability times (1 + what follows)."""
     t, d = after(prefix)
     if len(prefix) == depth - 1:
         return float(acceptance(t, d, 1, scheme))

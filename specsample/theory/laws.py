@@ -1,4 +1,4 @@
-"""Laws as the functions here take them: checked, float64, and sorted by the ratio t/d."""
+"""Laws (probability distributions) as used by the functions here: checked, float64, and sorted by the ratio t/d."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ def law(values, name):
 
 
 def pair(target, draft):
-    """(target, draft): checked laws of one broadcast shape [..., V]; ValueError when they do not fit."""
+    """(target, draft): checked laws broadcast to one shape [..., V]; ValueError if their shapes do not match."""
     target, draft = law(target, "target"), law(draft, "draft")
     width = target.shape[-1]
     expect(draft.shape[-1] == width, "draft", f"V = {width} as in target", f"V = {draft.shape[-1]}")
@@ -55,13 +55,13 @@ def ratio(target, draft):
 
 
 class Sorted(NamedTuple):
-    """Tokens by ascending ratio t/d. Sums are taken from their small end, so none is lost to cancellation."""
+    """Tokens by ascending ratio t/d, with sums from either end, so that no small sum is lost to cancellation."""
 
     order: np.ndarray  # int [..., V]
     ratio: np.ndarray  # [..., V]
     lower_target: np.ndarray  # [..., V + 1]: t of the first j tokens
     lower_draft: np.ndarray  # [..., V + 1]
-    upper_target: np.ndarray  # [..., V + 1]: t of all tokens but the first j
+    upper_target: np.ndarray  # [..., V + 1]: t of all tokens except the first j
     upper_draft: np.ndarray  # [..., V + 1]
 
 
@@ -82,7 +82,7 @@ def _suffix(x):
 
 
 def rowwise(function, target, draft):
-    """function(t [V], d [V]) -> float for each row of checked laws [..., V] -> float64 [...]"""
+    """Apply function(t [V], d [V]) -> float to each row of checked laws [..., V] -> float64 [...]"""
     shape, width = target.shape[:-1], target.shape[-1]
     rows = zip(target.reshape(-1, width), draft.reshape(-1, width))
     return np.array([function(t, d) for t, d in rows], dtype=np.float64).reshape(shape)[()]

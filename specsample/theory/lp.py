@@ -1,4 +1,4 @@
-"""The transport problem itself as a linear program, for small vocabularies: what the closed form is compared with."""
+"""The transport problem itself as a linear program, for small vocabularies: a check of the closed form."""
 
 import itertools
 
@@ -14,9 +14,9 @@ LIMIT = 100_000  # tuples of children, V^k
 def lp_acceptance(target, draft, k):
     """The largest probability that the emitted token is one of k i.i.d. children, by linear programming (HiGHS).
 
-    Variables: the mass that goes from each set of children to each of its members; at most the set's probability, at
-    most t of each token (SpecTr, Sun et al. 2023, equation 2, with equal sets of children merged).
-    target, draft: [..., V] -> float64 [...], to the solver's tolerance of about 1e-8. ValueError when V^k > 100 000,
+    Variables: the mass moved from each set of children to each of its members. Constraints: at most the probability of each
+    set, at most t of each token (SpecTr, Sun et al. 2023, equation 2, with equal sets of children merged).
+    target, draft: [..., V] -> float64 [...], to the solver's tolerance of about 1e-8. ValueError if V^k > 100 000,
     ImportError without SciPy.
     """
     target, draft = pair(target, draft)
@@ -27,7 +27,7 @@ def lp_acceptance(target, draft, k):
 
 
 def mixed_lp_acceptance(target, drafts):
-    """`lp_acceptance` of children from different laws: child k is drawn from drafts[k], independently.
+    """`lp_acceptance` for children from different laws: child k is drawn from drafts[k], independently.
 
     target: [..., V]; drafts: [..., K, V] -> float64 [...]; errors as in `lp_acceptance`
     """
@@ -39,7 +39,7 @@ def mixed_lp_acceptance(target, drafts):
 
 
 def program(t, drafts):
-    """The linear program of one target law [V] and K draft laws [V], as the arguments of scipy.optimize.linprog."""
+    """The linear program for one target law [V] and K draft laws [V], as arguments of scipy.optimize.linprog."""
     try:
         from scipy.sparse import csr_matrix
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""The best possible acceptance with k i.i.d. children, in closed form, and what the binned scheme `optimal` accepts.
+"""The best possible acceptance with k i.i.d. children, in closed form, and the acceptance of the binned scheme `optimal`.
 
-D = max_S { d(S)^k − t(S) } is the least rejection probability: when all children lie in S, which happens with
-probability d(S)^k, the emitted child lies in S too, and the target allows that only t(S) often. The maximiser is a
+D = max_S { d(S)^k − t(S) } is the least rejection probability: if all children lie in S, which has probability d(S)^k,
+an emitted child lies in S too, and the target allows that with probability t(S) only. The maximiser is a
 set of tokens with the smallest ratios t/d, so one scan over sorted ratios finds it. For k = 2: Khisti et al. 2024
 ("Multi-draft speculative sampling: canonical decomposition and theoretical limits"), Theorems 2 and 3.
 """
@@ -55,7 +55,7 @@ def optimal_law(target, draft, k):
 def _clips(rows, rejection):
     """(c2, c1), from Σ (t − c·d)⁺ = max over upper sets of t(S) − c·d(S), and its mirror image for lower sets.
 
-    Both equations have a root on the right side of 1, and 1 itself is one where a whole interval solves them.
+    Each equation has a root on its own side of 1, and 1 itself is a root if a whole interval solves it.
     """
     gap = rejection[..., None]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -69,7 +69,7 @@ def _clips(rows, rejection):
 def two_draft_condition(target, draft, tolerance=1e-12):
     """Whether two i.i.d. children can always be accepted: t(S) >= d(S)² for all S, checked by the sorted scan.
 
-    Khisti et al. 2024, Theorem 2. A violation of at most `tolerance` counts as rounding.
+    Khisti et al. 2024, Theorem 2. A violation of at most `tolerance` is treated as rounding.
     target, draft: [..., V] -> bool [...]
     """
     target, draft = pair(target, draft)
@@ -77,10 +77,10 @@ def two_draft_condition(target, draft, tolerance=1e-12):
 
 
 def binned_acceptance(target, draft, k, bins=1024):
-    """What the scheme `optimal` accepts, which knows ratios t/d by bin only: about `bins` linear bins on [0, k].
+    """The acceptance of the scheme `optimal`, which uses ratios t/d rounded to about `bins` linear bins on [0, k].
 
-    The selected child's law is ρ_bin·d (specsample/reference/coupling.py), so acceptance is Σ min(t, ρ_bin·d), a little
-    below `optimal_acceptance`.
+    The selected child's law is ρ_bin·d (specsample/reference/coupling.py), so the acceptance is Σ min(t, ρ_bin·d),
+    slightly below `optimal_acceptance`.
     target, draft: [..., V]; k, bins >= 1 -> float64 [...]
     """
     target, draft = pair(target, draft)
@@ -89,7 +89,7 @@ def binned_acceptance(target, draft, k, bins=1024):
 
 
 def _binned(t, d, k, bins):
-    if k == 1:  # the scheme is `token` then
+    if k == 1:  # then the scheme equals `token`
         return float(np.minimum(t, d).sum())
     t, d = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in (t, d))
     ratio = Coupling(t, d, torch.tensor([k]), bins).solve().ratio_of_token

@@ -18,7 +18,7 @@ STEP = 0.33
 
 
 def nodes(fastest):
-    """(s, weights) for ∫_0^∞ f(s) ds, f bounded by e^(−s) and nearly constant below 1/fastest."""
+    """Quadrature nodes and weights for ∫_0^∞ f(s) ds, with f bounded by e^(−s) and nearly constant below 1/fastest."""
     s = np.exp(np.arange(np.log(1e-14 / fastest), np.log(50.0), STEP))
     return s, STEP * s
 
@@ -47,9 +47,9 @@ def lists_acceptance(target, draft, k):
         Σ_j ∫ k t_j e^(−kx) [1 − (1 − e^(−x A(r_j))) (1 − φ_j(x))^(k−1)] dx,
         φ_j(x) = d_j ∫_{x r_j}^∞ exp(−Σ_i (d_i y − x t_i)⁺) dy,
 
-    since on the list where j won it is the child too unless an excess clock comes before, and on each other list, whose
+    since on the list where j won it is also the child unless an excess clock arrives earlier, and on each other list, whose
     clocks are all above x·t_i, it is the child with probability φ_j(x), a sum of exponentials between sorted ratios.
-    One integral is left, taken numerically (error below 1e-11). k = 1 is `race_acceptance`.
+    The remaining integral is numerical (error below 1e-11). k = 1 is `race_acceptance`.
     Gumbel list sampling (Rowan et al. 2025), which bounds this from below; the integral is exact.
     target, draft: [..., V]; k >= 1 -> float64 [...]
     """
@@ -71,7 +71,7 @@ def by_finite_ratio(t, d):
 
 
 def lists_of(t, d, ks):
-    """The same for each of `ks` children, whose integrals share their decay; t, d: checked laws [V] -> float64 [len(ks)]"""
+    """The same for each number of children in `ks`; the integrals share their decay. t, d: checked laws [V] -> float64 [len(ks)]"""
     t, d, rows = by_finite_ratio(t, d)
     A, slope = np.maximum.accumulate(_excess(rows)), rows.lower_draft[1:]
     total = np.zeros(len(ks))
@@ -87,11 +87,11 @@ def lists_of(t, d, ks):
 
 
 def rejection_index_entropy(target, draft):
-    """H[R] in nats: R = 1, 2, … the index of the accepted one among i.i.d. proposals of greedy rejection sampling.
+    """H[R] in nats, where R = 1, 2, … is the index of the accepted proposal in greedy rejection sampling with i.i.d. proposals.
 
     P(R > j) = Z(c_j), c_{j+1} = c_j + Z(c_j) (the thresholds of `recursive`); between two ratios Z is linear, so Z(c_j)
-    falls geometrically there and the sum closes. H[R] >= KL(target ‖ draft) (Harsha et al. 2010).
-    target, draft: [..., V] -> float64 [...]; ValueError where target has mass and draft has none (R may be infinite)
+    falls geometrically there and the sum has a closed form. H[R] >= KL(target ‖ draft) (Harsha et al. 2010).
+    target, draft: [..., V] -> float64 [...]; ValueError if the target has mass where the draft has none (R may be infinite)
     """
     target, draft = pair(target, draft)
     outside = float(np.where(draft > 0, 0.0, target).sum(-1).max(initial=0.0))
@@ -124,7 +124,7 @@ def _entropy(t, d):
             nats -= chance * np.log(chance) if chance > 0 else 0.0
             continue
         left = np.exp(inside * np.log1p(-q))
-        # chances q·mass·(1 − q)^m, m < inside: their sum, and Σ m q (1 − q)^m
+        # probabilities q·mass·(1 − q)^m, m < inside: their sum, and Σ m q (1 − q)^m
         total = mass * (1 - left)
         mean = (1 - q) / q * (1 - left) - (inside * left if left > 0 else 0.0)
         nats -= total * np.log(q * mass) + mass * mean * np.log1p(-q)
@@ -134,13 +134,13 @@ def _entropy(t, d):
 
 
 def race_bound(entropy, vocab, k):
-    """Bound on tokens per target call of any drafting tree of k nodes under `race`: (log V + log(k + 1)) / H[R].
+    """Bound on tokens per target call for any drafting tree of k nodes under `race`: (log V + log(k + 1)) / H[R].
 
     Kobus and Gündüz 2025. A round ends at one of k + 1 nodes with one of at most V ranks, and by Wald's identity the
-    entropy of that exit is H[R] a token. So R must be the rank among distinct arrivals (`rank_entropy`), the same at
-    every prefix. The index among i.i.d. proposals (`rejection_index_entropy`) has no bounded range and a larger
+    entropy of that exit is H[R] per token. So R must be the rank among distinct arrivals (`rank_entropy`), with the same
+    law at every prefix. The index among i.i.d. proposals (`rejection_index_entropy`) has unbounded range and a larger
     entropy, which would give a "bound" that races exceed.
-    entropy: nats, a number or [...]; vocab: V; k: nodes of the tree, >= 0 -> float64 [...]; inf where the entropy is 0
+    entropy: nats, a number or [...]; vocab: V; k: number of tree nodes, >= 0 -> float64 [...]; inf where the entropy is 0
     """
     entropy = np.asarray(entropy, dtype=np.float64)
     expect(bool((entropy >= 0).all()), "entropy", "numbers >= 0", "others among them")

@@ -1,4 +1,4 @@
-"""`python -m specsample theory`: acceptance of every scheme at one node, beside the optimum."""
+"""`python -m specsample theory`: acceptance of every scheme at one node, compared with the optimum."""
 
 import pickle
 import sys
@@ -13,7 +13,7 @@ from .weighted import laws_of, weighted_acceptance
 
 
 def zipf_pair(vocab, noise, rng, exponent=1.1):
-    """Two laws shaped like a language model's: Zipf logits with N(0, 1) noise, and those plus N(0, noise²).
+    """Two laws shaped like a language model's: from Zipf logits with N(0, 1) noise, and from those plus N(0, noise²).
 
     rng: numpy Generator -> (target [V], draft [V])
     """
@@ -29,7 +29,7 @@ def softmax(logits):
 
 
 def read(path, name, logits):
-    """A law [..., V] from .npy, .pt (a tensor) or text (numbers; a row a line); ValueError says what is wrong."""
+    """Read a law [..., V] from .npy, .pt (a tensor) or text (numbers, one row per line); ValueError says what is wrong."""
     try:
         if Path(path).suffix == ".npy":
             values = np.load(path)
@@ -49,7 +49,7 @@ def read(path, name, logits):
 
 
 def main(options):
-    """Print the table of the parsed arguments. -> exit status"""
+    """Print the table for the parsed arguments. -> exit status"""
     try:
         print(text(options))
     except (ValueError, ImportError) as error:
@@ -59,7 +59,8 @@ def main(options):
 
 
 def text(options):
-    """The table: one row a scheme, one column a number of children, means over the rows of the laws; of several draft laws `several`."""
+    """The table: one row per scheme, one column per number of children, averaged over the rows of the laws; for several draft laws,
+    `several`."""
     if (options.target is None) != (options.draft is None):
         raise ValueError("--target and --draft: expected both or neither")
     if options.target is None:
@@ -79,9 +80,9 @@ def text(options):
 
 
 def several(target, drafts, names, of):
-    """The table of one child from each of several draft laws: `token` from each alone, `weighted`, the most that any rule can accept.
+    """The table for one child from each of several draft laws: `token` with each alone, `weighted`, and the optimum over all rules.
 
-    target [..., V]; drafts: a list of [..., V]; means over rows
+    target [..., V]; drafts: a list of [..., V]; averaged over rows
     """
     drafts = [pair(target, draft) for draft in drafts]
     lead = np.broadcast_shapes(*(draft.shape for _, draft in drafts))
@@ -99,12 +100,12 @@ def several(target, drafts, names, of):
 
 
 def _rows(target, drafts):
-    """Pairs of target [V] and drafts [K, V] of each row"""
+    """(target [V], drafts [K, V]) of each row"""
     return zip(target.reshape(-1, target.shape[-1]), drafts.reshape(-1, *drafts.shape[-2:]))
 
 
 def summary(curves):
-    """Means over all nodes: {scheme: Curve} -> {scheme: Curve of [len(ks)]}, its error that of the mean of estimates"""
+    """Means over all nodes: {scheme: Curve} -> {scheme: Curve of [len(ks)]}; error: the standard error of the mean"""
     mean = {}
     for name, (value, error) in curves.items():
         value, error = (x.reshape(-1, x.shape[-1]) for x in (value, error))
@@ -113,7 +114,7 @@ def summary(curves):
 
 
 def lines(means, ks):
-    """The table: one row a scheme, one column a number of children. means: {scheme: Curve of [len(ks)]}"""
+    """The table: one row per scheme, one column per number of children. means: {scheme: Curve of [len(ks)]}"""
     out = [f"  {'children':<20}" + "".join(f"{k:>9}" for k in ks)]
     for name, (value, error) in means.items():
         if name not in ("optimal_block", "optimum"):

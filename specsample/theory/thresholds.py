@@ -35,8 +35,8 @@ def kseq_threshold(target, draft, k):
     """The root c in [1, k] of Z(c) = (1 − β(c))^k, β(c) = Σ min(d, t/c) = (1 − Z(c))/c.
 
     K-SEQ of SpecTr (Sun et al. 2023, k-sequential selection) at its smallest division factor: each child is accepted with
-    probability β in turn. 1 − (1 − β)^k falls in c and c·β = 1 − Z(c) rises, so the root is unique and bisection
-    finds it to the last bits. Laws with no common token (β = 0 everywhere) give 1.
+    probability β in turn. 1 − (1 − β)^k decreases in c and c·β = 1 − Z(c) increases, so the root is unique and bisection
+    finds it to the last bits. Laws with disjoint supports (β = 0 everywhere) give 1.
     target, draft: [..., V]; k >= 1 -> float64 [...]
     """
     target, draft = pair(target, draft)

@@ -9,7 +9,7 @@ from .laws import count, law
 
 
 class DraftingTree(NamedTuple):
-    """Nodes in the order they were taken, heaviest first; a parent comes before its children."""
+    """Nodes in the order they were added, heaviest first; parents before children."""
 
     parents: list  # int, −1 = child of the root
     tokens: list  # int
@@ -17,19 +17,19 @@ class DraftingTree(NamedTuple):
 
 
 def drafting_tree(probabilities, nodes):
-    """The tree of `nodes` nodes whose paths carry the most probability, taken greedily, heaviest first.
+    """The tree of `nodes` nodes whose paths carry the most probability, grown greedily, heaviest first.
 
     A node's weight is the probability of its path and never exceeds its parent's, so the greedy tree is the heaviest of
-    its size, and the sum of its weights is the expected number of accepted tokens when target and draft agree. A heap
-    holds, of every node, only its next child: O(nodes·log nodes) heap work beside sorting the laws that are expanded.
-    Kobus and Gündüz 2025 ("Speculative sampling via exponential races"); Tunstall's code is built the same way.
+    its size, and the sum of its weights is the expected number of accepted tokens if target and draft agree. For each
+    node, the heap holds only its next child: O(nodes·log nodes) heap operations, besides sorting the expanded laws.
+    Kobus and Gündüz 2025 ("Speculative sampling via exponential races"); Tunstall codes are built the same way.
 
     probabilities: the law of the token after a prefix, as one of
         a callable: prefix (tuple of token ids below the root) -> [V], or None where the tree must end;
-        an array [V], the same law everywhere; an array [L, V], a law for each depth, which ends the tree at depth L
+        an array [V], the same law everywhere; an array [L, V], one law per depth, which ends the tree at depth L
     nodes: int >= 0
-    -> DraftingTree(parents, tokens, weights), lists; fewer than `nodes` entries when no path of positive weight is
-    left. Equal weights go to the node that entered the heap first, then to the lower token id.
+    -> DraftingTree(parents, tokens, weights), lists; fewer than `nodes` entries if no path of positive weight is
+    left. Among equal weights, the node that entered the heap first precedes, then the lower token id.
     """
     nodes = count(nodes, "nodes", 0)
     after = probabilities if callable(probabilities) else _table(law(probabilities, "probabilities"))

@@ -1,4 +1,4 @@
-"""What `weighted` accepts: independent children from different draft laws, one selected by levels, then a single-draft test."""
+"""Acceptance of `weighted`: independent children from different draft laws, one selected by levels, then a single-draft test."""
 
 import numpy as np
 
@@ -9,11 +9,11 @@ LIMIT, START, STEP, TINY = 15.0, 6.0, 1.5, 1e-300
 
 
 def weighted_acceptance(target, drafts, *, levels=16, rounds=8):
-    """Chance that a node emits one of its K children, child k drawn from drafts[k], under `weighted` with a weight a token.
+    """Probability that a node accepts one of its K children, child k drawn from drafts[k], under `weighted` with one weight per token.
 
     Σ min(t, P) with P(i) = Σ_k d^k_i Σ_n Pr(level = n | i) Π_{l<k} G_l(n) Π_{l>k} G_l(n − 1), G_l(n) = Σ_j d^l_j Pr(level > n | j),
     Pr(level <= n | i) = 1 − exp(−e^α_i·2^(n − ⌊levels/2⌋)) below the last level, and α ← clip(α + 1.5·log(t/P)), `rounds` times from
-    log(t/mean of the drafts). With many rounds it is the optimum (`mixed_lp_acceptance`). The scheme's cells cost a little.
+    log(t/mean of the drafts). With many rounds it converges to the optimum (`mixed_lp_acceptance`). The scheme's cells cost a little.
     Source: this package; Khisti et al. 2024, Theorem 1, for the decomposition into a selection and a single-draft test.
     target: [..., V]; drafts: [..., K, V] -> float64 [...]; ValueError naming the argument
     """
@@ -42,7 +42,7 @@ def laws_of(target, drafts):
 
 
 def _winner(drafts, alpha, tau):
-    """P of weights α: drafts [..., K, V], alpha [..., V] -> [..., V]"""
+    """P for weights α: drafts [..., K, V], alpha [..., V] -> [..., V]"""
     within = -np.expm1(-np.exp(alpha)[..., None] * tau)
     edge = np.zeros_like(alpha)[..., None]
     above = np.concatenate([edge + 1, 1 - within, edge], -1)  # Pr(level > n), n = 0 .. levels

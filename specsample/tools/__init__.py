@@ -1,1 +1,1 @@
-"""The command line, and what only it does: the demo, acceptance on a text, and what speculation should be worth."""
+"""The command line and what only it uses: the demo, acceptance on a text, and the expected gain of speculation."""

@@ -1,7 +1,7 @@
-"""`python -m specsample acceptance`: how much each scheme would accept on a text, from both models' laws at each position.
+"""`python -m specsample acceptance`: each scheme's acceptance rate on a text, from both models' distributions at every position.
 
-Nothing is decoded and nothing is drawn: at every position of the text the acceptance of one node is computed from the two
-laws. So it says before the first experiment which scheme, and how many children, a pair of models calls for.
+Nothing is decoded and nothing is drawn: at every position of the text, the acceptance of one node is computed from the two
+distributions. So it shows, before any experiment, which scheme and how many children suit a pair of models.
 """
 
 import json
@@ -25,8 +25,8 @@ def arguments(parser, positive, temperature):
     parser.add_argument("--draft", help="name or path of the draft model")
     parser.add_argument("--logits", type=Path, metavar="FILE",
                         help="instead of text and models: .npz, .safetensors or .pt: target [T, V], draft [T, V']")  # fmt: skip
-    parser.add_argument("-k", type=positive, nargs="+", default=[1, 2, 4, 8], help="children a node (1 2 4 8)")
-    parser.add_argument("--positions", type=positive, default=256, help="at most so many, from the start (256)")
+    parser.add_argument("-k", type=positive, nargs="+", default=[1, 2, 4, 8], help="children per node (1 2 4 8)")
+    parser.add_argument("--positions", type=positive, default=256, help="use at most the first N positions (256)", metavar="N")
     for name in ("", "draft-"):
         whose = "draft's" if name else "target's"
         default = "the target's" if name else None
@@ -35,8 +35,8 @@ def arguments(parser, positive, temperature):
         parser.add_argument(f"--{name}top-p", type=float, help=f"the {whose} ({default or 'off'})")
         parser.add_argument(f"--{name}min-p", type=float, help=f"the {whose} ({default or 'off'})")
     parser.add_argument("--samples", type=positive, default=64,
-                        help="draws a position for recursive_distinct beyond two children (64)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of these draws")
+                        help="draws per position for recursive_distinct beyond two children (64)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of these draws")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
 
 
@@ -67,7 +67,7 @@ def main(options):
 
 
 def samplings(options):
-    """(target's, draft's) Sampling of the arguments; what is not given for the draft is the target's."""
+    """(target's, draft's) Sampling from the arguments; the draft's settings default to the target's."""
     given = [getattr(options, name) for name in Sampling._fields]
     target = Sampling(*(x if value is None else value for x, value in zip(Sampling(), given)))
     given = [getattr(options, f"draft_{name}") for name in Sampling._fields]
@@ -75,7 +75,7 @@ def samplings(options):
 
 
 def _of_models(options):
-    """(token ids, name, iterator of logit chunks) of the text"""
+    """(token ids, name, iterator of logit chunks) for the text"""
     text = options.text.read_text()
     pair = load_pair(options.target, options.draft)
     ids = pair.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0, : options.positions]
@@ -113,7 +113,7 @@ def read_logits(path):
 
 
 def laws(target_logits, draft_logits, sampling, draft_sampling):
-    """(target, draft) float64 [n, V] of one width: an id that one of them lacks has probability 0 there."""
+    """(target, draft) float64 [n, V], padded to one width: an id missing from one of them has probability 0 there."""
     width = max(target_logits.shape[1], draft_logits.shape[1])
     out = []
     for name, logits, settings in (("target", target_logits, sampling), ("draft", draft_logits, draft_sampling)):
@@ -129,7 +129,7 @@ def laws(target_logits, draft_logits, sampling, draft_sampling):
 def node_acceptance(rows, total, ks, sampling=Sampling(), draft_sampling=None, *, schemes=None, samples=64, seed=0):
     """Acceptance of every scheme (or of `schemes`) at each of T positions: {scheme: theory.Curve of [T, len(ks)]}
 
-    rows: iterable of (target logits [n, V], draft logits [n, V']); total: how many rows, for the progress bar
+    rows: iterable of (target logits [n, V], draft logits [n, V']); total: the number of rows, for the progress bar
     """
     from ..theory.curves import Curve, acceptance_curves
 
@@ -144,7 +144,7 @@ def node_acceptance(rows, total, ks, sampling=Sampling(), draft_sampling=None, *
         for chunk in rows:
             target, draft = laws(*chunk, sampling, draft_sampling)
             numbers = range(count, count + len(target))
-            torch.set_num_threads(1)  # a row a thread: threads within a row would only wait for each other
+            torch.set_num_threads(1)  # one row per thread: threads within a row would only wait for each other
             try:
                 for curves in pool.map(one, target, draft, numbers):
                     parts.append(curves)
@@ -162,7 +162,7 @@ def _stacked(rows):
 
 
 class NoBar:
-    """Where tqdm is not installed."""
+    """A stand-in for tqdm where it is not installed."""
 
     def __enter__(self):
         return self
@@ -184,7 +184,7 @@ def progress(total):
 
 
 def as_json(curves, ks, name, sampling, draft_sampling):
-    """Means over the positions, as numbers and text only. half_width_95: of the mean, as far as positions are a sample."""
+    """Means over the positions, as numbers and text only. half_width_95: of the mean, treating positions as independent samples."""
     from ..theory.table import summary
 
     clean = lambda x: [None if v != v else float(f"{v:.6g}") for v in x.tolist()]

@@ -15,7 +15,7 @@ DESCRIPTION = "Exact, fast verification for speculative decoding."
 def main(arguments=None):
     """Run a command. arguments: list of str, None = sys.argv. -> exit status"""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] == ["bench"]:  # its options are the runner's
+    if arguments[:1] == ["bench"]:  # the runner parses its own options
         return bench(arguments[1:])
     options = parser().parse_args(arguments)
     if options.command == "info":
@@ -41,31 +41,31 @@ def parser():
     top = argparse.ArgumentParser(prog="specsample", description=DESCRIPTION)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("info", help="versions, backends, schemes, devices")
-    commands.add_parser("bench", help="the benchmark runner; takes its options", add_help=False)
-    demo = commands.add_parser("demo", help="speculative decoding of a real model, beside plain decoding")
-    demo.add_argument("--prompt", action="append", help="instead of the built-in prompts; may be repeated")
-    demo.add_argument("--tokens", type=_positive, help="new tokens a prompt (copy 128, open 48)")
-    demo.add_argument("--temperature", type=_temperature, help="one temperature instead of two a task (0 = greedy)")
-    demo.add_argument("--depth", type=_positive, help="tokens drafted a round, instead of several (student 1, ngram 3 to 16)")
+    commands.add_parser("bench", help="the benchmark runner; passes its options on", add_help=False)
+    demo = commands.add_parser("demo", help="speculative decoding of a real model, compared with plain decoding")
+    demo.add_argument("--prompt", action="append", help="use this prompt instead of the built-in ones; may be repeated")
+    demo.add_argument("--tokens", type=_positive, help="new tokens per prompt (copy 128, open 48)")
+    demo.add_argument("--temperature", type=_temperature, help="one temperature instead of two per task (0 = greedy)")
+    demo.add_argument("--depth", type=_positive, help="tokens drafted per round, instead of several (student 1, ngram 3 to 16)")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--scheme", choices=list(schemes()), help="only this scheme")
     demo.add_argument("--drafter", choices=["student", "ngram"], help="only this drafter")
     demo.add_argument("--task", choices=["copy", "open"], help="only text that copies from its prompt, or only open-ended text")
-    demo.add_argument("--minutes", type=_minutes, default=2.0, help="of showing and measuring, at most (2)")
-    demo.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the measured models; else the quicker one here")
+    demo.add_argument("--minutes", type=_minutes, default=2.0, help="time limit for showing and measuring (2)")
+    demo.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the measured models; default: the faster one here")
     demo.add_argument("--color", action="store_true", help="colours even when the output is not a terminal")
     demo.add_argument("--no-color", action="store_true")
-    text = "acceptance of every scheme on a text, from both models' laws at each position"
+    text = "acceptance of every scheme on a text, from both models' distributions at each position"
     acceptance.arguments(commands.add_parser("acceptance", help=text), _positive, _temperature)
-    theory = commands.add_parser("theory", help="acceptance of every scheme for two laws, beside the optimum")
-    theory.add_argument("--target", metavar="FILE", help="target law [..., V]: .npy, .pt or .txt; rows are averaged")
-    theory.add_argument("--draft", metavar="FILE", nargs="+", help="draft law, likewise; several: a node has one child from each; "
-                        "without files: synthetic Zipf-like laws")  # fmt: skip
+    theory = commands.add_parser("theory", help="acceptance of every scheme for two distributions, compared with the optimum")
+    theory.add_argument("--target", metavar="FILE", help="target distribution [..., V]: .npy, .pt or .txt; rows are averaged")
+    theory.add_argument("--draft", metavar="FILE", nargs="+", help="draft distribution, likewise; several: one child from each; "
+                        "without files: synthetic Zipf-like distributions")  # fmt: skip
     theory.add_argument("--logits", action="store_true", help="the files hold logits, not probabilities")
     theory.add_argument("--vocab", type=_positive, default=1000, help="size of the synthetic vocabulary (1000)")
     theory.add_argument("--noise", type=float, default=1.0, help="standard deviation of draft - target logits (1)")
     theory.add_argument("--seed", type=int, default=0)
-    theory.add_argument("-k", type=_positive, nargs="+", default=[1, 2, 4, 8], help="children a node (1 2 4 8)")
+    theory.add_argument("-k", type=_positive, nargs="+", default=[1, 2, 4, 8], help="children per node (1 2 4 8)")
     theory.add_argument("--samples", type=_positive, default=1000,
                         help="draws that estimate recursive_distinct on large vocabularies (1000)")  # fmt: skip
     return top
@@ -93,7 +93,7 @@ def _temperature(text):
 
 
 def info():
-    """Text of `info`: versions, backends and why others are missing, schemes."""
+    """The output of `info`: versions, backends and why others are missing, schemes."""
     facts = build_info()
     cuda = f"{facts['cuda']} ({', '.join(facts['architectures'])})" if facts["cuda"] else "not in this build"
     lines = [

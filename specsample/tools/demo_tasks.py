@@ -1,4 +1,4 @@
-"""What the demo measures: a task where speculation pays, one where it does not, and the settings that each is decoded under."""
+"""What the demo measures: a task where speculation pays off, one where it does not, and the settings for decoding each."""
 
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ BATCH = 4
 
 
 class Task(NamedTuple):
-    """Prompts of one kind. tokens: new tokens a prompt; change: what would change the outcome where drafts do not pay."""
+    """Prompts of one kind. tokens: new tokens per prompt; change: what would change the outcome if drafting does not pay off."""
 
     name: str
     title: str
@@ -56,7 +56,7 @@ OPEN = Task(
 
 
 class Setting(NamedTuple):
-    """A row of a table. scheme and drafter are None for plain decoding; depth: tokens drafted a round; batch: prompts a call."""
+    """A row of a table. scheme and drafter are None for plain decoding; depth: tokens drafted per round; batch: prompts per call."""
 
     task: Task
     temperature: float
@@ -66,7 +66,7 @@ class Setting(NamedTuple):
     batch: int = 1
 
     def texts(self):
-        """How many calls of generate measure it."""
+        """How many calls of generate it takes."""
         return 1 if self.batch > 1 else len(self.task.prompts)
 
 
@@ -75,7 +75,7 @@ DEPTHS = {"copy": {"ngram": (16, 8, 4), "student": (1,)}, "open": {"ngram": (3,)
 
 
 def tasks(options):
-    """The tasks that the command line asks for. options: the namespace of cli.parser"""
+    """The tasks selected on the command line. options: the namespace of cli.parser"""
     chosen = [COPY, OPEN] if options.task is None else [{"copy": COPY, "open": OPEN}[options.task]]
     if options.prompt:
         chosen = [OPEN._replace(title="The given prompts", prompts=tuple(options.prompt), change="")]
@@ -83,7 +83,7 @@ def tasks(options):
 
 
 def choose(options, student):
-    """The settings to measure, a task after the other: plain decoding at each temperature, and what drafts beside it.
+    """The settings to measure, task by task: for each temperature, plain decoding and the drafters compared with it.
 
     student: whether there is a draft model
     """
@@ -102,7 +102,7 @@ def choose(options, student):
 
 
 def by_importance(settings):
-    """The order in which they are measured, since the clock may end it: of each task plain decoding and what shows its point, then
+    """The order of measuring, since time may run out: for each task plain decoding and the setting that makes its point, then
     the rest at its first temperature, the other temperature, the batch."""
     first = {}
     for setting in settings:
@@ -118,8 +118,8 @@ def by_importance(settings):
 
 
 def drafters(options, task, student):
-    """Names of what drafts for a task; none where the scheme needs a law and there is no draft model, or look-up is asked for."""
-    # A model that drafts text which a look-up finds is only dearer.
+    """Names of the drafters for a task; none if the scheme needs a draft distribution but there is no draft model, or look-up was chosen."""
+    # Where look-up finds the text, a draft model only costs more.
     able = ["ngram"] if options.scheme is None or SCHEMES[options.scheme].one_hot else []
     if student and (task.name == "open" or not able or options.drafter):
         able.append("student")
@@ -127,7 +127,7 @@ def drafters(options, task, student):
 
 
 def schemes(options, drafter, temperature):
-    """Greedy laws are one-hot, and so are look-ups: there every scheme accepts what the target says, and one will do."""
+    """The schemes to measure. Greedy rows and look-ups are one-hot: there all schemes accept equally, so one is enough."""
     if options.scheme:
         return [options.scheme]
     return ["token", "block", "race"] if drafter == "student" and temperature > 0 else ["race"]

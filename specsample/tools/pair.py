@@ -1,4 +1,4 @@
-"""A target, its draft model and their tokenizer: the demo's, or any pair by name or path."""
+"""A target, its draft model and their tokenizer: the demo's pair, or any other by name or path."""
 
 import importlib.util
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from ..errors import expect
 
 
 class Pair(NamedTuple):
-    """Models on the CPU."""
+    """A pair of models on the CPU."""
 
     target: Any
     draft: Any
@@ -25,9 +25,9 @@ class Pair(NamedTuple):
 def load_pair(target=None, draft=None, dtype=torch.float32):
     """-> Pair
 
-    target, draft: names on a hub or paths of causal LMs of transformers that share their tokens; both None is the demo's
-    pair, SmolLM2-135M-Instruct and the student in the source tree. dtype: of both models. ValueError where only one is given
-    or the two do not cut a text into the same tokens, ImportError naming the package that is missing.
+    target, draft: hub names or paths of transformers causal LMs that share a tokenizer; if both are None, the demo's pair,
+    SmolLM2-135M-Instruct and the student in the source tree. dtype: of both models. ValueError if only one is given
+    or the two do not tokenize a text identically, ImportError naming a missing package.
     """
     expect((target is None) == (draft is None), "target and draft", "both or neither", "one of them")
     if target is None:
@@ -52,7 +52,7 @@ def load_pair(target=None, draft=None, dtype=torch.float32):
 
 
 def _load(kind, name, argument, **settings):
-    """kind.from_pretrained(name), or a ValueError of one line."""
+    """kind.from_pretrained(name), or a one-line ValueError."""
     path = Path(name)
     if path.is_absolute() or name.startswith("."):
         expected = "a folder with a model of transformers, or a name on a hub"
@@ -80,7 +80,7 @@ def _demo_pair(dtype):
 
 
 def need(*packages):
-    """ImportError with the command that installs what is missing."""
+    """Raise ImportError with the command that installs the missing packages."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f'missing {", ".join(missing)}: pip install "specsample[demo,theory]"')

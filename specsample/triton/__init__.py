@@ -1,13 +1,13 @@
 """The ops as Triton kernels, for accelerators without the compiled extension (pure-Python install, ROCm, XPU).
 
 The ops of specsample/ops.py are declared a second time under `specsample_triton`, from the same schemas and with the same
-fake kernels, so `backend="triton"` can be asked for beside compiled kernels. Triton is imported at the first call.
+fake kernels, so `backend="triton"` can be selected even where compiled kernels exist. Triton is imported at the first call.
 
-A scheme's file has its name and a function `verify(call)`; walk.py (device) and call.py (host) hold what they share, tree.py
-the walk of the multi-draft schemes, each of which is a step for one node. A new one is a file and its name in SUPPORTED.
+Each scheme has a file of its name with a function `verify(call)`; walk.py (device) and call.py (host) contain what they share,
+tree.py the walk of the multi-draft schemes, each of which is a step for one node. A new scheme is a file and its name in SUPPORTED.
 
-Every kernel is one program a row or a request over tiles of the vocabulary, with one tiling for all launches, and without
-libdevice, inline assembly or tuning at call time, so that the interpreter (TRITON_INTERPRET=1) runs it as well.
+Every kernel runs one program per row or request over tiles of the vocabulary, with one tiling for all launches, and without
+libdevice, inline assembly or tuning at call time, so that the interpreter (TRITON_INTERPRET=1) can run it too.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ import torch
 from .. import ops
 from ..names import TRITON_LIBRARY
 
-SUPPORTED = (  # one a line
+SUPPORTED = (  # one per line
     "token",
     "block",
     "race",
@@ -39,7 +39,7 @@ missing = None if importlib.util.find_spec("triton") else f"the package triton i
 
 
 def refusal(device):
-    """Why tensors on a device of this type are not taken, or None."""
+    """Why tensors on a device of this type are not accepted, or None."""
     if device == "cpu" and not INTERPRETED:
         return "its kernels run on an accelerator; for tensors on cpu set TRITON_INTERPRET=1 before Python starts (slow)"
     return None
@@ -62,7 +62,7 @@ functions = getattr(torch.ops, TRITON_LIBRARY)
 
 
 def warmup(vocab, **how):
-    """Compile the kernels of the calls that will be served or captured; see specsample/triton/warm.py."""
+    """Compile the kernels ahead of serving or graph capture; see specsample/triton/warm.py."""
     from .warm import warmup
 
     return warmup(vocab, **how)

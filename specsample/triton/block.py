@@ -1,7 +1,7 @@
 """`block` in Triton; the reference is specsample/schemes/block.py.
 
-The weights P_i need probabilities of the drafted tokens only, so they come first; then the residual masses M_i of all
-positions are summed in parallel, and the longest accepted prefix is a few scalars.
+The weights P_i need only the probabilities of the drafted tokens, so they are computed first; then the residual masses M_i of
+all positions are summed in parallel, and finding the longest accepted prefix is scalar work.
 """
 
 import torch
@@ -36,7 +36,7 @@ from .walk import (
     target_row,
 )
 
-STEP = tl.constexpr(4)  # int64 fields of a position: node, its token, its target row, draft of the node below (−1: leaf)
+STEP = tl.constexpr(4)  # int64 fields per position: node, its token, its target row, draft index of its child (−1: leaf)
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def weights_kernel(
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
     s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, P: tl.constexpr,
 ):  # fmt: skip
-    """Follow each chain to its end: steps int64 [B, D + 1, STEP], weights P_i float64 [B, D + 1], lengths (−1: no root)."""
+    """Follow each chain to its end. Writes steps int64 [B, D + 1, STEP], weights P_i float64 [B, D + 1], lengths (−1: no root)."""
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
     here = Target(target, laws, vocab, stride_b, stride_r, spans)
@@ -94,7 +94,7 @@ def masses_kernel(
     vocab, draft_vocab, rows, draft_count, stride_b, stride_r, draft_stride_b, draft_stride_r, max_depth,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """masses M_i float64 [B, D + 1] where 1 <= i <= length and a node follows"""
+    """Writes masses M_i float64 [B, D + 1] where 1 <= i <= length and a node follows"""
     at = tl.program_id(0).to(tl.int64)
     b, i = at // (max_depth + 1), at % (max_depth + 1)
     drawn = at * 0 - 1

@@ -10,13 +10,13 @@ from .walk import FEW, finish_kernel, logprobs_kernel
 
 
 class Call:
-    """A round's inputs on the host, as the kernels take them, and its outputs."""
+    """A round's inputs on the host, in the form the kernels expect, and its outputs."""
 
     def __init__(
         self, target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, options, settings,
         draft_settings, kept, seed, seeds, position, positions, cu_rows,
     ):  # fmt: skip
-        if draft_logits is not None and draft_logits.numel() == 0:  # an empty draft is none, and has no nodes
+        if draft_logits is not None and draft_logits.numel() == 0:  # an empty draft is the same as none, without nodes
             draft_logits, draft_tokens = None, draft_tokens[..., :0]
         self.target, self.draft, self.max_depth, self.options = target_logits, draft_logits, max_depth, options
         self.settings, self.draft_settings, self.kept = settings, draft_settings, kept
@@ -39,7 +39,7 @@ class Call:
         self.num_accepted = torch.zeros(self.batch, dtype=torch.int32, device=self.device)
 
     def _spans(self, cu_rows):
-        """int64 [B, 4]: first row, rows, first node, nodes of each request, cut to what the tensors have."""
+        """int64 [B, 4]: first row, rows, first node, nodes of each request, clipped to the sizes of the tensors."""
         start = cu_rows[:-1].to(torch.int64)
         count = (cu_rows[1:].to(torch.int64) - start).clamp(min=0)
         nodes = (count - 1).clamp(min=0)
@@ -47,12 +47,12 @@ class Call:
         total = self.target.shape[0]
         count = torch.where((start < 0) | (start >= total), 0, torch.minimum(count, total - start))
         nodes = torch.minimum(nodes.clamp(max=self.width), (self.tokens.shape[0] - first).clamp(min=0))
-        if self.rows is not None:  # the root's row and a row a node, as far as they are given
+        if self.rows is not None:  # a row for the root and one per node, as far as given
             nodes = torch.minimum(nodes, (self.rows.shape[0] - start - 1).clamp(min=0))
         return torch.stack([start.clamp(min=0), count, first, nodes], 1)
 
     def owner(self, nodes=False, total=None):
-        """Request of each packed row (or node) of a tensor of `total`: int64, −1 where nobody's."""
+        """The request that owns each packed row (or node) of a tensor with `total` of them: int64, −1 if none."""
         start, count = self.spans[:, 2 * nodes], self.spans[:, 2 * nodes + 1]
         at = torch.arange(self.target.shape[0] if total is None else total, device=self.device)
         owner = torch.searchsorted((start + count).contiguous(), at, right=True)
@@ -72,8 +72,8 @@ class Call:
 
     @property
     def width(self):
-        """The nodes of a request that are looked at together, MAX_NODES where there may be more than few. Packed, nobody knows how
-        many it has; but a chain's walk ends at max_depth."""
+        """How many nodes of a request are processed together: FEW, or MAX_NODES if there may be more. In the packed layout the host does
+        not know the number; but the walk of a chain ends at max_depth."""
         most = self.node_count if not self.packed else self.max_depth if self.parents is None else MAX_NODES
         return FEW.value if most <= FEW.value else MAX_NODES
 
@@ -81,11 +81,11 @@ class Call:
         return (0, 0) if logits is None else (logits.stride(0) if logits.dim() == 3 else 0, logits.stride(-2))
 
     def stride_of(self, values):
-        """Entries a request of a dense per-node input; 0: one list for all requests."""
+        """Entries per request of a dense per-node input; 0: one list shared by all requests."""
         return 0 if values is None or values.dim() == 1 else values.shape[1]
 
     def nodes_args(self, draft_laws):
-        """(tensors, numbers, constants) of a walk's kernel, in the order of `walk.Inputs`."""
+        """(tensors, numbers, constants) for a walk's kernel, in the order of `walk.Inputs`."""
         lists = (self.tokens, self.parents, self.rows, self.draft_rows)
         numbers = (*map(self.stride_of, lists), self.draft_count, self.draft_total, self.id_limit, int(self.row_a_node))
         return (*lists, draft_laws), numbers, {"P": self.width}

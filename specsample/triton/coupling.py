@@ -1,8 +1,8 @@
-"""The optimal selection among k i.i.d. draws, in Triton: from a histogram to the law b that the selected draw gets, and the
-coupling that draws it. The reference, with the reasons, is specsample/reference/coupling.py.
+"""The optimal selection among k i.i.d. draws, in Triton: from a histogram to the law b of the selected draw, and the coupling
+that draws it. The reference, with the derivation, is specsample/reference/coupling.py.
 
-All is O(bins), in float64, LANES bins at a time. Tables are by segment of [0, 1]: segment i is bin count − 1 − i, the largest ratio
-first.
+Everything is O(bins), in float64, LANES bins at a time. Tables are indexed by segment of [0, 1]: segment i is bin count − 1 − i,
+largest ratio first.
 """
 
 import triton
@@ -12,9 +12,9 @@ from ..reference.coupling import EMPTY
 from .histogram import LANES, sums_of, totals
 from .streams import SELECT, stream, uniform_pair
 
-TABLES = tl.constexpr(5)  # the ratio comes first, histogram.py reads it
+TABLES = tl.constexpr(5)  # the first holds the ratios, which histogram.py reads
 EDGE, CROSS, PLUS, MINUS = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)
-_EMPTY = tl.constexpr(EMPTY)  # a bin whose draft mass is below this is never drawn from; its middle stands for its ratio
+_EMPTY = tl.constexpr(EMPTY)  # a bin with less draft mass than this is never drawn from; its midpoint stands in for its ratio
 
 
 @triton.jit
@@ -40,12 +40,12 @@ def density(k, u):
 
 @triton.jit
 def solve(bins):
-    """From the sums to the law b (its ratio by bin) and the coupling's tables."""
+    """Compute the law b (its ratio for each bin) and the coupling's tables from the sums."""
     total_t, total_d = totals(bins)
     lanes = tl.arange(0, LANES)
     k, count, zero = bins.k, bins.count, tl.full((), 0.0, tl.float64)
     rejection, tv, under_t, under_d = zero, zero, zero, zero
-    for first in range(0, count, LANES):  # D = max over lower sets of d(S)^k − t(S), but never above Z(1): there b = d
+    for first in range(0, count, LANES):  # D = max over lower sets of d(S)^k − t(S), at most Z(1), where b = d
         t, d = sums_of(bins, first + lanes, total_t, total_d)
         below_t, below_d = under_t + tl.cumsum(t, 0), under_d + tl.cumsum(d, 0)
         rejection = tl.maximum(rejection, tl.max(power(tl.minimum(below_d, 1.0), k) - below_t, 0))
@@ -53,7 +53,7 @@ def solve(bins):
         under_t, under_d = under_t + tl.sum(t, 0), under_d + tl.sum(d, 0)
     rejection = tl.minimum(rejection, tv)
 
-    c1, c2 = zero - float("inf"), zero + float("inf")  # c1 takes D off the top, c2 adds it below
+    c1, c2 = zero - float("inf"), zero + float("inf")  # clipping at c1 removes D at the top, c2 adds it at the bottom
     under_t, under_d, over_t, over_d = zero, zero, zero, zero
     for first in range(0, count, LANES):
         t, d = sums_of(bins, first + lanes, total_t, total_d)
@@ -70,7 +70,7 @@ def solve(bins):
     c1, c2 = tl.where(meet, 1.0, c1), tl.where(meet, 1.0, c2)
 
     edge, plus, minus = zero, zero, zero
-    for first in range(0, count + 1, LANES):  # the last entry of a table is where the last segment ends
+    for first in range(0, count + 1, LANES):  # the last entry of a table is the end of the last segment
         segment = first + lanes
         bin = count - 1 - segment
         t, d = sums_of(bins, bin, total_t, total_d)
@@ -95,7 +95,7 @@ def solve(bins):
 
 @triton.jit
 def partners(bins, v, segment):
-    """w of each v: Φ⁻(w) = Φ⁺(v) where G(v) > R(v), else Φ⁺(w) = Φ⁻(v)"""
+    """The w for each v: Φ⁻(w) = Φ⁺(v) if G(v) > R(v), else Φ⁺(w) = Φ⁻(v)"""
     width, k = bins.width, bins.k
     ratio, cross = tl.load(bins.tables + segment), tl.load(bins.tables + CROSS * width + segment)
     start = tl.load(bins.tables + EDGE * width + segment)
@@ -124,8 +124,8 @@ def partners(bins, v, segment):
 
 @triton.jit
 def priorities(bins, segment, seed, position, nodes):
-    """Priorities of draws of the segments' tokens: uniform over all draws, and E[G(priority) | token] = ρ, so the draw of the
-    smallest has law b. -> (float64, ρ)"""
+    """The priorities of draws of the segments' tokens: uniform over all draws, with E[G(priority) | token] = ρ, so the draw with
+    the smallest priority has law b. -> (float64, ρ)"""
     place, move = uniform_pair(stream(seed, position, SELECT, nodes))
     edges = bins.tables + EDGE * bins.width + segment
     start, end = tl.load(edges), tl.load(edges + 1)

@@ -1,11 +1,11 @@
-"""Races over one row by one program, over clocks in groups of 32 tokens.
+"""Races over one row by one program, with clocks in groups of 32 tokens.
 
-The row is read once, for a bound of each group's weights: its *top*, the largest logit, or of a residual log2 of what the largest t
-and the least d/t leave. Tops lie in the program's scratch, an eighth of a byte a token; all races over the row read these instead.
-No clock of a group is below its least clock M, so log2 of its scores is at most its *ceiling*, the top as log2 of a weight less
-log2 M, and a group's first word bounds M well enough in float32. At each place of the pieces of the tops the group with the highest
-ceiling is held, and how high the next is; those that may hold the winner are opened, a few at a time: their tokens are scored in
-float64. Where a next one may hold it still, in a quarter of races at most, the tops are read again for the next of each place.
+The row is read once, for a bound on each group's weights: its *top*, which is the largest logit or, for a residual, log2 of the weight
+that the largest t and the least d/t allow. Tops are kept in the program's scratch, an eighth of a byte per token; all races over the
+row read them instead. No clock of a group is below its least clock M, so log2 of its scores is at most its *ceiling*, the top as log2
+of a weight minus log2 M, and a group's first word bounds M well enough in float32. The tops are read piece by piece. For each place in
+a piece, the pass keeps the group with the highest ceiling and the height of the next; groups that may contain the winner are opened,
+a few at a time: their tokens are scored in float64. If a next group may still win (in at most a quarter of races), another pass follows.
 """
 
 from typing import NamedTuple
@@ -19,16 +19,16 @@ from .law import LARGEST, LOG2E, Law, load_logits, raw_logits
 from .passes import is_in, residual_weights
 from .streams import GROUP, LANES, ROW, TILE, clocks, group_words, log2_above, log2_below, token_of
 
-FAR = tl.constexpr(1e6)  # scores beyond it, not relative to the row's maximum, would cost the clocks digits
+FAR = tl.constexpr(1e6)  # scores beyond this, unless relative to the row's maximum, would lose digits of the clocks
 PIECE = tl.constexpr(launch.PIECE)
-OPENED = tl.constexpr(8)  # groups that are opened at a time
-SLACK, TINY = tl.constexpr(2.0**-15), tl.constexpr(2.0**-100)  # of shares of t: what float32 may be wrong by, and the least
+OPENED = tl.constexpr(8)  # groups opened at a time
+SLACK, TINY = tl.constexpr(2.0**-15), tl.constexpr(2.0**-100)  # for shares of t: the rounding error of float32, and the least share
 _NO_ID = tl.constexpr(2147483647)
-_LANE_BITS = tl.constexpr(-1 ^ 0x307)  # of a token: those of its group's first
+_LANE_BITS = tl.constexpr(-1 ^ 0x307)  # masks a token's id to that of its group's first token
 
 
 class Scale(NamedTuple):
-    """How tops become log2 of weights: (top − base)·factor + offset of those that are `least` or more"""
+    """How tops become log2 of weights: (top − base)·factor + offset, for tops of `least` or more"""
 
     base: object  # float32
     factor: object
@@ -37,15 +37,15 @@ class Scale(NamedTuple):
 
 
 class Race(NamedTuple):
-    """A race over a row's law, or over the weights of a residual, among what comes after a token."""
+    """A race over a row's law, or over the weights of a residual, among the tokens that arrive after a given one."""
 
     row: object
     vocab: object
     law: object
     stream: object
-    exclude: object  # Tokens that take no part; (): none
+    exclude: object  # excluded Tokens; (): none
     after: object  # float64: only scores below it take part,
-    after_id: object  # or equal with a larger id
+    after_id: object  # or equal ones with a larger id
     rest: object  # passes.Residual; (): never
     weighted: object  # whether the weights are those of `rest`
     scale: object  # Scale
@@ -53,38 +53,38 @@ class Race(NamedTuple):
 
 @triton.jit
 def scale_of(law):
-    """Of tops that are logits"""
+    """The Scale for tops that are logits"""
     return Scale(law.max, (law.scale * LOG2E).to(tl.float32), 0.0, law.cutoff)
 
 
 @triton.jit
 def race_of(row, vocab, law, s, exclude, after, after_id):
-    """The race of a law"""
+    """The race over a law"""
     return Race(row, vocab, law, s, exclude, after, after_id, (), False, scale_of(law))
 
 
 @triton.jit
 def room_of(vocab):
-    """Entries of a row's tops"""
+    """The number of entries in a row's tops"""
     return (vocab + PIECE * GROUP - 1) // (PIECE * GROUP) * PIECE
 
 
 @triton.jit
 def row_ids(first, TILES: tl.constexpr):
-    """Ids of the first row of each tile: int32 [TILES, ROW]. A thread has the same eight neighbours in all four rows, a group."""
+    """Ids in the first row of each tile: int32 [TILES, ROW]. A thread holds the same eight neighbours in all four rows: a group."""
     return first + TILE * tl.arange(0, TILES)[:, None] + tl.arange(0, ROW)[None, :]
 
 
 @triton.jit
 def of_eight(x, TILES: tl.constexpr):
-    """The largest of eight neighbours, −inf where none is a number: [TILES, LANES]"""
-    top = tl.max(tl.reshape(x, (TILES, LANES, ROW // LANES)), 2)  # of those that are no NaN
+    """The largest of eight neighbours, −inf if all are NaN: [TILES, LANES]"""
+    top = tl.max(tl.reshape(x, (TILES, LANES, ROW // LANES)), 2)  # ignores NaN
     return tl.where(top == top, top, float("-inf"))
 
 
 @triton.jit
 def of_groups(a, b, c, d, TILES: tl.constexpr):
-    """The largest of each group, from the four rows of the tiles"""
+    """The largest value of each group, from the four rows of the tiles"""
     top = tl.maximum(of_eight(a, TILES), of_eight(b, TILES))
     return tl.maximum(top, tl.maximum(of_eight(c, TILES), of_eight(d, TILES)))
 
@@ -103,8 +103,8 @@ def store_tops(tops, first, top, TILES: tl.constexpr):
 
 @triton.jit
 def read_tops(row, vocab, tops, TILES: tl.constexpr):
-    """Write the largest logit of each group, as `load_logits` reads them. -> the row's"""
-    tl.debug_barrier()  # what was there before has been read
+    """Write the largest logit of each group, as `load_logits` reads them. -> the row's largest"""
+    tl.debug_barrier()  # the previous contents have been read
     peak = tl.full((TILES, LANES), float("-inf"), tl.float32)
     for first in range(0, vocab, TILE * TILES):
         a, b, c, d = four_rows(row, row_ids(first, TILES), vocab)
@@ -117,7 +117,7 @@ def read_tops(row, vocab, tops, TILES: tl.constexpr):
 
 @triton.jit
 def kept_rows(row, ids, vocab, cutoff):
-    """The four rows' logits, −inf where they are not kept"""
+    """The four rows' logits, −inf where filtered"""
     a, b, c, d = four_rows(row, ids, vocab)
     a, b = tl.where(a >= cutoff, a, float("-inf")), tl.where(b >= cutoff, b, float("-inf"))
     return a, b, tl.where(c >= cutoff, c, float("-inf")), tl.where(d >= cutoff, d, float("-inf"))
@@ -125,7 +125,7 @@ def kept_rows(row, ids, vocab, cutoff):
 
 @triton.jit
 def residual_tops(row, vocab, law, rest, tops, TILES: tl.constexpr):
-    """Write a bound of log2 of the weights of each group: of the largest t, and of what the least d/t leaves of it."""
+    """Write a bound on log2 of the weights of each group, from the largest t and the share that the least d/t leaves of it."""
     tl.debug_barrier()
     share, floor, ratio = tl.maximum(rest.scale, TINY), rest.floor, rest.scale * 0.0 + 1.0
     if len(rest.bins) > 0:
@@ -135,14 +135,14 @@ def residual_tops(row, vocab, law, rest, tops, TILES: tl.constexpr):
     ratio = (ratio * (1 - SLACK)).to(tl.float32)
     shift = (tl.log(law.mass / rest.law.mass) * LOG2E).to(tl.float32)
     scale, mass = (law.scale * LOG2E).to(tl.float32), (tl.log(law.mass) * LOG2E).to(tl.float32)
-    # Both are 0 or less: so scaled, their difference is an upper bound of the ratio.
+    # Both terms are at most 0: with these scales, their difference is an upper bound on the ratio.
     t_scale, d_scale = scale * (1 - 2.0**-21), (rest.law.scale * LOG2E).to(tl.float32) * (1 + 2.0**-21)
     for first in range(0, vocab, TILE * TILES):
         ids = row_ids(first, TILES)
         a, b, c, d = kept_rows(row, ids, vocab, law.cutoff)
         e, f, g, h = kept_rows(rest.row, ids, rest.vocab, rest.law.cutoff)
         top = of_groups(a, b, c, d, TILES)
-        # log2 (t/d), relative to the largest of both: no number without both, and +inf without d.
+        # log2 (t/d), relative to the maxima of both: NaN if neither is kept, +inf if d is not.
         a, b = (a - law.max) * t_scale - (e - rest.law.max) * d_scale, (b - law.max) * t_scale - (f - rest.law.max) * d_scale
         c, d = (c - law.max) * t_scale - (g - rest.law.max) * d_scale, (d - law.max) * t_scale - (h - rest.law.max) * d_scale
         least = shift - of_groups(a, b, c, d, TILES)
@@ -163,7 +163,7 @@ def places_of_piece():
 
 @triton.jit
 def ceilings(race, tops, first):
-    """The ceilings of the groups first .. first + PIECE − 1, float32 [PIECE / 4, 4]; −inf: they take no part"""
+    """The ceilings of the groups first .. first + PIECE − 1, float32 [PIECE / 4, 4]; −inf: not in the race"""
     group = first + places_of_piece()
     lies = (group & -128) + (group & 3) * LANES + ((group >> 2) & 31)
     top = tl.load(tops + lies, mask=token_of(group, 0) < race.vocab, other=float("-inf"))
@@ -173,13 +173,13 @@ def ceilings(race, tops, first):
 
 @triton.jit
 def may_win(ceiling, best):
-    """Whether a score below this ceiling can be `best` or more; the slack is float32's rounding."""
+    """Whether a score below this ceiling can reach `best`; the slack covers float32 rounding."""
     return (ceiling > float("-inf")) & (ceiling.to(tl.float64) + 2e-3 + 5e-7 * tl.abs(ceiling) >= best * LOG2E)
 
 
 @triton.jit
 def score_of(race, groups):
-    """(log w − log E of the tokens of groups [n] in float64, −inf where they take no part; their ids), [n, 8, 4]"""
+    """(log w − log E of the tokens of groups [n] in float64, −inf if not in the race; their ids), [n, 8, 4]"""
     clock, ids = clocks(race.stream, groups[:, None, None])
     z = load_logits(race.row, ids, race.vocab)
     takes_part = z >= race.law.cutoff
@@ -198,7 +198,7 @@ def score_of(race, groups):
 
 @triton.jit
 def open_held(race, ceiling, group, best, best_id):
-    """(best, best_id) or a better token of the groups [PIECE / 4, 4] that may hold one, the highest of each lane first"""
+    """Update (best, best_id) with the tokens of those groups [PIECE / 4, 4] that may be better, the highest of each lane first"""
     ceiling = tl.reshape(ceiling, (PIECE // 4 // OPENED, OPENED, 4))
     group = tl.reshape(group, (PIECE // 4 // OPENED, OPENED, 4))
     highest = tl.max(tl.max(ceiling, 2), 0)
@@ -216,9 +216,9 @@ def open_held(race, ceiling, group, best, best_id):
 
 @triton.jit
 def winner_of(race, tops):
-    """(score float64, id int64) of a race whose tops are written; id −1 where nothing takes part."""
+    """(score float64, id int64) of the winner of a race whose tops are written; id −1 if no token is in the race."""
     best, best_id = tl.full((), float("-inf"), tl.float64), tl.full((), -1, tl.int32)
-    last = tl.full((PIECE // 4, 4), float("inf"), tl.float32)  # held before, at each place
+    last = tl.full((PIECE // 4, 4), float("inf"), tl.float32)  # held in the last pass, at each place
     last_at = tl.full((PIECE // 4, 4), -1, tl.int32)
     more = best_id < 0
     while more:
@@ -240,14 +240,14 @@ def winner_of(race, tops):
 
 @triton.jit
 def relative_to(law, peak):
-    """A plain law relative to the row's largest logit; where that is +inf, such logits share all the mass."""
+    """A plain law relative to the row's largest logit; if that is +inf, the +inf logits share all mass."""
     infinite = peak >= LARGEST
     return Law(peak, tl.where(infinite, LARGEST, law.cutoff), tl.where(infinite, 0.0, law.scale), law.mass, law.only)
 
 
 @triton.jit
 def winner_of_law(row, vocab, law, s, known, tops, TILES: tl.constexpr):
-    """Winner of the law's race on the stream s: int64, −1 where none. known: law.max is the row's largest logit."""
+    """The winner of the law's race on the stream s: int64, −1 if none. known: law.max is the row's largest logit."""
     winner = law.only
     if law.only == -1:
         peak = read_tops(row, vocab, tops, TILES)
@@ -260,12 +260,12 @@ def winner_of_law(row, vocab, law, s, known, tops, TILES: tl.constexpr):
 
 @triton.jit
 def last_race(row, vocab, law, s, rest, use_rest, tops, TILES: tl.constexpr):
-    """The token that a round ends with, of a law with its mass: the residual's winner where `use_rest`, of the target's law
-    where that is not asked for or nothing is left (the draft covers the target up to rounding)."""
+    """The last token of a round, for a normalised law: the residual's winner if `use_rest`; otherwise, or if no residual is left
+    (the draft covers the target up to rounding), the winner under the target's law."""
     winner, tries = law.only, tl.where(use_rest, 2, 1)
     finite = (law.max < LARGEST) & (rest.law.max < LARGEST)
     while (winner < 0) & (tries > 0):
-        both = use_rest & (rest.law.only < 0) & finite  # otherwise t alone bounds the weights: d is one token's, or few have any
+        both = use_rest & (rest.law.only < 0) & finite  # else t alone bounds the weights: d is one-hot, or few have any
         scale = scale_of(law)
         if both:
             residual_tops(row, vocab, law, rest, tops, TILES)

@@ -1,7 +1,7 @@
 """The histogram of target/draft ratios of a node, in Triton; the reference is specsample/reference/coupling.py.
 
-Sums of bins are added by atomics in 64-bit fixed point, so they do not depend on the order. They lie in the program's own scratch:
-a barrier stands between what one thread writes there and another reads.
+Bins are summed by atomics in 64-bit fixed point, so the sums do not depend on the order. They lie in the program's own scratch:
+a barrier separates one thread's writes there from another's reads.
 """
 
 from typing import NamedTuple
@@ -11,14 +11,14 @@ import triton.language as tl
 
 from .law import load_logits, weights
 
-_UNIT = tl.constexpr(2.0**60)  # of the fixed point: a law's mass is at most 1
-_TAIL = tl.constexpr(1e-3)  # tokens whose probabilities are both below this, over V, share one bin
-SPARE = tl.constexpr(2)  # entries of scratch beyond the option `bins`: the last bin, and where the last segment ends
-LANES = tl.constexpr(256)  # bins at a time
+_UNIT = tl.constexpr(2.0**60)  # unit of the fixed point: a law's mass is at most 1
+_TAIL = tl.constexpr(1e-3)  # tokens whose probabilities are both below this divided by V share one bin
+SPARE = tl.constexpr(2)  # entries of scratch beyond the option `bins`: the last bin, and the end of the last segment
+LANES = tl.constexpr(256)  # bins processed at a time
 
 
 class Pair(NamedTuple):
-    """A target row and the draft row that its children were drawn from, with their laws."""
+    """A target row and the draft row that the node's children were drawn from, with their laws."""
 
     row: object
     vocab: object
@@ -29,11 +29,11 @@ class Pair(NamedTuple):
 
 
 class Bins(NamedTuple):
-    """Which bin a ratio t/d falls in, floor(per_unit·t/d + ½) but the last at most, and where sums and tables are."""
+    """The binning of ratios t/d, floor(per_unit·t/d + ½) but at most the last bin, and the location of sums and tables."""
 
     k: object  # int32 draws; below 2 the ratio is 1 throughout
     per_unit: object  # int32
-    count: object  # int32, one more than the last
+    count: object  # int32, one more than the last bin
     tail: object  # float32: tokens with both probabilities below it are in tail_bin
     tail_bin: object  # int32
     sums: object  # pointer to int64 [2, width]: of t and of d
@@ -43,7 +43,7 @@ class Bins(NamedTuple):
 
 @triton.jit
 def bins_for(k, bins, vocab, sums, tables):
-    """`bins` linear bins over ratios in [0, k] and one for the rest."""
+    """`bins` linear bins over ratios in [0, k] and one for larger ratios."""
     per_unit = tl.maximum(bins // tl.maximum(k, 1), 1)
     tail = (tl.full((), _TAIL, tl.float64) / vocab).to(tl.float32)
     return Bins(k, per_unit, per_unit * k + 1, tail, k * 0, sums, tables, bins + SPARE)
@@ -56,8 +56,8 @@ def with_tail(bins, k, tail_bin):
 
 @triton.jit
 def binned(pair, ids, bins):
-    """(t, d float32, bin int32, not in the tail) of tokens of the target's vocabulary. The histogram and the look-up of a single
-    token both come here: they must agree on every token, to the bit."""
+    """(t, d float32, bin int32, not in the tail) of tokens of the target's vocabulary. Both the histogram and the look-up of a single
+    token call this: they must agree on every token, bit for bit."""
     t = weights(load_logits(pair.row, ids, pair.vocab), pair.target) * (1.0 / pair.target.mass).to(tl.float32)
     shared = tl.minimum(pair.vocab, pair.draft_vocab)
     d = weights(load_logits(pair.draft_row, ids, shared), pair.draft) * (1.0 / pair.draft.mass).to(tl.float32)
@@ -70,7 +70,7 @@ def binned(pair, ids, bins):
 
 @triton.jit
 def ratio_in(bins, bin, heavy, inside):
-    """ρ of tokens as `binned` found them, float64; 1 where there are no bins"""
+    """ρ of tokens binned by `binned`, float64; 1 if there are no bins"""
     segment = bins.count - 1 - tl.where(heavy, bin, bins.tail_bin)
     return tl.load(bins.tables + segment, mask=inside & (bins.k > 1), other=1.0)
 
@@ -84,8 +84,8 @@ def ratios_of(pair, ids, bins):
 
 @triton.jit
 def least_ratio(bins):
-    """(ρ, δ) such that of any token ρ·d or more is taken from t, or all but δ·t or less of t. A bin's ρ is its T/D, within a bin of
-    the token's t/d; clipped from above to the last bin's, and from below to the first's, where t is below ρ·d. The tail has its own."""
+    """(ρ, δ) such that for any token, at least ρ·d is subtracted from t, or at most δ·t of t remains. A bin's ρ is its T/D, within one
+    bin of the token's t/d, clipped from above to the last bin's and from below to the first's, where t is below ρ·d. The tail has its own."""
     several = bins.k > 1
     first = tl.load(bins.tables + bins.count - 1, mask=several, other=1.0)
     last = tl.load(bins.tables, mask=several, other=1.0)
@@ -101,8 +101,8 @@ def fixed(x):
 
 @triton.jit
 def histogram(pair, bins, BLOCK: tl.constexpr):
-    """Add up t and d by bin in bins.sums. -> Bins with the tail's bin, that of its own joint ratio"""
-    tl.debug_barrier()  # what was there before has been read
+    """Sum t and d by bin in bins.sums. -> Bins with the tail's bin, that of its joint ratio"""
+    tl.debug_barrier()  # the previous contents have been read
     for first in range(0, 2 * bins.width, BLOCK):
         at = first + tl.arange(0, BLOCK)
         tl.store(bins.sums + at, tl.zeros((BLOCK,), tl.int64), mask=at < 2 * bins.width)
@@ -115,7 +115,7 @@ def histogram(pair, bins, BLOCK: tl.constexpr):
         if tl.max(heavy.to(tl.int32), 0) > 0:
             tl.atomic_add(bins.sums + bin, fixed(t), mask=heavy, sem="relaxed")
             tl.atomic_add(bins.sums + bins.width + bin, fixed(d), mask=heavy, sem="relaxed")
-    beyond = tl.zeros((BLOCK,), tl.float64)  # what the draft has beyond the target's vocabulary has ratio 0
+    beyond = tl.zeros((BLOCK,), tl.float64)  # draft ids beyond the target's vocabulary have ratio 0
     for first in range(pair.vocab, pair.draft_vocab, 8 * BLOCK):
         part = weights(load_logits(pair.draft_row, first + tl.arange(0, 8 * BLOCK), pair.draft_vocab), pair.draft)
         beyond += tl.sum(tl.reshape(part, (BLOCK, 8)), 1).to(tl.float64)
@@ -133,9 +133,9 @@ def histogram(pair, bins, BLOCK: tl.constexpr):
 
 @triton.jit
 def raw_sums(bins, i):
-    """Sums of the bins i in fixed point: (T, D), 0 beyond the bins"""
+    """The sums of bins i in fixed point: (T, D), 0 beyond the bins"""
     inside = (i >= 0) & (i < bins.count)
-    t = tl.load(bins.sums + i, mask=inside, other=0, cache_modifier=".cg")  # where atomics put them
+    t = tl.load(bins.sums + i, mask=inside, other=0, cache_modifier=".cg")  # from L2, where atomics are performed
     return t, tl.load(bins.sums + bins.width + i, mask=inside, other=0, cache_modifier=".cg")
 
 

@@ -1,9 +1,9 @@
-"""What a kernel is compiled for, and what may vary from call to call without compiling it again.
+"""What a kernel is specialised for, and what may vary between calls without recompiling it.
 
-Left to itself, Triton compiles a kernel anew when a number becomes a multiple of 16, 1, or larger than an int32, and when a pointer
-becomes a multiple of 16 bytes or no longer is: with the batch, with a slice of a tensor, with a position. In the middle of serving
-that is a second or more. Here a kernel has two forms, for rows of logits that can be read 16 bytes at a time and for any others;
-beyond that, dtypes, constants, and which tensors are given decide, and nothing else.
+By default Triton recompiles a kernel whenever a number becomes 1, a multiple of 16 or larger than an int32, and whenever a pointer
+becomes aligned to 16 bytes or ceases to be: with the batch, with a slice of a tensor, with a position. During serving
+that costs a second or more. Here a kernel has two forms, for rows of logits that can be read 16 bytes at a time and for any others;
+apart from that, only dtypes, constants, and which tensors are passed matter.
 """
 
 import inspect
@@ -11,7 +11,7 @@ import inspect
 import triton
 import triton.language as tl
 
-# Numbers of 64 bits. All others are counts, below 2³¹.
+# 64-bit numbers. All others are counts, below 2³¹.
 _WIDE = {
     "seed", "position", "depth", "node", "scale", "temperature", "top_k", "top_p", "min_p", "stride", "stride_b", "stride_r",
     "draft_stride_b", "draft_stride_r",
@@ -21,7 +21,7 @@ _SHAPE = ("vocab", "draft_vocab", "stride", "stride_b", "stride_r", "draft_strid
 
 
 class Kernel:
-    """A kernel in its two forms; `launch.launch` takes the one that fits the arguments."""
+    """A kernel in its two forms; `launch.launch` picks the one that fits the arguments."""
 
     def __init__(self, function):
         self.__name__ = function.__name__
@@ -41,5 +41,5 @@ class Kernel:
 
 
 def aligned(logits):
-    """Whether rows can be read 16 bytes at a time, as Triton sees it."""
+    """Whether rows can be read 16 bytes at a time, by Triton's criteria."""
     return all(n % 16 == 0 for n in (logits.data_ptr(), logits.shape[-1], *logits.stride()[:-1]))

@@ -11,7 +11,7 @@ from .walk import accept, at_node, first_of
 
 @triton.jit
 def gamma_of(beta, k):
-    """(1 − (1 − β)^k)/β as the sum of (1 − β)^j, j < k: exact where β is small"""
+    """(1 − (1 − β)^k)/β as the sum of (1 − β)^j, j < k: accurate for small β"""
     gamma = beta * 0.0
     for _ in range(0, k):
         gamma = 1.0 + (1.0 - beta) * gamma
@@ -20,10 +20,10 @@ def gamma_of(beta, k):
 
 @triton.jit
 def threshold(bins):
-    """The lowest bin edge c in [1, k] from which on γ((1 − Z(c))/c) <= c: float64"""
+    """The lowest bin edge c in [1, k] at and above which γ((1 − Z(c))/c) <= c: float64"""
     total_t, total_d = totals(bins)
     over_t, over_d = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
-    lowest = bins.per_unit + 1  # the first whose edge is not below 1
+    lowest = bins.per_unit + 1  # the first bin whose edge is not below 1
     for first in range(0, bins.count, LANES):
         bin = bins.count - 1 - first - tl.arange(0, LANES)
         t, d = sums_of(bins, bin, total_t, total_d)
@@ -39,13 +39,13 @@ def threshold(bins):
 
 @triton.jit
 def step(at, BLOCK: tl.constexpr):
-    """All children alike: accepted when u·c·d(x) < t(x)."""
+    """Test all children alike: accept if u·c·d(x) < t(x)."""
     c, gamma = tl.full((), 1.0, tl.float64), tl.full((), 1.0, tl.float64)
     if at.count > 1:
         bins = histogram(at.pair, bins_for(at.count, at.bins, at.pair.vocab, at.sums, at.tables), BLOCK)
         c, k = threshold(bins), at.count.to(tl.float64)
         gamma = c + 1.0
-        while gamma > c:  # with Z(c) exact; the tail's bin is not, so the root may lie just above
+        while gamma > c:  # Z(c) is exact here; the tail's bin is approximate, so the root may lie just above c
             mass = clipped_mass(at, c, BLOCK)
             gamma = tl.minimum(gamma_of((1.0 - mass) / c, at.count), k)
             c = tl.where(gamma > c, tl.minimum(c + 1.0 / bins.per_unit, k), c)

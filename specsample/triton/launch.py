@@ -1,6 +1,6 @@
-"""What the host side of every kernel shares: how arguments travel, and which launch settings are used.
+"""The host side that all kernels share: how arguments are passed, and which launch settings are used.
 
-BLOCK is the tile of a row. Sums depend on it, so it is a constant of each kernel and no launch setting is searched for.
+BLOCK is the size of a tile of a row. Sums depend on it, so it is a constant of each kernel, and nothing is autotuned.
 """
 
 import contextlib
@@ -16,27 +16,27 @@ from . import INTERPRETED, law
 from .kernel import aligned
 
 BLOCK, WARPS = 1024, 4
-PIECE = 1024  # groups of a race that are looked at together
-REGISTERS = 168  # at most, on NVIDIA: three programs side by side. ptxas has its own idea of how many, unless it is told.
-ALONE = {"warps": 8, "registers": 255}  # of the largest kernels, whose programs work alone on a request,
+PIECE = 1024  # groups of a race that are processed together
+REGISTERS = 168  # limit on NVIDIA: three programs per SM. Without a limit, ptxas chooses its own number.
+ALONE = {"warps": 8, "registers": 255}  # for the largest kernels, in which one program does all the work of a request,
 ALONE_BLOCK = 512  # and their BLOCK
-LAST = {"warps": 8, "registers": 128}  # of the one race that a request ends with
-# No product is fused with a sum: a fused one is not rounded, so that w·norm − d would differ from 0 where laws are the same, and the
-# bin of a token could depend on where it is looked up. The code grows by three in a hundred instructions.
+LAST = {"warps": 8, "registers": 128}  # for the final race of a request
+# Multiply-adds are not fused: a fused product is not rounded, so w·norm − d would differ from 0 for equal laws, and the bin of a
+# token could depend on where it is looked up. The code grows by three in a hundred instructions.
 OPTIONS = {"enable_fp_fusion": False}
-# Tiles of 1024 tokens that a race reads together. Where rows are not aligned a tile takes more registers: races read fewer, and laws,
-# whose sums depend on BLOCK, have more of them.
+# Tiles of 1024 tokens that a race reads together. For unaligned rows a tile takes more registers: races read fewer tiles, and law
+# kernels, whose sums depend on BLOCK, get more registers.
 TILES, TILES_ANY, LAWS_REGISTERS = 8, 2, 255
 
 
 def race_tiles(logits, draft=None):
-    """TILES of races over rows of logits, and of a draft's: no more than a row has"""
+    """TILES for races over rows of logits, and of a draft: no more than a row has"""
     tiles = TILES if all(aligned(x) for x in (logits, draft) if x is not None) else TILES_ANY
     return min(tiles, triton.next_power_of_2(triton.cdiv(logits.shape[-1], 1024)))
 
 
 def tops_for(logits, programs):
-    """Scratch of races in so many programs, see groups.py"""
+    """Scratch for races in `programs` programs, see groups.py"""
     room = triton.cdiv(logits.shape[-1], 32 * PIECE) * PIECE
     return torch.empty(programs * room, dtype=torch.float32, device=logits.device)
 
@@ -59,7 +59,7 @@ def launch(kernel, grid, *args, warps=WARPS, registers=REGISTERS, **constants):
 
 
 def lacks():
-    """What Triton's launcher needs and this machine has not, or None"""
+    """What Triton's launcher needs but this machine lacks, or None"""
     names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
     if not any(map(shutil.which, names)):
         return f"there is no C compiler ({' or '.join(names)}); install gcc, or name a compiler in the environment variable CC"
@@ -70,17 +70,17 @@ def lacks():
 
 
 def bits(x):
-    """A float as the int64 of its bits: float arguments of a kernel are float32."""
+    """A float64 as an int64 with the same bits: float arguments of a kernel are float32."""
     return struct.unpack("<q", struct.pack("<d", x))[0]
 
 
 def per_row(number, values):
-    """(int, tensor or None) as `streams.spread` takes them."""
+    """(int, tensor or None) as `streams.spread` expects them."""
     return number, None if values is None else values.contiguous()
 
 
 def plain(numbers, rows):
-    """Whether a setting is known to be neither greedy nor filtered: then a race needs no statistics of the row."""
+    """Whether the sampling is known to be neither greedy nor filtered: then a race needs no statistics of the row."""
     return rows is None and numbers[0] > 0 and numbers[1] < 1 and numbers[2] >= 1 and not numbers[3] > 0
 
 
@@ -91,7 +91,7 @@ def scale_bits(numbers):
 def laws_of(logits, numbers, sampling, *, owner=None, batch=None, kept=None, normalised=True, stats=None):
     """The laws of all rows of logits [n, V] or [B, R, V]: float64 [n, FIELDS].
 
-    sampling: float64 [4, c], c = batch requests or n rows, or None; owner int64 [n]: request of each row, when packed
+    sampling: float64 [4, c], c = batch requests or n rows, or None; owner int64 [n]: the request of each row, if packed
     """
     rows = 1 if logits.dim() == 2 else logits.shape[1]
     count = logits.shape[0] * rows

@@ -1,8 +1,8 @@
-"""The law of a row as five numbers, and the kernel that finds them: one program a row, over tiles of it.
+"""The law of a row as five numbers, and the kernel that computes them: one program per row, over tiles of it.
 
-Four tiles are read at a time. Sums are taken in float32 over these, lane by lane, then in float64, and the lanes are added once at
-the end: a fixed order, so a row's numbers depend on the row and its settings alone. A filter's cut-off is found by bisection over the
-order-preserving bits of the logits; each step moves to a logit that occurs, so it ends early and at the exact one.
+Four tiles are read at a time. They are summed lane by lane in float32, accumulated in float64, and the lanes are added once at
+the end: a fixed order, so a row's numbers depend only on the row and its settings. A filter's cut-off is found by bisection over the
+order-preserving bits of the logits; each step moves to a logit that occurs, so it ends early and at the exact value.
 """
 
 import math
@@ -16,17 +16,17 @@ from .kernel import Kernel
 
 LARGEST = tl.constexpr(3.4028234663852886e38)  # +inf logits are read as the largest float
 LOG2E = tl.constexpr(math.log2(math.e))
-BROKEN = tl.constexpr(-2)  # in `only`: no finite logit
-FIELDS = tl.constexpr(5)  # of a law in memory, float64 each
+BROKEN = tl.constexpr(-2)  # value of `only` for a row without a finite logit
+FIELDS = tl.constexpr(5)  # number of float64 fields of a law in memory
 _SLACK, _MAX_LOGSUMEXP = tl.constexpr(limits.SLACK), tl.constexpr(limits.MAX_LOGSUMEXP)
 
 
 class Law(NamedTuple):
     max: object  # float32: largest logit
     cutoff: object  # float32: tokens with logit >= cutoff are kept; −LARGEST keeps all but −inf and NaN
-    scale: object  # float64: 1 / temperature; 0 where +inf logits share all the mass
+    scale: object  # float64: 1 / temperature; 0 if +inf logits share all mass
     mass: object  # float64: Σ over the kept tokens of exp((logit − max)·scale)
-    only: object  # int64: >= 0: all the mass on this token (greedy rows); −1; BROKEN
+    only: object  # int64: >= 0: all mass on this token (greedy rows); −1: none such; BROKEN
 
 
 @triton.jit
@@ -46,20 +46,20 @@ def store_law(at, law):
 
 @triton.jit
 def raw_logits(row, ids, vocab):
-    """float32 logits as they are; ids beyond the vocabulary count as −inf."""
+    """float32 logits unchanged; ids beyond the vocabulary read as −inf."""
     return tl.load(row + ids, mask=(ids >= 0) & (ids < vocab), other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
 def load_logits(row, ids, vocab):
-    """The same, but NaN counts as −inf and +inf as the largest float."""
+    """The same, but NaN reads as −inf and +inf as the largest float."""
     z = raw_logits(row, ids, vocab)
     return tl.minimum(tl.where(z == z, z, float("-inf")), LARGEST)
 
 
 @triton.jit
 def four_tiles(row, first, vocab, BLOCK: tl.constexpr):
-    """Logits of the tiles from `first` on"""
+    """The logits of four tiles starting at `first`"""
     ids = first + tl.arange(0, BLOCK)
     a, b = load_logits(row, ids, vocab), load_logits(row, ids + BLOCK, vocab)
     return a, b, load_logits(row, ids + 2 * BLOCK, vocab), load_logits(row, ids + 3 * BLOCK, vocab)
@@ -67,7 +67,7 @@ def four_tiles(row, first, vocab, BLOCK: tl.constexpr):
 
 @triton.jit
 def power(gap, scale):
-    """exp(gap·scale), and 0 where that is tiny or no number: float32. The scale goes in two floats, or the tail would lose 1e-6."""
+    """exp(gap·scale), and 0 if that is tiny or NaN: float32. The scale is split into two floats, else the tail would be off by 1e-6."""
     scale = scale * LOG2E
     high = scale.to(tl.float32)
     low = (scale - high.to(tl.float64)).to(tl.float32)
@@ -83,7 +83,7 @@ def weights(z, law):
 
 @triton.jit
 def weight(z, law):
-    """The same of one token in float64."""
+    """The same for one token in float64."""
     return tl.where(z >= law.cutoff, tl.exp((z.to(tl.float64) - law.max) * law.scale), 0.0)
 
 
@@ -96,7 +96,7 @@ def prob(row, vocab, law, token):
 
 @triton.jit
 def key(z):
-    """int64 in the order of the floats; −0 and 0 are equal."""
+    """An int64 that orders like the float; −0 and 0 are equal."""
     bits = (z + 0.0).to(tl.int32, bitcast=True)
     return tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).to(tl.int64)
 
@@ -109,7 +109,7 @@ def logit(k):
 
 @triton.jit
 def held_above(z, law, cut, COUNT: tl.constexpr):
-    """1 (COUNT) or the weight of each kept token at or above `cut`, else 0: float32"""
+    """For each kept token at or above `cut` 1 (COUNT) or its weight, else 0: float32"""
     if COUNT:
         share = ((z >= law.cutoff) & (z >= cut)).to(tl.float32)
     else:
@@ -129,7 +129,7 @@ def most_below(z, law, cut):
 
 @triton.jit
 def measure(row, vocab, law, cut, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """Of the kept tokens: the number (COUNT) or weight of those at or above `cut`; the least of them; the largest below."""
+    """Among the kept tokens: the number (COUNT) or weight of those at or above `cut`; the smallest of them; the largest below."""
     total = tl.zeros((BLOCK,), tl.float64)
     least = tl.full((BLOCK,), float("inf"), tl.float32)
     below = tl.full((BLOCK,), float("-inf"), tl.float32)
@@ -147,7 +147,7 @@ def measure(row, vocab, law, cut, COUNT: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def cut_at(row, vocab, law, least, goal, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest logit z such that the kept tokens >= z are at least `goal` (in number or weight); all of them are."""
+    """The largest logit z for which the kept tokens >= z reach `goal` (in number or weight). All kept tokens together must reach it."""
     low, high = key(least), key(law.max)
     while low < high:
         middle = (low + high + 1) >> 1
@@ -160,14 +160,14 @@ def cut_at(row, vocab, law, least, goal, COUNT: tl.constexpr, BLOCK: tl.constexp
 
 @triton.jit
 def larger(z, peak):
-    """The larger one; `peak` where z is no number"""
+    """The larger of the two; `peak` if z is NaN"""
     return tl.where(z > peak, z, peak)
 
 
 @triton.jit
 def max_and_mass(row, vocab, scale, BLOCK: tl.constexpr):
-    """In one reading: the largest logit (−inf: none) and the weight of all tokens relative to it (no use where it is infinite).
-    Each lane's sum is relative to the largest logit that the lane has seen, and moves with it once in four tiles."""
+    """In one pass: the largest logit (−inf: none) and the weight of all tokens relative to it (meaningless if it is infinite).
+    Each lane's sum is relative to the largest logit the lane has seen, and is rescaled once every four tiles."""
     peak = tl.full((BLOCK,), -LARGEST, tl.float32)
     total = tl.zeros((BLOCK,), tl.float64)
     ids = tl.arange(0, BLOCK)
@@ -185,7 +185,7 @@ def max_and_mass(row, vocab, scale, BLOCK: tl.constexpr):
 
 @triton.jit
 def row_law(row, vocab, temperature, top_k, top_p, min_p, NORMALISED: tl.constexpr, BLOCK: tl.constexpr):
-    """The law of a row; its mass only when NORMALISED."""
+    """The law of a row; its mass is computed only if NORMALISED."""
     greedy = (temperature > 0) == 0  # includes NaN
     scale = (1.0 / tl.maximum(tl.where(greedy, 1.0, temperature), 1e-30)).to(tl.float64)
     mass = tl.full((), 1.0, tl.float64)
@@ -208,7 +208,7 @@ def row_law(row, vocab, temperature, top_k, top_p, min_p, NORMALISED: tl.constex
         for first in range(0, vocab, 4 * BLOCK):
             ids = first + tl.arange(0, 4 * BLOCK)
             z = raw_logits(row, ids, vocab)
-            tl.debug_barrier()  # or the assembler waits for each quarter of the tile before it asks for the next
+            tl.debug_barrier()  # otherwise the assembler waits for each quarter of the tile before it loads the next
             found = tl.where(z >= top, ids, 2147483647)
             best = tl.minimum(best, tl.min(tl.reshape(found, (BLOCK, 4)), 1))
         only = tl.min(best, 0).to(tl.int64)
@@ -231,7 +231,7 @@ def row_law(row, vocab, temperature, top_k, top_p, min_p, NORMALISED: tl.constex
             rounded = tl.maximum(bound, -LARGEST).to(tl.float32)
             rounded = tl.where(rounded.to(tl.float64) < bound, logit(key(rounded) + 1), rounded)
             cutoff = tl.maximum(cutoff, rounded)
-        if NORMALISED & (infinite | (cutoff > -LARGEST)):  # not all tokens count alike: a reading more
+        if NORMALISED & (infinite | (cutoff > -LARGEST)):  # a filter or +inf logits changed the sum: one more pass
             law = Law(top, cutoff, scale, mass, only)
             mass, _least, _below = measure(row, vocab, law, cutoff, False, BLOCK)
     return Law(top, cutoff, scale, mass, only)
@@ -239,13 +239,13 @@ def row_law(row, vocab, temperature, top_k, top_p, min_p, NORMALISED: tl.constex
 
 @triton.jit
 def number(bits):
-    """A float64 that travelled as its bits (a kernel's float arguments are float32)."""
+    """A float64 that was passed as its bits (a kernel's float arguments are float32)."""
     return bits.to(tl.int64).to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def setting(sampling, count, i, column, bits):
-    """Setting i of a column of `sampling`; where there are no columns, the number."""
+    """Setting i from a column of `sampling`; if there are no columns, the number passed as `bits`."""
     return tl.where(count > 0, tl.load(sampling + i * count + column, mask=count > 0, other=0.0), number(bits))
 
 
@@ -255,10 +255,10 @@ def laws_kernel(
     vocab, rows, stride_b, stride_r, temperature, top_k, top_p, min_p, count, by_row, batch,
     NORMALISED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """laws [n, FIELDS] of the rows of logits [n / rows, rows, V]; stats float32 [3, n] as `RowStats`, when not None.
+    """Writes the laws [n, FIELDS] of the rows of logits [n / rows, rows, V], and stats float32 [3, n] as `RowStats`, if not None.
 
-    sampling: float64 [4, count], one a row (by_row 1) or a request; count 0: the four numbers. owner [n]: request of each row
-    in the packed layout, None: row // rows. kept_*: RowStats of the rows; where they determine the law no pass is run.
+    sampling: float64 [4, count], per row (by_row 1) or per request; count 0: the four numbers. owner [n]: the request of each row
+    in the packed layout, None: row // rows. kept_*: RowStats of the rows; where they determine the law, no pass is made.
     """
     at = tl.program_id(0).to(tl.int64)
     row = logits + (at // rows) * stride_b + (at % rows) * stride_r

@@ -1,5 +1,5 @@
-"""`lists` in Triton; the reference is specsample/schemes/lists.py. One program a request, a race for each live list
-over the same maxima of the row."""
+"""`lists` in Triton; the reference is specsample/schemes/lists.py. One program per request, one race per live list,
+all over the same group maxima of the row."""
 
 import triton
 import triton.language as tl
@@ -17,7 +17,7 @@ MAX_LISTS = tl.constexpr(limits.MAX_LISTS)
 
 @triton.jit
 def lists_of(lists, parents, at, inside, P: tl.constexpr):
-    """Clock list of each node: given, or the number of its ancestor among the root's children. int32 [P]"""
+    """The clock list of each node: as given, or the number of its ancestor among the root's children. int32 [P]"""
     ids = tl.arange(0, P)
     if lists is not None:
         number = tl.load(lists + at, mask=inside, other=-1).to(tl.int32)
@@ -26,7 +26,7 @@ def lists_of(lists, parents, at, inside, P: tl.constexpr):
         number = tl.cumsum(root.to(tl.int32), 0) - 1
         above = tl.where((parents >= 0) & (parents < ids), parents, ids)
         reach = 1
-        while reach < P:  # twice as far up each time
+        while reach < P:  # pointer doubling: twice as far up each time
             above = tl.gather(above, above, 0)
             reach *= 2
         number = tl.gather(number, above, 0)
@@ -39,8 +39,8 @@ def lists_kernel(
     vocab, rows, count, stride_b, stride_r, seed, position, max_depth, s0, s1, s2, s3, id_limit,
     P: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """At each node the target's winner over the least clock of the live lists: of the children's paths, at a leaf of those that
-    ended there. Move to the children that carry it."""
+    """At each node, find the target's winner on the minimum of the live lists' clocks: those of the children or, at a leaf, of the
+    paths that end there. Move to the children that carry it."""
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
     inputs = Inputs(tokens, parents, rows_of, None, None, s0, s1, s2, 0, 0, 0, id_limit, 0, spans)

@@ -11,7 +11,7 @@ from .walk import accept, at_node, first_of
 
 @triton.jit
 def select(at, bins):
-    """The draw of the smallest priority: (its place among the children, ρ of its token)"""
+    """The draw with the smallest priority: (its place among the children, ρ of its token)"""
     lanes = tl.arange(0, MAX_SIBLINGS)
     x, node = child(at, lanes)
     known = x < at.pair.vocab  # ids beyond the target's vocabulary have ratio 0
@@ -25,7 +25,7 @@ def select(at, bins):
 
 @triton.jit
 def step(at, BLOCK: tl.constexpr):
-    """Select one draw with law b = ρ·d, then accept it when u·b < t."""
+    """Select one draw with law b = ρ·d, then accept it if u·b < t."""
     j, ratio = tl.full((), 0, tl.int32), tl.full((), 1.0, tl.float64)
     bins = bins_for(at.count, at.bins, at.pair.vocab, at.sums, at.tables)
     tail_bin, k = bins.tail_bin, at.count

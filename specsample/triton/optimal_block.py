@@ -1,7 +1,7 @@
 """`optimal_block` in Triton; the reference is specsample/schemes/optimal_block.py.
 
-One walk: at each node select a draw, test the block that ends there, go on to the draw. What the longest accepted prefix stopped
-with is kept, its table of ratios too: the next node's goes to the other of two.
+One walk: at each node, select a draw, test the block that ends there, move to the draw. The state at the end of the longest accepted
+prefix is kept, including its table of ratios: tables are double-buffered, so the next node's goes to the other buffer.
 """
 
 import triton.language as tl
@@ -53,7 +53,7 @@ def optimal_block_kernel(
     marks = marks_of(marks, b, span, spans, count)
     depth, chosen, token = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32), b * 0
     weight, zero = tl.full((), 1.0, tl.float64), tl.full((), 0.0, tl.float64)  # P_i
-    # After the longest accepted prefix: its length and weight, target row, draws, their law's index, and the bins' (0: b = d)
+    # At the end of the longest accepted prefix: its length and weight, target row, draws, index of their law, and binning (0: b = d)
     stop, stop_row, stop_count, stop_left = depth, b * 0 - 1, depth, b * 0
     stop_weight, stop_k, stop_tail, held = weight, depth, depth, depth
     exists = root_exists(inputs, b, span)
@@ -73,7 +73,7 @@ def optimal_block_kernel(
             solve(full)
             j, ratio = select(at, full)
             tail_bin = full.tail_bin
-        # A greedy target: its only token is selected when it was drawn, b = 1 − (1 − d)^k.
+        # A greedy target: its only token is selected if it was drawn, b = 1 − (1 − d)^k.
         d = draft_prob(at, only)
         b_only = tl.where(at.pair.draft.only >= 0, d, 1.0 - power(1.0 - d, at.count))
         if several_to_one:
@@ -96,7 +96,7 @@ def optimal_block_kernel(
         law_b = tl.where(several_to_one, b_only, ratio * draft_prob(at, token))
         ratio = tl.where(law_b > 0, weight * (t / tl.where(law_b > 0, law_b, 1.0)), (weight > 0).to(tl.float64))
         weight = tl.minimum(tl.where(t > 0, ratio, 0.0), 1.0)
-        going = (leaf == 0) & (weight > 0)  # a weight of 0 stays 0: nothing from here on is accepted
+        going = (leaf == 0) & (weight > 0)  # a weight of 0 stays 0: nothing further is accepted
         tl.store(first + depth, token)
         depth += going.to(tl.int32)
 

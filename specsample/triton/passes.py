@@ -1,4 +1,4 @@
-"""What a draft leaves of a target, over one row by one program: weights of tokens, their bounds and their sums."""
+"""Residual weights of a target and a draft row, and their sums, computed by one program per row."""
 
 from typing import NamedTuple
 
@@ -17,21 +17,21 @@ class Tokens(NamedTuple):
 
 
 class Residual(NamedTuple):
-    """What the draft leaves of the target: weights max(scale·t − ρ·d, floor·t, 0), scale >= floor."""
+    """The residual of the target: weights max(scale·t − ρ·d, floor·t, 0), scale >= floor."""
 
-    row: object  # the draft's
+    row: object  # draft row
     vocab: object
     law: object
     scale: object  # float64
     floor: object  # float64
-    bins: object  # histogram.Bins whose table has ρ; (): ρ = 1
-    without: object  # Tokens where d is 0 whatever the row says; (): nowhere
-    gone: object  # Tokens where nothing is left, whatever the rows say; (): nowhere
+    bins: object  # histogram.Bins whose table holds ρ; (): ρ = 1
+    without: object  # Tokens whose d is set to 0; (): none
+    gone: object  # Tokens whose weight is set to 0; (): none
 
 
 @triton.jit
 def draft_left(row, vocab, law, scale):
-    """(scale·t − d)⁺ of a draft's row and law"""
+    """The residual (scale·t − d)⁺ for a draft row and its law"""
     return Residual(row, vocab, law, scale, tl.full((), 0.0, tl.float64), (), (), ())
 
 
@@ -46,7 +46,7 @@ def is_in(ids, tokens):
 
 @triton.jit
 def residual_weights(row, vocab, law, relative, ids, rest):
-    """Weights of a tile in float64; relative = (z − law.max)·scale of its tokens"""
+    """The weights of a tile in float64; relative = (z − law.max)·scale of its tokens"""
     z = load_logits(rest.row, ids, rest.vocab)
     d = tl.where(z >= rest.law.cutoff, tl.exp((z.to(tl.float64) - rest.law.max) * rest.law.scale), 0.0) / rest.law.mass
     d = tl.where(rest.law.only >= 0, (ids == rest.law.only).to(tl.float64), d)
@@ -63,13 +63,13 @@ def residual_weights(row, vocab, law, relative, ids, rest):
 
 @triton.jit
 def residual_tile(row, vocab, law, rest, first, BLOCK: tl.constexpr):
-    """(scale·t − ρ·d)⁺ of a tile, float32: 0 where t and d are the same, the scale is 1 and there are no bins"""
+    """(scale·t − ρ·d)⁺ of a tile, float32: exactly 0 if t and d are equal, the scale is 1 and there are no bins"""
     ids, scale = first + tl.arange(0, BLOCK), rest.scale.to(tl.float32)
     if len(rest.bins) > 0:
         t, d, bin, heavy = binned(Pair(row, vocab, law, rest.row, rest.vocab, rest.law), ids, rest.bins)
         d *= ratio_in(rest.bins, bin, heavy, ids < vocab).to(tl.float32)
     else:
-        z, y = load_logits(row, ids, vocab), load_logits(rest.row, ids, rest.vocab)  # both on their way before one is used
+        z, y = load_logits(row, ids, vocab), load_logits(rest.row, ids, rest.vocab)  # both loads are issued before either is used
         t, d = weights(z, law) * (1.0 / law.mass).to(tl.float32), weights(y, rest.law) * (1.0 / rest.law.mass).to(tl.float32)
     w = tl.maximum(scale * t - d, 0.0)
     if len(rest.gone) > 0:

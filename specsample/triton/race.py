@@ -1,4 +1,4 @@
-"""`race` in Triton; the reference is specsample/schemes/race.py. The winner of every node's row is found in parallel."""
+"""`race` in Triton; the reference is specsample/schemes/race.py. The winners of all nodes' rows are found in parallel."""
 
 import torch
 import triton
@@ -17,8 +17,8 @@ def winners_kernel(
     target, laws, spans, owner, parents, rows_of, seeds, positions, winners, tops,
     vocab, rows, count, stride_b, stride_r, scale, seed, position, max_depth, s1, s2, TILES: tl.constexpr,
 ):  # fmt: skip
-    """winners int64, one a node and root (dense [B, N + 1], packed like the target's rows): winner of the node's row on the
-    clocks of the token below it; −1 where the row or the node does not exist or the row is broken."""
+    """Writes winners int64, one per node and root (dense [B, N + 1], packed like the target's rows): the winner of the node's row on
+    the clocks of the next token; −1 if the row or the node does not exist or the row has no finite logit."""
     at = tl.program_id(0).to(tl.int64)
     if owner is None:
         b = at // (count + 1)
@@ -80,8 +80,8 @@ def race_walk_kernel(
     spans, winners, emitted, path, num_accepted, tokens, parents, rows_of,
     rows, count, max_depth, s0, s1, s2, id_limit, P: tl.constexpr,
 ):  # fmt: skip
-    """Move to the children that carry the winner, all of them at once; emit it where there are none. Over vectors of P nodes, or
-    of few where a request has no more."""
+    """Move to all the children that carry the winner; if there are none, emit it and stop. Works on vectors of P nodes, or of FEW
+    if a request has no more."""
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
     inputs = Inputs(tokens, parents, rows_of, None, None, s0, s1, s2, 0, 0, 0, id_limit, 0, spans)

@@ -16,7 +16,7 @@ def clipped_mass(at, c, BLOCK: tl.constexpr):
 
 @triton.jit
 def step(at, BLOCK: tl.constexpr):
-    """Child by child, each against what the rejections before it left of the target."""
+    """Child by child, each tested against the residual of the target after the earlier rejections."""
     c, mass = tl.full((), 0.0, tl.float64), tl.full((), 1.0, tl.float64)
     token, j = tl.full((), -1, tl.int64), tl.full((), 0, tl.int32)
     while (token < 0) & (j < at.count):

@@ -19,7 +19,7 @@ def left_of(at, peak, total, only, c, rejected):
 
 @triton.jit
 def step(at, BLOCK: tl.constexpr):
-    """Child by child; one drawn after R was rejected has the law d_R, a law by itself: peak, total and only are its own."""
+    """Child by child; after R was rejected the next has law d_R, which is renormalised: it has its own peak, total and only."""
     pair = at.pair
     peak, total, only = pair.draft.max, pair.draft.mass, pair.draft.only
     c, mass = tl.full((), 0.0, tl.float64), tl.full((), 1.0, tl.float64)
@@ -29,7 +29,7 @@ def step(at, BLOCK: tl.constexpr):
         law = Law(peak, pair.draft.cutoff, pair.draft.scale, total, only)
         x, node = child(at, j)
         t, d = target_prob(at, x), prob(pair.draft_row, pair.draft_vocab, law, x)
-        again = is_in(x, Tokens(at.list, j))  # a token drawn twice has nothing left
+        again = is_in(x, Tokens(at.list, j))  # a repeated token has no weight left
         t, d = tl.where(again, 0.0, t), tl.where(again, 0.0, d)
         accepted = accept(at.seed, at.position, node, tl.maximum(t - c * d, 0.0), mass * d)
         token = tl.where(accepted, x, -1)
@@ -38,7 +38,7 @@ def step(at, BLOCK: tl.constexpr):
         going = (token < 0) & (j < at.count)
         if going:
             next = law_without(pair.draft_row, pair.draft_vocab, pair.draft, Tokens(at.list, j), BLOCK)
-            going = next.only != BROKEN  # otherwise nothing was left to draw a further child from
+            going = next.only != BROKEN  # otherwise there was nothing left to draw from
             if going:
                 c *= share_of(next, law)
                 peak, total, only = next.max, next.mass, next.only

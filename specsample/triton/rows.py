@@ -1,4 +1,4 @@
-"""`sample`, `draft` and `row_stats` in Triton: independent rows of logits, one program a row (and child)."""
+"""`sample`, `draft` and `row_stats` in Triton: independent rows of logits, one program per row (and child)."""
 
 import torch
 import triton
@@ -15,7 +15,7 @@ from .tree import law_without
 
 @triton.jit
 def law_or_plain(laws, at, scale):
-    """The row's law, or where there are no laws (None) the plain one relative to 0."""
+    """The row's law or, if there are no laws (None), the plain law relative to 0."""
     if laws is None:
         one, none = tl.full((), 1.0, tl.float64), tl.full((), -1, tl.int64)
         zero = tl.full((), 0.0, tl.float32)
@@ -29,7 +29,7 @@ def race_kernel(
     logits, laws, out, tops, seeds, positions, depths, nodes, vocab, stride, scale, seed, position, depth, node, k,
     PURPOSE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """out int64 [R, k]: child j of row i is the winner of the row's race on stream (position + depth, slot node + j)."""
+    """Writes out int64 [R, k]: child j of row i is the winner of the row's race on stream (position + depth, slot node + j)."""
     at = tl.program_id(0).to(tl.int64)
     i, j = at // k, at % k
     law = law_or_plain(laws, i, scale)
@@ -40,7 +40,7 @@ def race_kernel(
 
 @triton.jit
 def race_without(row, vocab, law, listed, s, tops, TILES: tl.constexpr):
-    """Winner of the race among the tokens that are not listed, relative to the largest of these: int64, −1 where none."""
+    """The winner of the race among the tokens that are not listed, relative to their largest logit: int64, −1 if none."""
     winner = tl.full((), -1, tl.int64)
     rest = law_without(row, vocab, law, listed, 32 * TILES)
     if rest.only == -1:
@@ -53,8 +53,8 @@ def arrivals_kernel(
     logits, laws, out, tops, seeds, positions, depths, nodes, vocab, stride, seed, position, depth, node, k,
     PURPOSE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """out int64 [R, k], −1 at the start: the first k arrivals of the race of each row on stream (position + depth, slot node), in
-    order; all from one reading of it. Those far below the first are found relative to the largest logit that is left."""
+    """Writes out int64 [R, k], initially −1: the first k arrivals of each row's race on stream (position + depth, slot node), in
+    order, all from one reading of the row. Those far below the first are found relative to the largest remaining logit."""
     i = tl.program_id(0).to(tl.int64)
     law = load_law(laws + i * FIELDS)
     where = spread(position, positions, i, 0) + spread(depth, depths, i, 0)
@@ -79,7 +79,7 @@ def arrivals_kernel(
 
 @Kernel
 def topk_kernel(logits, laws, out, vocab, stride, k, width, BLOCK: tl.constexpr):
-    """out int64 [R, width], −1 at the start: the k likeliest kept tokens of each row, lowest id first on ties."""
+    """Writes out int64 [R, width], initially −1: the k likeliest kept tokens of each row, lowest id first on ties."""
     i = tl.program_id(0).to(tl.int64)
     law = load_law(laws + i * FIELDS)
     if law.only >= 0:
@@ -93,7 +93,7 @@ def topk_kernel(logits, laws, out, vocab, stride, k, width, BLOCK: tl.constexpr)
                 ids = first + tl.arange(0, 4 * BLOCK)
                 z = load_logits(row, ids, vocab)
                 top = tl.max(z, 0)
-                if (top >= law.cutoff) & ((key(top) << 32) + 0x7FFFFFFF > best):  # otherwise none of the tile comes next
+                if (top >= law.cutoff) & ((key(top) << 32) + 0x7FFFFFFF > best):  # otherwise the next token is not in this tile
                     rank = (key(z) << 32) + (0x7FFFFFFF - ids)  # the order of (logit, lower id)
                     best = tl.maximum(best, tl.max(tl.where((z >= law.cutoff) & (rank < last), rank, -1 << 63), 0))
             last = best
@@ -103,7 +103,7 @@ def topk_kernel(logits, laws, out, vocab, stride, k, width, BLOCK: tl.constexpr)
 
 @Kernel
 def rest_kernel(logits, laws, out, tops, seeds, positions, nodes, vocab, stride, seed, position, node, k, TILES: tl.constexpr):
-    """out int64 [R, k], of which the last is still to come: one drawn from the rest of each row."""
+    """Writes the last column of out int64 [R, k]: a token drawn from the rest of each row, without those in the other columns."""
     i = tl.program_id(0).to(tl.int64)
     law = load_law(laws + i * FIELDS)
     listed = Tokens(out + i * k, k - 1)
@@ -137,7 +137,7 @@ def draft(logits, k, kind, sampling, sampling_rows, seed, seeds, position, posit
     laws = None
     if likeliest or ordered or kind == "top" or not plain(sampling, sampling_rows):
         laws = laws_of(logits, sampling, sampling_rows, normalised=False)
-    # Drafts belong to the round, arrivals and lists to the child's own clocks. The slot is the child's node, or the list.
+    # Independent draws use the round's streams; arrivals and lists use the clocks of the child's position. Slot: node, or list.
     purpose = {"iid": DRAFT, "distinct": DISTINCT, "top": DRAFT}.get(kind, CLOCK).value
     if purpose == CLOCK.value:
         node, nodes = 0, None

@@ -1,10 +1,10 @@
 """Philox4x32-10 and the stream map in Triton: the words, uniforms and clocks of specsample/reference/rng.py, bit for bit.
 
-`tl.philox` is the published generator (tests/test_triton.py holds it against the known answers). Logarithms are taken in
+`tl.philox` is the published generator (tests/test_triton.py compares it with the known answers). Logarithms are computed in
 float64 and only where they decide something: `groups.py` screens with `log2_below` first.
 
-The 32 tokens of a group are eight neighbours in each of the four rows of 256 of a tile of 1024. Here a group goes by the number of
-its word: 4·block + which of the block's four, so that its words are found as a token's are. Four tiles have 128 such numbers.
+The 32 tokens of a group are eight neighbours in each of the four rows of 256 of a tile of 1024. Here a group is numbered by its
+word, 4·block + which of the block's four, so that its words are located like a token's. Four tiles have 128 such numbers.
 """
 
 from typing import NamedTuple
@@ -45,7 +45,7 @@ def philox_of(s, block):
 
 @triton.jit
 def words_of(s, numbers, SUB: tl.constexpr):
-    """The words of numbers (of tokens, or with GROUP_BLOCK in SUB of groups) in a sub-stream: uint32 like numbers"""
+    """The words of `numbers` (tokens, or with GROUP_BLOCK in SUB groups) in a sub-stream: uint32 like numbers"""
     r0, r1, r2, r3 = philox_of(s, (numbers >> 2).to(tl.uint32) | SUB)
     return of_four(r0, r1, r2, r3, numbers)
 
@@ -64,7 +64,7 @@ def group_words(s, first, COUNT: tl.constexpr):
 
 @triton.jit
 def token_of(group, place):
-    """Token at a place of a group"""
+    """The token at a place of a group"""
     return (group >> 7) * (4 * TILE) + (group & 3) * TILE + ((group >> 2) & 31) * 8 + (place >> 3) * ROW + (place & 7)
 
 
@@ -78,7 +78,7 @@ def least_clocks(s, groups):
 
 @triton.jit
 def clocks(s, groups):
-    """The clocks of the groups' tokens, float64, and these: both like groups [n, 1, 1], their places as [n, 8, 4]"""
+    """The clocks of the groups' tokens, float64, and the tokens: both [n, 8, 4] for groups [n, 1, 1]"""
     least, first = least_clocks(s, groups)
     four, at = tl.arange(0, 8)[None, :, None], tl.arange(0, 4)[None, None, :]  # of one block
     ids = token_of(groups, 4 * four)
@@ -102,7 +102,7 @@ def exponential(u):
 
 @triton.jit
 def log2_below(r):
-    """A lower bound of log2 u, at most .09 below it, but for float32 rounding: float32 like r. The bits of a float 2^e·(1 + m)
+    """A lower bound on log2 u, at most .09 below it up to float32 rounding: float32 like r. The bits of a float 2^e·(1 + m)
     are e + m in fixed point."""
     some = tl.maximum(r.to(tl.float32), 2.0**-35)  # a word of 0 stands for uniforms of 2^-65 or more
     return some.to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-23 - (127 + 32)
@@ -110,20 +110,20 @@ def log2_below(r):
 
 @triton.jit
 def log2_above(x):
-    """An upper bound of log2 x, at most .09 above it: float32 like x"""
+    """An upper bound on log2 x, at most .09 above it: float32 like x"""
     return x.to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-23 - (127 - 0.0862)
 
 
 @triton.jit
 def unit(r, second, SECOND: tl.constexpr):
-    """Uniforms of words and of the numbers that refine them, in units of SECOND: float64"""
+    """The uniforms of words r, refined by the numbers `second` in units of SECOND: float64"""
     fraction = tl.where(r < REFINE_BELOW, (second.to(tl.float64) + 0.5) * SECOND, 0.5)
     return (r.to(tl.float64) + fraction) * _TO_UNIT
 
 
 @triton.jit
 def uniform_pair(s):
-    """The uniforms of the words 0 and 1: float64"""
+    """The uniforms of words 0 and 1: float64"""
     zero = s.tag * 0
     r0, r1, _r2, _r3 = philox_of(s, zero)
     refined0, refined1, _s2, _s3 = philox_of(s, zero | REFINE_BLOCK)
@@ -139,7 +139,7 @@ def uniform(s):
 
 @triton.jit
 def spread(number, values, at, STEP: tl.constexpr):
-    """Entry `at` of an int argument or of its tensor (None: the int), as int64."""
+    """Entry `at` of an argument given as an int or (if not None) a tensor, as int64."""
     if values is None:
         return number.to(tl.int64) + STEP * at
     else:

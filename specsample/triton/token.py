@@ -33,7 +33,7 @@ from .walk import (
 
 @triton.jit
 def walk(b, span, target, draft, inputs, seed, position, emitted, path, num_accepted, stops, max_depth, P: tl.constexpr):
-    """Accept the child x when u·d(x) < t(x), else stop and leave the residual race to `finish`. Over vectors of P nodes."""
+    """Accept the child x if u·d(x) < t(x), else stop and leave the residual race to `finish`. Works on vectors of P nodes."""
     nodes, drawn = load_nodes(0, inputs, b, span, P)
     node = tl.full((), -1, tl.int32)
     depth, kind = tl.full((), 0, tl.int32), tl.full((), NOTHING, tl.int32)
@@ -66,7 +66,7 @@ def token_kernel(
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
     s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, P: tl.constexpr,
 ):  # fmt: skip
-    """The walk of each request over vectors of its nodes: of P, or of few where it has no more."""
+    """The walk of each request over vectors of its nodes: of length P, or FEW if it has no more."""
     b = tl.program_id(0).to(tl.int64)
     span = span_of(b, spans, rows, count)
     here = Target(target, laws, vocab, stride_b, stride_r, spans)

@@ -11,7 +11,7 @@ from .walk import accept
 
 @triton.jit
 def step(at, BLOCK: tl.constexpr):
-    """The last child, drawn from the draft off the others' tokens T; then one race over t on T and (t − d')⁺ off T."""
+    """Test the last child, drawn from the draft off the other children's tokens T; then one race over t on T and (t − d')⁺ off T."""
     pair, n = at.pair, tl.maximum(at.count - 1, 0)
     top = Tokens(at.list, n)
     peak, mass, only = pair.draft.max, pair.draft.mass, pair.draft.only

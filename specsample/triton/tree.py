@@ -1,11 +1,11 @@
-"""The walk of the multi-draft schemes: one program a request goes from the root to the token that is emitted.
+"""The walk of the multi-draft schemes: one program per request goes from the root to the final emitted token.
 
 A scheme is a step: `step(at, BLOCK)` decides among the live children of one node, `at` a Siblings. It returns the token of the
-child that is accepted (−1: none), the Residual that the token is otherwise drawn from, and how many of the first children accept
-that token when it is theirs (`top`; for the others 0). Without children it is called as well, and returns −1.
+accepted child (−1: none), the Residual from which a token is drawn otherwise, and how many of the first children are accepted if
+that token is theirs (for `top`; 0 for the others). It is also called at nodes without children, and returns −1 there.
 
-Nodes are read anew at each level, few at a time; which of them live, and the children of a step, lie in memory: vectors over the
-nodes would take the registers that the passes over rows need.
+Nodes are re-read at each level, FEW at a time. Which of them are live, and the children of a step, are kept in memory: vectors over
+the nodes would take the registers that the passes over rows need.
 """
 
 from typing import NamedTuple
@@ -45,7 +45,7 @@ MAX_SIBLINGS = tl.constexpr(limits.MAX_SIBLINGS)
 
 
 class Siblings(NamedTuple):
-    """The live children of a node that a step decides among, the rows they belong to, and the program's scratch."""
+    """The live children of a node that a step chooses among, the rows they belong to, and the program's scratch."""
 
     pair: object  # histogram.Pair: target row, and draft row of the first child
     count: object  # int32
@@ -59,7 +59,7 @@ class Siblings(NamedTuple):
 
 @triton.jit
 def child(at, j):
-    """(token int64, node int32) of the children j, a number or a vector; 0 where there is none"""
+    """(token int64, node int32) of child j, a scalar or a vector; 0 if there is none"""
     inside = j < at.count
     node = tl.load(at.list + MAX_SIBLINGS + j, mask=inside, other=0)
     return tl.load(at.list + j, mask=inside, other=0), node.to(tl.int32)
@@ -82,8 +82,8 @@ def residual(at, scale, floor, bins):
 
 @triton.jit
 def law_without(row, vocab, law, without, BLOCK: tl.constexpr):
-    """The law given that the token is none of `without`, but for their zeros: relative to the largest of the others, whatever the
-    share of them all. `only` is BROKEN, and the mass inf, where there is no other token."""
+    """The law conditioned on the token not being in `without` (whose weights the caller must zero): relative to the largest of the others,
+    however small their share. `only` is BROKEN, and the mass inf, if there is no other token."""
     peak = tl.full((BLOCK,), float("-inf"), tl.float32)
     for first in range(0, vocab, 8 * BLOCK):
         ids = first + tl.arange(0, 8 * BLOCK)
@@ -107,16 +107,16 @@ def law_without(row, vocab, law, without, BLOCK: tl.constexpr):
 
 @triton.jit
 def share_of(rest, whole):
-    """How probable the tokens of `rest`, a law without some of them, are under `whole`: float64"""
+    """The probability under `whole` of the tokens of `rest`, a law that excludes some tokens: float64"""
     share = rest.mass / whole.mass * tl.exp((rest.max.to(tl.float64) - whole.max) * rest.scale)
     return tl.where(rest.only >= 0, 1.0, share)
 
 
 class Scratch(NamedTuple):
-    """A request's scratch."""
+    """The scratch memory of a request."""
 
-    marks: object  # pointer to int32, one a node: its depth once it lives
-    list: object  # see Siblings, as are the others
+    marks: object  # pointer to int32, one per node: its depth once it is live
+    list: object  # see Siblings for this and the others
     sums: object
     tables: object
     bins: object
@@ -124,13 +124,13 @@ class Scratch(NamedTuple):
 
 @triton.jit
 def arrive(token, depth, b, span, target, draft, inputs, seed, position, path, max_depth, scratch, POINTS: tl.constexpr):
-    """Go to all of the live nodes that carry the token (depth 0: to the root). -> (Siblings: their children, those that a step sees,
+    """Move to all the live nodes that carry the token (depth 0: to the root). -> (Siblings: those of their children that a step considers,
     under a greedy target only with POINTS; target row; index of the children's draft law; whether a greedy target's only token is
-    among all of them)."""
+    among all the children)."""
     tokens_of = inputs.tokens + start_of(b, span, inputs.spans, inputs.tokens_stride, False)
     marks, list, last = scratch.marks, scratch.list, span.nodes.to(tl.int32)
     node, first = tl.full((), -1, tl.int32), tl.full((), 0, tl.int32)
-    while (depth > 0) & (node < 0) & (first < last):  # the first is the one that is named
+    while (depth > 0) & (node < 0) & (first < last):  # the first of them is reported
         ids = first + tl.arange(0, FEW)
         alive = tl.load(marks + ids, mask=ids < last, other=0) == depth
         node = first_of(ids, alive & (tl.load(tokens_of + ids, mask=ids < last, other=-1) == token))
@@ -166,7 +166,7 @@ def arrive(token, depth, b, span, target, draft, inputs, seed, position, path, m
 
 @triton.jit
 def marks_of(marks, b, span, spans, count):
-    """A request's part of the marks"""
+    """The request's part of the marks"""
     if spans is None:
         return marks + b * count
     else:
@@ -208,7 +208,7 @@ def tree_kernel(
         )  # fmt: skip
         pair = at.pair
         token, rest, takes = STEP(at, BLOCK)
-        token = tl.where(hit, pair.target.only, token)  # of a greedy target: it is emitted, drawn or not
+        token = tl.where(hit, pair.target.only, token)  # for a greedy target: emitted whether it was drafted or not
         going = token >= 0
         if token < 0:
             s = last_stream(seed, position, depth, at.count > 0, races)
@@ -223,12 +223,12 @@ def tree_kernel(
 
 
 def verify_tree(call, step, bins=0):
-    """Run a scheme's step over the trees of a round. bins: of its histogram"""
+    """Run a scheme's step over the trees of a round. bins: size of its histogram"""
     launch(tree_kernel, (call.batch,), *tree_args(call, bins), STEP=step, **tree_constants(call))
 
 
 def tree_args(call, bins, tables=1):
-    """The arguments of a walk over trees, with scratch for so many sets of tables."""
+    """The arguments of a walk over trees, with scratch for `tables` sets of tables."""
     laws, draft_laws = call.laws(normalised=True), call.draft_laws()
     draft, batch, device = call.draft, call.batch, call.device
     if draft is None:  # no nodes, but a row to point at

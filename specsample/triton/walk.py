@@ -1,7 +1,7 @@
 """One verification round on the device: the layout of requests, and the kernels that all schemes share.
 
-A round runs in a few launches: the laws of all rows in parallel, the scheme's walk (one program a request, on scalars and a
-vector of its nodes), and one race for each request's last token. A walk leaves a *stop*: which race that is.
+A round runs in a few launches: the laws of all rows in parallel, the scheme's walk (one program per request, on scalars and a
+vector of its nodes), and one race for each request's last token. A walk writes a *stop*, which describes that race.
 """
 
 from typing import NamedTuple
@@ -15,14 +15,14 @@ from .law import BROKEN, FIELDS, Law, load_law, load_logits, prob
 from .passes import draft_left
 from .streams import ACCEPT, CLOCK, RESIDUAL, Stream, spread, stream, uniform
 
-FEW = tl.constexpr(64)  # so many nodes are looked at together where a request has no more, else MAX_NODES
+FEW = tl.constexpr(64)  # nodes processed together if a request has no more, else MAX_NODES
 NOTHING, BONUS, REST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # kinds of stops
 STOP = tl.constexpr(4)  # int64 fields: kind, depth, target row, draft (law index, or the token of a one-hot draft)
 _NO_NODE = tl.constexpr(1 << 30)
 
 
 class Span(NamedTuple):
-    """Where a request's rows and nodes lie, int64. Packed: indices of rows and nodes; dense: b·R and b·N."""
+    """The location of a request's rows and nodes, int64. Packed: indices of rows and nodes; dense: b·R and b·N."""
 
     row: object
     rows: object
@@ -31,10 +31,10 @@ class Span(NamedTuple):
 
 
 class Nodes(NamedTuple):
-    """P of a request's nodes, vectors."""
+    """P nodes of a request, as vectors."""
 
     ids: object  # int32
-    tokens: object  # int32, −1 where no node exists
+    tokens: object  # int32, −1 if the node does not exist
     parents: object  # int32
     exists: object  # int1
 
@@ -50,7 +50,7 @@ def span_of(b, spans, rows, nodes):
 
 @triton.jit
 def start_of(b, span, spans, stride, is_row: tl.constexpr):
-    """Where a request's entries begin in a per-node input; dense: `stride` entries a request (0: one list for all)."""
+    """Where a request's entries begin in a per-node input; dense: `stride` entries per request (0: one list for all)."""
     if spans is None:
         return b * stride
     elif is_row:
@@ -71,33 +71,33 @@ class Target(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """The rows of draft logits of all requests, by the index of their laws. Of one-hot drafts there are neither."""
+    """The rows of draft logits of all requests, indexed like their laws. One-hot drafts have neither."""
 
     logits: object  # pointer, or None
     laws: object  # pointer, or None
     vocab: object
-    count: object  # dense: rows a request
+    count: object  # dense: rows per request
     stride_b: object  # int64, in elements
     stride_r: object
     spans: object  # None: dense
 
 
 class Inputs(NamedTuple):
-    """The per-node inputs of all requests. Where one's begin is computed where it is needed: it would take registers."""
+    """The per-node inputs of all requests. A request's start is computed where it is needed, to save registers."""
 
     tokens: object  # pointer
     parents: object  # pointer, or None: a chain
     rows: object  # pointer, or None: row i + 1
     draft_rows: object  # pointer, or None: the row above
     draft_laws: object  # pointer, or None: one-hot drafts
-    tokens_stride: object  # dense: entries a request, 0 where one list is for all
+    tokens_stride: object  # dense: entries per request, 0 if one list is shared by all
     parents_stride: object
     rows_stride: object
     draft_rows_stride: object
-    draft_count: object  # dense: draft laws a request
-    draft_total: object  # of all requests
-    id_limit: object  # ids from here on exist in no row
-    row_a_node: object  # packed: whether draft rows are counted by nodes
+    draft_count: object  # dense: draft laws per request
+    draft_total: object  # draft laws of all requests
+    id_limit: object  # ids at or above this exist in no row
+    row_a_node: object  # packed: whether there is one draft row per node
     spans: object  # None: dense
 
 
@@ -150,7 +150,7 @@ def target_row(inputs, b, span, node):
 
 @triton.jit
 def root_row(inputs, b, span):
-    """Row of the root, int64; −1 where the request has no rows"""
+    """Row of the root, int64; −1 if the request has no rows"""
     row = b * 0 - 1
     if span.rows > 0:
         row = target_row(inputs, b, span, tl.full((), -1, tl.int32))
@@ -159,7 +159,7 @@ def root_row(inputs, b, span):
 
 @triton.jit
 def load_nodes(first, inputs, b, span, P: tl.constexpr):
-    """-> (the Nodes first .. first + P − 1, index of each one's draft law int64 [P]); of one-hot drafts the index is the token."""
+    """-> (the Nodes first .. first + P − 1, index of each node's draft law int64 [P]); for one-hot drafts the index is the token."""
     spans, draft_count = inputs.spans, inputs.draft_count
     ids = first + tl.arange(0, P)
     inside = ids < span.nodes
@@ -189,26 +189,26 @@ def load_nodes(first, inputs, b, span, P: tl.constexpr):
 
 @triton.jit
 def first_of(ids, chosen):
-    """Lowest of the chosen nodes (int1 [P]); −1 where none: int32"""
+    """The lowest of the chosen nodes (int1 [P]); −1 if none: int32"""
     node = tl.min(tl.where(chosen, ids, _NO_NODE), 0)
     return tl.where(node == _NO_NODE, -1, node)
 
 
 @triton.jit
 def first_child(nodes, node):
-    """Lowest existing child of `node` (−1: the root); −1 where none: int32"""
+    """The lowest existing child of `node` (−1: the root); −1 if none: int32"""
     return first_of(nodes.ids, nodes.exists & (nodes.parents == node))
 
 
 @triton.jit
 def at_node(values, ids, node):
-    """values[node] of a vector over the nodes; 0 where node is −1"""
+    """values[node] of a vector over the nodes; 0 if node is −1"""
     return tl.sum(tl.where(ids == node, values, 0), 0)
 
 
 @triton.jit
 def draft_row_of(draft, law):
-    """Pointer to the draft row of a law's index."""
+    """Pointer to the draft row with the index `law`."""
     if draft.spans is None:
         return draft.logits + (law // draft.count) * draft.stride_b + (law % draft.count) * draft.stride_r
     else:
@@ -217,7 +217,7 @@ def draft_row_of(draft, law):
 
 @triton.jit
 def draft_prob_of(draft, law, token):
-    """Probability of a drafted token under the law of that index: float64; 1 for a one-hot draft"""
+    """Probability of a drafted token under the law with that index: float64; 1 for a one-hot draft"""
     d = tl.full((), 1.0, tl.float64)
     if draft.laws is not None:
         d = prob(draft_row_of(draft, law), draft.vocab, load_law(draft.laws + law * FIELDS), token)
@@ -226,11 +226,11 @@ def draft_prob_of(draft, law, token):
 
 @triton.jit
 def draft_law_of(draft, law, target_row, target_law):
-    """(row, law) of a draft: that of an index, or of a one-hot draft (`law`: its token) the target's row and all mass on the token"""
+    """(row, law) of a draft: those with the index `law`; for a one-hot draft (`law`: its token), the target's row and all mass on the token"""
     if draft.laws is None:
         return target_row, Law(target_law.max, target_law.cutoff, target_law.scale, target_law.mass, law)
     else:
-        law = tl.maximum(law, 0)  # where nothing was drafted the first is pointed at, and decides nothing
+        law = tl.maximum(law, 0)  # if nothing was drafted, this reads the first law, which is not used
         return draft_row_of(draft, law), load_law(draft.laws + law * FIELDS)
 
 
@@ -242,7 +242,7 @@ def accept(seed, position, node, numerator, denominator):
 
 @triton.jit
 def last_stream(seed, position, depth, rest, slot):
-    """Stream of a round's last race: the residual's (`rest`; slot: how many ran before), or the clocks of the token's position."""
+    """The stream of a round's last race: the residual's (`rest`; slot: how many ran before), or the clocks of the token's position."""
     tag = tl.where(rest, (RESIDUAL << 24) + slot, CLOCK << 24)
     return Stream(seed, tl.where(rest, position, position + depth), tag.to(tl.uint32))
 
@@ -261,8 +261,8 @@ def finish_kernel(
     vocab, draft_vocab, rows, draft_count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth,
     TILES: tl.constexpr,
 ):  # fmt: skip
-    """The token that each request emits where its walk stopped: of the target's law on the token's own clocks (BONUS), or of
-    (weight·t − d)⁺ on the round's residual stream (REST; where nothing is left, of the target's law)."""
+    """Emit each request's last token, where its walk stopped: from the target's law on the clocks of the token's position (BONUS), or
+    from (weight·t − d)⁺ on the round's residual stream (REST; if nothing is left, from the target's law)."""
     b = tl.program_id(0).to(tl.int64)
     kind, depth = tl.load(stops + b * STOP), tl.load(stops + b * STOP + 1)
     if kind != NOTHING:
@@ -283,7 +283,7 @@ def finish_kernel(
 def logprobs_kernel(
     target, laws, spans, rows_of, tokens, nodes, out, vocab, rows, stride_b, stride_r, rows_stride, max_depth,
 ):  # fmt: skip
-    """out float32 [B, D + 1]: log-probability of each emitted token under `laws`, 0 where none was emitted."""
+    """Writes out float32 [B, D + 1]: the log-probability of each emitted token under `laws`, 0 where none was emitted."""
     at = tl.program_id(0).to(tl.int64)
     b, depth = at // (max_depth + 1), at % (max_depth + 1)
     token = tl.load(tokens + at)

@@ -1,4 +1,4 @@
-"""Compiling kernels before they are needed: ahead of serving, and ahead of a graph's capture, in which nothing can be loaded."""
+"""Compile kernels ahead of time: before serving, and before a graph capture, during which no kernel can be loaded."""
 
 import time
 
@@ -9,20 +9,20 @@ def warmup(
     vocab, *, schemes=("token",), dtype=torch.bfloat16, device="cuda", draft_vocab=None, tree=False, packed=False, one_hot=False,
     sampling=None, logprobs=None, position=None,
 ):  # fmt: skip
-    """Run a small call of each scheme, and of its drafts, so that the kernels of such calls are compiled and loaded.
+    """Run a small call of each scheme and of its drafting, so that the kernels for such calls are compiled and loaded.
 
-    Batches, offsets, seeds (one a request, as a tensor), values of positions and settings do not matter afterwards, but whether
-    settings are `plain` does for `race` (neither greedy nor filtered: the default); what does is named here:
+    The kernels do not depend on batch sizes, offsets, seeds (a tensor, one per request) or the values of positions and settings, except
+    that `race` has its own kernel for plain settings (neither greedy nor filtered: the default). They depend on:
 
-    vocab, dtype  of the logits; draft_vocab: of the drafts', None = the same
+    vocab, dtype  of the logits; draft_vocab: of the draft logits, None = the same
     tree          with parents, rows and draft_rows, as tensors; otherwise chains
     packed        with cu_rows; otherwise dense
     one_hot       without draft_logits, for the schemes that verify such drafts
     sampling, logprobs   as in `verify`
-    position      an int, whichever, where calls give one for all requests; None: they give a tensor, one a request
+    position      any int, if calls pass one for all requests; None: they pass a tensor, one per request
 
-    Returns {scheme: seconds it took}. The compiled kernels stay in Triton's cache (TRITON_CACHE_DIR, by default ~/.triton/cache):
-    another process that warms up takes them from there. Raises ValueError as `verify` does.
+    Returns {scheme: seconds it took}. The compiled kernels stay in Triton's cache (TRITON_CACHE_DIR, by default ~/.triton/cache),
+    from which another process that warms up loads them. Raises ValueError as `verify` does.
     """
     from .. import Sampling, api
 

@@ -1,4 +1,4 @@
-"""Laws with gaps of many temperatures, which float exponentials do not hold: the inputs of test_cold_laws.py, for every scheme."""
+"""Laws with gaps of many temperatures, beyond the range of float exponentials: the inputs of test_cold_laws.py, for every scheme."""
 
 import torch
 
@@ -8,7 +8,7 @@ MOST = 4  # children of a node
 _WARM = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 _SPACED, _BACK = (-1.0, 0.0, -2.0, -4.0, -3.0, -5.0), (-4.0, -5.0, -3.0, -1.0, -2.0, 0.0)
 
-# name: logits of the target and of the draft, as a part in gaps and a part in temperatures
+# name: logits of the target and of the draft, each as a multiple of the gap plus a multiple of the temperature
 SHAPES = {
     "cold draft": ((), _WARM, _SPACED, ()),
     "tied below": ((), _WARM, (0.0, -1.0, -1.0, -1.0, -1.0, -1.0), ()),

@@ -1,8 +1,8 @@
-"""The backend "cuda on cpu": the CUDA ops compiled by the C++ compiler and run on the CPU, a fibre for every CUDA thread.
+"""The backend "cuda on cpu": the CUDA ops compiled by the C++ compiler and run on the CPU, one fibre per CUDA thread.
 
 `load()` builds csrc/emulator/ops.cpp, defines its ops with the schemas of the real ones, and adds them to the backends, so that
-tests call them like any other: `ss.verify(..., backend="cuda on cpu")`. They are linked into one shared object with the ops of the
-CPU, as in the extension, whose linker keeps one of two functions of one name (test_one_library.py). Those are a backend too.
+tests call them like any other: `ss.verify(..., backend="cuda on cpu")`. They are linked into one shared object with the CPU ops, as in
+the extension, where the linker keeps only one of two functions with the same name (test_one_library.py). The latter are a backend too.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ def build(folder=native.FOLDER, flags=native.FLAGS, sources=(*CPU, *CUDA), name=
 
 @functools.cache
 def load():
-    """The library's handle; skips the test where no C++ compiler is installed."""
+    """The library's handle; skips the test if no C++ compiler is installed."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler (c++) on the path")
     if os.environ.get("SPECSAMPLE_TESTING_BUILD"):
         pytest.skip("fibres need a sanitized build of their own: test_cuda_on_cpu.py")
-    # The sanitizer tests point at a build of their own, made before their process starts.
+    # The sanitizer tests point to their own build, made before their process starts.
     ready = os.environ.get("SPECSAMPLE_CUDA_ON_CPU_BUILD")
     path = Path(ready) if ready else build()
-    # They live as long as the process.
+    # Kept alive as long as the process.
     load.definitions = [native.declare(name, LIBRARIES[name], like) for name, like in ((NAME, "cuda"), (BESIDE, "cpu"))]
     torch.ops.load_library(str(path))
     handle = ctypes.CDLL(str(path))
@@ -48,9 +48,9 @@ def load():
 
 @contextlib.contextmanager
 def launches(threads=0, shuffle=0, team=1, ahead=False, perturb=0):
-    """Within it, crews have `threads` threads (0: as on a GPU), run in an order shuffled by the seed `shuffle` (0: by index), in
-    teams of `team` blocks; `ahead`: all rows are read before the round; `perturb`: seed of errors in approximations, within what is
-    documented (0: none)."""
+    """Context in which crews have `threads` threads (0: as on a GPU), run in an order shuffled by the seed `shuffle` (0: by index), in
+    teams of `team` blocks; `ahead`: all rows are read before the round; `perturb`: seed of errors in approximations, within the
+    documented bounds (0: none)."""
     handle = load()
     handle.specsample_cuda_on_cpu_settings(threads, shuffle, team, int(ahead), perturb)
     try:

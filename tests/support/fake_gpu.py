@@ -1,4 +1,4 @@
-"""A stand-in for what the GPU benchmarks need and this machine lacks: torch.cuda with its own clock."""
+"""A stand-in for torch.cuda, with its own clock, for GPU benchmarks on a machine without a GPU."""
 
 import contextlib
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ class Cuda:
         self.peak = self.allocated
 
     def take(self, size):
-        """A call that allocates `size` bytes for a while"""
+        """A call that temporarily allocates `size` bytes"""
         self.peak = max(self.peak, self.allocated + size)
 
     def Event(self, enable_timing):  # noqa: N802

@@ -2,8 +2,8 @@
 
     python tests/support/fuzz.py --calls 100000 [--seed 0] [--compare 10]
 
-Every call must return (a ValueError where the arguments are wrong in a knowable way) with ids inside [-1, V); one call in
-`--compare` is also run on the reference, whose tokens must be the same. Call i of a seed is the same whatever ran before it.
+Every call must return (or raise ValueError if the arguments are detectably wrong) with ids inside [-1, V); one call in
+`--compare` is also run on the reference, which must give the same tokens. Call i of a seed is the same whatever ran before it.
 """
 
 import argparse
@@ -25,14 +25,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Call:
-    """One random call, from its own generators."""
+    """One random call, with its own generators."""
 
     def __init__(self, seed, index):
         self.pick = random.Random(f"{seed}/{index}")
         self.generator = torch.Generator().manual_seed(self.pick.getrandbits(60))
         self.vocab = self.pick.choice((1, 2, 3, 7, 16, 33, 64, 65, 100, 257, 1000))
         self.dtype = self.pick.choice(DTYPES)
-        self.natural = True  # whether its decisions are sharp enough to be compared
+        self.natural = True  # whether its decisions are far enough from ties to be compared
 
     def chance(self, probability):
         return self.pick.random() < probability
@@ -80,10 +80,10 @@ class Call:
     # -- the ops -------------------------------------------------------------------------------------------------------
 
     def rows(self):
-        """(function, arguments, vocabulary) of a call on independent rows."""
+        """(function, arguments, vocabulary) for a call on independent rows."""
         count = self.pick.choice((0, 1, 2, 5))
         kind = self.pick.choice(("sample", "row_stats", "draft", "draft", "draft"))
-        # Beside a logit of 1e38 the others have no weight in float, but an order in double: second arrivals are not compared.
+        # Next to a logit of 1e38 the others have no weight in float, but still an order in double: do not compare second arrivals.
         args = {"logits": self.logits(count, self.vocab, huge=kind != "draft"), "sampling": self.sampling(count)}
         if kind != "row_stats":
             args |= {"seed": self.pick.getrandbits(62), "position": self.pick.getrandbits(35)}
@@ -131,16 +131,16 @@ class Call:
         drawn = args["draft_logits"] is not None and batch > 0 and self.chance(0.8)
         if drawn:
             self.draw(args)
-        # Unlikely tokens crowd in intervals of next to no length, where rounding decides between them.
+        # Unlikely tokens share intervals of almost no length, where rounding decides between them.
         sharp = scheme not in ("optimal", "optimal_block") or "parents" not in args or args["max_depth"] == 1
-        # Siblings from several rows: tokens that the first one's law, which counts, all but excludes, where rounding decides too.
+        # Siblings from several rows: the first row's law counts and all but excludes some tokens, where rounding decides too.
         sharp = sharp and not (scheme == "importance" and "draft_rows" in args)
         self.natural = drawn and sharp
         args["draft_tokens"] = self.spoil(args["draft_tokens"], -1, V, 10**6, -9)
         return ss.verify, self.pack(args, batch, nodes) if self.chance(0.3) else args
 
     def draw(self, args):
-        """Tokens of the nodes from the rows that `verify` takes their law from."""
+        """Draw the nodes' tokens from the rows from which `verify` takes their laws."""
         tokens, draft = args["draft_tokens"], args["draft_logits"]
         batch, nodes = tokens.shape
         spread = lambda x, n: torch.as_tensor(x).expand(batch, n)
@@ -153,14 +153,14 @@ class Call:
             logits = draft[torch.arange(batch), row.clamp(0, draft.shape[1] - 1).long()]
             token = ss.draft(logits, sampling=law, seed=args["seed"], position=args["position"], node=i, backend="cpu")[:, 0]
             token = torch.where(token >= 0, token, 0).to(tokens.dtype)
-            if args["scheme"] == "recursive_distinct":  # no token twice: all of the target may be used up, and rounding is left
+            if args["scheme"] == "recursive_distinct":  # no token twice: the target may be exhausted, leaving only rounding error
                 twice = (parents[:, :i] == parents[:, i : i + 1]) & (tokens[:, :i] == token[:, None])
                 token = torch.where(twice.any(1), -1, token)
             tokens[:, i] = token
 
     def pack(self, args, batch, nodes):
         """The same requests in the packed layout, one with fewer rows, one without."""
-        for name in ("rows", "lists", "draft_rows"):  # one list for all in the dense layout only
+        for name in ("rows", "lists", "draft_rows"):  # a list shared by all is for the dense layout only
             args.pop(name, None)
         flat = {n: args[n].flatten(0, 1) for n in ("target_logits", "draft_logits") if args[n] is not None}
         lengths = [self.pick.choice((nodes + 1, nodes + 1, 0, 1)) for _ in range(batch)]

@@ -1,7 +1,7 @@
-"""A model of the search that clocks in groups allow: bounds of groups, which groups are opened, what is found there.
+"""A model of the search that clocks in groups allow: bounds of groups, which groups are opened, and what is found there.
 
-A group of largest weight w and least clock M has no score above w/M, so groups below the best score (or the k-th best) stay closed.
-Kernels follow this model, each in its own order; test_group_bounds.py says how much is opened, and that nothing is missed.
+A group with largest weight w and least clock M has no score above w/M, so groups below the best score (or the k-th best) stay closed.
+Kernels follow this model, each in its own order; test_group_bounds.py checks how much is opened, and that nothing is missed.
 Everything is in logarithms, float64: score = log w − log E.
 """
 
@@ -14,11 +14,11 @@ from specsample.reference import rng
 
 VOCAB, ROWS = 128_256, 16
 GROUPS = (VOCAB + 1023) // 1024 * rng.GROUP
-FIRST = 32  # groups opened before there is a goal, and at a time afterwards
+FIRST = 32  # groups opened before there is a goal, and in each later step
 
 
 class Streams:
-    """Clocks E [ROWS, VOCAB], least clocks M [ROWS, GROUPS], of one stream a row."""
+    """Clocks E [ROWS, VOCAB] and least clocks M [ROWS, GROUPS], one stream per row."""
 
     def __init__(self, slot=0):
         stream = torch.arange(ROWS), torch.full((ROWS,), 5), rng.CLOCK, torch.full((ROWS,), slot)
@@ -31,20 +31,20 @@ streams = functools.cache(Streams)
 
 @functools.cache
 def tokens_of():
-    """Token ids of each group by place, int64 [GROUPS, 32]; VOCAB where there is none"""
+    """Token ids of each group by place, int64 [GROUPS, 32]; VOCAB if there is none"""
     token = torch.arange(VOCAB)
     return torch.full((GROUPS, rng.GROUP), VOCAB).index_put((rng.group_of(token), rng.place_of(token)), token)
 
 
 def over_groups(x):
-    """The largest of each group, [..., VOCAB] -> [..., GROUPS]"""
+    """The largest value of each group, [..., VOCAB] -> [..., GROUPS]"""
     padded = torch.nn.functional.pad(x, (0, 1), value=-math.inf)
     return padded[..., tokens_of()].amax(-1)
 
 
 def over_chunks(x, offset):
-    """Bounds from aligned chunks of eight: the row begins `offset` elements after an aligned address, so that a group's run of
-    eight lies in two chunks. Largest of all chunks that cover a group, [VOCAB] -> [GROUPS]"""
+    """Bounds from aligned chunks of eight: the row begins `offset` elements after an aligned address, so a group's run of eight
+    straddles two chunks. The largest over all chunks that cover a group, [VOCAB] -> [GROUPS]"""
     chunks = torch.nn.functional.pad(x, (offset, -(VOCAB + offset) % 8), value=-math.inf).view(-1, 8).amax(-1)
     chunks = torch.nn.functional.pad(chunks, (0, 1), value=-math.inf)  # the last one stands for places beyond the row
     first = tokens_of()[:, ::8]
@@ -54,7 +54,7 @@ def over_chunks(x, offset):
 
 
 class Found:
-    """The k best of the tokens that were scored, best first, lowest id first among equals; groups opened, rounds, words drawn."""
+    """The k best of the scored tokens, best first, lowest id first on ties; number of groups opened, rounds, words drawn."""
 
     def __init__(self, k=1):
         self.k, self.ids, self.score = k, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
@@ -65,7 +65,7 @@ class Found:
         return self.score[self.k - 1].item() if len(self.ids) >= self.k else -math.inf
 
     def open(self, groups, score, bound_of_tokens):
-        """score: of all tokens [VOCAB]; bound_of_tokens: log w − log M of each, what is below the goal draws no word."""
+        """score: of all tokens [VOCAB]; bound_of_tokens: log w − log M of each; tokens below the goal draw no word."""
         ids = tokens_of()[groups].flatten()
         ids = ids[ids < VOCAB]
         ids = ids[(bound_of_tokens[ids] >= self.goal) & (bound_of_tokens[ids] > -math.inf)]
@@ -76,7 +76,7 @@ class Found:
 
 
 def highest_first(log_weight, bound, row, k=1, slot=0, first=None):
-    """Open the 32 (8 k) highest bounds, then by 32 what reaches the k-th best so far, until nothing does. -> Found"""
+    """Open the 32 (8 k) highest bounds, then 32 at a time those that reach the k-th best so far, until none does. -> Found"""
     at, found = streams(slot), Found(k)
     score = log_weight - at.log_clock[row]
     of_tokens = log_weight - at.log_least[row][rng.group_of(torch.arange(VOCAB))]
@@ -93,7 +93,7 @@ def highest_first(log_weight, bound, row, k=1, slot=0, first=None):
 
 
 def one_worker(log_weight, bound, row):
-    """Open the highest bound, then in the order of groups what reaches the best so far. -> (winner, groups opened)"""
+    """Open the highest bound, then in group order those that reach the best so far. -> (winner, groups opened)"""
     at = streams()
     best_of_group = over_groups(log_weight - at.log_clock[row]).tolist()
     bound = (bound - at.log_least[row]).tolist()
@@ -109,14 +109,14 @@ def one_worker(log_weight, bound, row):
 
 
 def reach(log_weight, bound, k=1, slot=0):
-    """Groups of each row whose bound reaches the final (k-th) best: what any search opens at least, int64 [ROWS]"""
+    """Number of groups in each row whose bound reaches the final (k-th) best: the minimum for any search, int64 [ROWS]"""
     at = streams(slot)
     best = (log_weight - at.log_clock).topk(k).values[:, -1:]
     return (bound - at.log_least >= best).sum(-1)
 
 
 def laws():
-    """{name: log weights [VOCAB]}: flat ones, sharp ones, and the worst case of the bound, one heavy token in every group."""
+    """{name: log weights [VOCAB]}: flat ones, sharp ones, and the worst case for the bound, one heavy token in every group."""
     generator, token = torch.Generator().manual_seed(1), torch.arange(VOCAB)
     normal = torch.randn(VOCAB, generator=generator, dtype=torch.float64)
     uniform = torch.rand(VOCAB, generator=generator, dtype=torch.float64)
@@ -137,8 +137,8 @@ def laws():
 
 @functools.cache
 def pair(acceptance):
-    """(log target, log draft) of Zipf-like laws: the draft's logits are the target's with normal noise of the size at which `token`
-    accepts that much."""
+    """(log target, log draft) of Zipf-like laws: the draft's logits are the target's plus normal noise, scaled for this acceptance
+    rate under `token`."""
     generator = torch.Generator().manual_seed(2)
     base, noise = torch.randn(2, VOCAB, generator=generator, dtype=torch.float64)
     base += laws()["Zipf, shuffled"]

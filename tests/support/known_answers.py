@@ -1,8 +1,8 @@
 """Known answers of the streams, which every backend runs: tests/data/philox.json (words), tests/data/clocks.json (clocks, races).
 
-`check_races(backend)` is the part that a backend can be asked for; `check_odd_rows(backend)` asks it for rows whose groups hold
-what bounds may stumble over. `python tests/support/known_answers.py` writes both files again, from the reference; that is right only
-together with a new STREAM_VERSION, or for answers that the files did not have.
+`check_races(backend)` is the part that applies to a backend; `check_odd_rows(backend)` tests rows whose groups contain values that
+bounds may mishandle. `python tests/support/known_answers.py` rewrites both files from the reference; that is legitimate only
+together with a new STREAM_VERSION, or to add answers that the files lacked.
 """
 
 import json
@@ -31,8 +31,8 @@ DTYPES = {"float32": 12, "float16": 12, "bfloat16": 8}  # bits of the logits: ex
 
 
 def logits(vocab, salt, dtype, heavy=None, without=None):
-    """Logits that any language can compute exactly, [1, vocab]: bits of a hash of the id, in [−8, 8); `heavy`: the id of a token of
-    logit 16; without n: every n-th token has none."""
+    """Logits that any language can compute exactly, [1, vocab]: bits of a hash of the id, in [−8, 8); `heavy`: the id of a token with
+    logit 16; `without` n: every n-th token has logit −inf."""
     i, bits, low = torch.arange(vocab), DTYPES[dtype], (1 << 32) - 1
     h = (i * 0x9E3779B1 + salt * 0x85EBCA77) & low
     h = ((h ^ (h >> 15)) * 0x2C1B3C6D) & low
@@ -47,20 +47,20 @@ def logits(vocab, salt, dtype, heavy=None, without=None):
 
 
 def calls(case):
-    """{name: backend -> tokens} of one case of the file; kinds of `draft` bear the kind's name."""
+    """{name: backend -> tokens} for one case of the file; calls of `draft` are named after the kind."""
     row = logits(case["vocab"], case["salt"], case["dtype"], case.get("heavy"), case.get("without"))
     at = {"seed": torch.tensor([case["seed"]]), "position": case["position"]}
     draft = {"iid": 2, "distinct": 5, "arrivals": 8, "lists": 3, "top": 3}
     out = {name: lambda backend, name=name, k=k: ss.draft(row, k, kind=name, depth=1, node=3, backend=backend, **at)
            for name, k in draft.items()}  # fmt: skip
-    # A draft without a law whose token is hardly ever the target's: one race over the rest of the target.
+    # A one-hot draft whose token is hardly ever the target's: one race over the rest of the target.
     token = torch.tensor([[case["vocab"] // 2]])
     residual = lambda backend: ss.verify(row.expand(2, -1)[None], token, scheme="token", backend=backend, **at).tokens
     return {"sample": lambda backend: ss.sample(row, backend=backend, **at)[:, None], **out, "residual": residual}
 
 
 def check_races(backend, vocabs=None):
-    """Assert that a backend has the file's tokens; vocabs: on vocabularies of these sizes only (28 calls each)."""
+    """Assert that a backend gives the file's tokens; vocabs: only for vocabularies of these sizes (28 calls each)."""
     has = backends.BACKENDS[backend].kinds
     for case in CLOCKS["races"]:
         if vocabs is None or case["vocab"] in vocabs:
@@ -69,7 +69,7 @@ def check_races(backend, vocabs=None):
                     assert call(backend)[0].tolist() == case[name], (name, case)
 
 
-# -- rows that bounds of groups may stumble over -----------------------------------------------------------------------
+# -- rows that bounds of groups may mishandle --------------------------------------------------------------------------
 
 INF, NAN = float("inf"), float("nan")
 ODD = 2100  # two tiles, and groups of eight, four and no tokens in the third
@@ -102,7 +102,7 @@ def odd_rows(dtype=torch.float32):
 
 
 def odd_calls(rows, backend):
-    """{name: tokens} of calls on every row, which draft heavy tokens, so that residuals exclude them."""
+    """{name: tokens} of calls on every row; the drafts are heavy tokens, so that residuals exclude them."""
     at = {"seed": 77, "position": 5, "backend": backend}
     few, greedy = ss.Sampling(0.7, top_k=3, min_p=0.01), ss.Sampling(0.0)
     out = {f"sample {n}": ss.sample(rows, sampling=x, **at)[:, None] for n, x in enumerate((ss.Sampling(), few, greedy))}
@@ -112,7 +112,7 @@ def odd_calls(rows, backend):
             out[kind] = ss.draft(rows, k, kind=kind, **at)
     target = rows[:, None].expand(-1, 3, -1)
     tokens = torch.tensor([[2098, 8]]).expand(len(rows), -1)
-    drafts = target[:, :2].flip(0)  # each from another law
+    drafts = target[:, :2].flip(0)  # each from a different law
     for scheme in ("token", "block", "race", "lists", "top", "recursive_distinct"):
         siblings = scheme in ("lists", "top", "recursive_distinct")
         for law in (drafts,) if siblings else (drafts, None):
@@ -122,7 +122,7 @@ def odd_calls(rows, backend):
 
 
 def check_odd_rows(backend, dtype=torch.float32):
-    """Assert that NaN counts as −inf, that +inf tokens share all mass, and the reference's tokens for ties, tails and exclusions."""
+    """Assert that NaN is treated as −inf, that +inf tokens share all mass, and the reference's tokens for ties, tails and exclusions."""
     odd, clean = odd_rows(dtype)
     want, got = odd_calls(clean, "reference"), odd_calls(odd, backend)
     for name in want.keys() & got.keys():
@@ -143,7 +143,7 @@ def _stream(seed, position, purpose, slot):
 
 
 def words():
-    """The streams of philox.json, again from the reference."""
+    """The streams of philox.json, recomputed by the reference."""
     out = []
     for old in WORDS["streams"]:
         name = {k: old[k] for k in ("seed", "position", "purpose", "slot")}
@@ -168,7 +168,7 @@ def least(a, s):
 
 
 def clock(seed, position, purpose, slot, token, word=None):
-    """The clock of a token by the reference, and with `word` in the place of its own: float"""
+    """The clock of a token by the reference, or with `word` in place of its own: float"""
     original = rng.words
     rng.words = lambda *stream, refine=False: (
         original(*stream, refine=refine) if refine or word is None else torch.full((1, stream[-1]), word)
@@ -203,7 +203,7 @@ def clocks():
 
 
 def write():
-    """Both files, a case a line."""
+    """Write both files, one case per line."""
     about = WORDS["about"], CLOCKS["about"]
     for name, text, lines in (
         ("philox.json", about[0], {"philox4x32_10": WORDS["philox4x32_10"], "streams": words()}),

@@ -1,14 +1,14 @@
-"""Every causal-LM class of the installed transformers as a tiny random model: is it served exactly, or refused with the reason?
+"""Every causal-LM class of the installed transformers as a tiny random model: is it decoded exactly, or refused with a reason?
 
     make check-models                     # all of them, minutes; writes docs/models.md
     python tests/support/model_classes.py Gpt     # those whose names contain one of the words, to the screen only
 
-A class passes when, in float64, for a batch of unequal prompts and for requests alone,
+A class passes if, in float64, for a batch of unequal prompts and for single requests,
 - greedy text equals that of transformers' own `generate`, request by request;
 - with chains, paths and trees of drafts, from a noisy copy of the model and by look-up, the text under `race` (greedy and sampled
   requests in one batch), and the greedy text under `token`, equal those of `draft=None`; trees in each way the model takes them;
-or when `ss.generate` refuses it, as target and as draft, by a ValueError that names the argument, before anything is emitted.
-Windows are shorter than the texts where a class has them.
+or if `ss.generate` refuses it, as target and as draft, with a ValueError that names the argument, before anything is emitted.
+Windows, if a class has them, are shorter than the texts.
 """
 
 import copy
@@ -32,7 +32,7 @@ TEMPERATURES = [0.0, 0.9, 0.0]
 BUSHY = [-1, 0, 0, -1, 3, 1, 1, 3, -1]
 SHAPES = {"chain": {"depth": 3}, "paths": {"paths": 3, "depth": 3}, "tree": {"tree": BUSHY}}
 
-_SIZES = {  # of config fields, whatever class they belong to
+_SIZES = {  # of config fields, in whatever class
     61: "vocab_size vocab_size_per_layer_input text_vocab_size",
     32: "hidden_size d_model n_embd dim n_embed embedding_size dim_model word_embed_proj_dim hidden_size_per_layer_input_",
     40: "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner dim_ff ffn_hidden_size dff moe_intermediate_size "
@@ -64,7 +64,7 @@ def classes():
 
 
 def tiny_config(kind, depth=0, **more):
-    """A config of class `kind` with the sizes above, wherever it has fields of these names, and those of its parts."""
+    """A config of class `kind` with the sizes above, in all fields of these names, including those of sub-configs."""
     fields = {field.name for field in dataclasses.fields(kind)}
     given = {name: size for name, size in TINY.items() if name in fields}
     if "is_decoder" in fields:
@@ -85,14 +85,14 @@ def tiny_config(kind, depth=0, **more):
         for _ in range(9):
             try:
                 return kind(**given | extra | more)
-            except Exception as error:  # a field that takes no such value keeps its default
+            except Exception as error:  # a field that rejects the value keeps its default
                 last, named = error, re.search("field '(\\w+)'", str(error))
                 if named is None or given.pop(named[1], "") == "":
                     break
     raise last
 
 
-# What a class needs beside the sizes above.
+# What a class needs besides the sizes above.
 OVERRIDES = {
     "BambaForCausalLM": {"mamba_n_heads": 4, "mamba_d_head": 16},
     "BltForCausalLM": {"encoder_hash_byte_group_vocab": 50},
@@ -120,7 +120,7 @@ LONGROPE = {
 }
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}
 WINDOWED = {"use_sliding_window": True, "max_window_layers": 0, "layer_types": ["sliding_attention", "full_attention"]}
-# The same classes in other ways: what the class, the config's settings
+# Variants of classes: the class, settings of the config
 VARIANTS = {
     "BertLMHeadModel, not a decoder": {"is_decoder": False},
     "FalconForCausalLM, alibi": {"alibi": True, "new_decoder_architecture": False},
@@ -132,9 +132,9 @@ VARIANTS = {
 
 
 def build(name, seed=0):
-    """A random model, float64, whose texts differ from prompt to prompt. name: of a class, or of a variant
+    """A random float64 model whose texts differ from prompt to prompt. name: of a class, or of a variant
 
-    Where a float64 model rounds its softmax to float32, masks overflow and padding spoils its batch; then it is float32."""
+    If a float64 model rounds its softmax to float32, masks overflow and padding breaks its batch; then it is built in float32."""
     import transformers
 
     from specsample.decoding.models import abilities
@@ -162,7 +162,7 @@ def build(name, seed=0):
 
 
 def noisy(model, seed=1):
-    """A copy that agrees with `model` often, not always."""
+    """A copy that often, but not always, agrees with `model`."""
     other, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     for p in other.parameters():
         if p.dim() >= 2:
@@ -206,7 +206,7 @@ def try_model(model):
         if temperature == 0:
             like = {"attention_mask": torch.ones_like(own), "max_new_tokens": NEW, "do_sample": False}
             greedy = model.generate(own, **like)[0, n:]
-            if not torch.equal(greedy, said[b]):  # some classes read their own cache otherwise than the text: the text counts
+            if not torch.equal(greedy, said[b]):  # some classes differ with their cache: the text counts
                 greedy = model.generate(own, use_cache=False, **like)[0, n:]
                 note = "transformers' `generate` with a cache differs from itself without"
             compare(f"greedy, request {b}", greedy, said[b])
@@ -239,7 +239,7 @@ def try_model(model):
 
 
 def _refused(model, reason, settings):
-    """The same as a draft model, and not a token emitted before."""
+    """The same as a draft model, without any token emitted before."""
     from models import tiny_llama
 
     import specsample as ss
@@ -295,18 +295,18 @@ def write(rows, unbuilt):
 
 What `ss.generate` does with the {len({name.split(",")[0] for name, *_ in rows})} classes of causal language models that transformers
 {transformers.__version__} has (and some variants of them), as target and as draft model: `make check-models` builds each with tiny random
-weights, decodes in float64 and writes this page. A class is here as served when, for a batch of unequal prompts and for requests
-alone, its greedy text is that of transformers' `generate`, and its texts with chains, paths and trees of drafts, from a noisy copy of
-itself and by look-up, are those of `draft=None`, greedy and sampled (`race`), token for token. Windows are shorter than the texts.
-All others are refused by a ValueError before decoding begins.
+weights, decodes in float64 and writes this page. A class is listed as supported if, for a batch of unequal prompts and for single
+requests, its greedy text equals that of transformers' `generate`, and its texts with chains, paths and trees of drafts, from a noisy
+copy of itself and by look-up, equal those of `draft=None`, greedy and sampled (`race`), token for token. Windows are shorter than the
+texts. All others are refused with a ValueError before decoding begins.
 
-- **{len(served["masks"])} by masks**: a tree of drafts is one forward, behind a 4-D attention mask.
+- **{len(served["masks"])} by masks**: a tree of drafts is read in one forward call, through a 4-D attention mask.
 - **{len(served["paths"])} by paths**: each path of a tree is a row of a batch. Chains cost the same as above.
-- **{len(served["alone"])} one by one**: each request has forwards of its own, since companions or padding would change its tokens
-  (positions counted by slots of the cache; rotary frequencies that change with the text's length). Trees by paths.
+- **{len(served["alone"])} one by one**: each request has its own forward calls, since other requests or padding would change its tokens
+  (positions counted by cache slots; rotary frequencies that change with the text's length). Trees by paths.
 - **{len(served["refused"])} refused**.
 
-In float32, since their softmax in a float64 model is float32 and overflows on padding (such a float64 model runs one by one):
+In float32, since their softmax in a float64 model is computed in float32 and overflows on padding (such a float64 model runs one by one):
 {single}.
 
 | class | |

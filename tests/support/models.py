@@ -1,4 +1,4 @@
-"""Small models for the decoding tests: one with known laws, and a real one of transformers."""
+"""Small models for the decoding tests: one with known laws, and a real transformers model."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class TokenCache:
-    """Keys are the ids that were fed, [B, 1, slots, 1]: the least that decoding asks of a cache."""
+    """Keys are the ids that were fed, [B, 1, slots, 1]: the minimum that decoding requires of a cache."""
 
     def __init__(self):
         self.layers = []
@@ -27,7 +27,7 @@ class TokenCache:
 
 
 class Streamer:
-    """Keeps what it gets."""
+    """Records what it receives."""
 
     def __init__(self):
         self.got, self.ended = [], 0
@@ -42,9 +42,9 @@ class Streamer:
 class TableModel(nn.Module):
     """A Markov chain: the law after a token is its row of `table` [V, V'] (probabilities), whatever came before.
 
-    In float64 it is the reference that verifies, in float32 the compiled kernels do, hundreds of times faster.
-    It counts its calls, and checks that the cache and the mask together hold what they should: each request's tokens
-    in order, whose positions count up from 0.
+    In float64 the reference verifies; in float32 the compiled kernels do, hundreds of times faster.
+    It counts its calls, and checks that the cache and the mask together contain what they should: each request's tokens
+    in order, with positions counting up from 0.
     """
 
     def __init__(self, table, strict=True, dtype=torch.float64):
@@ -68,7 +68,7 @@ class TableModel(nn.Module):
 
 
 def tiny_llama(seed, vocab=60, dtype=torch.float64, sharpness=8.0, inner=48):
-    """A random two-layer Llama whose laws are neither flat nor certain."""
+    """A random two-layer Llama whose laws are neither flat nor deterministic."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -96,7 +96,7 @@ class Tokenizer:
 
 
 def nearby(model, noise, seed):
-    """A copy of `model` with noise on its head: a draft model that agrees often, not always."""
+    """A copy of `model` with noise on its head: a draft model that often, but not always, agrees."""
     import copy
 
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The C++ internals for the tests: builds csrc/testing/bindings.cpp with ninja and imports it."""
+"""Access to the C++ internals for the tests: builds csrc/testing/bindings.cpp with ninja and imports it."""
 
 import contextlib
 import fcntl
@@ -18,7 +18,7 @@ from torch.utils import cpp_extension
 from specsample import backends, ops
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tests/support"))  # of processes of their own
+PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tests/support"))  # for subprocesses
 SOURCES = [
     ROOT / "csrc/testing/bindings.cpp",
     ROOT / "csrc/cpu/capability.cpp",
@@ -27,7 +27,7 @@ SOURCES = [
 
 
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-# For what includes torch. The bindings do not, but with the same flags in the same folder objects are compiled once for all.
+# For sources that include torch. The bindings do not, but with the same flags and folder each object is compiled only once.
 TORCH = (STABLE_ABI, *(f"-I{path}" for path in cpp_extension.include_paths()))
 TORCH_LIBRARIES = (*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10")
 FOLDER = ROOT / "build/testing"
@@ -36,7 +36,7 @@ FLAGS = (*TORCH, "-DSPS_CPU_LIBRARY=specsample_cpu_beside_cuda")  # see cuda_on_
 
 @contextlib.contextmanager
 def alone(directory):
-    """Of the processes that run the tests (pytest-xdist's workers), one at a time is in here for a directory."""
+    """A lock per directory: of the processes that run the tests (pytest-xdist's workers), one at a time may hold it."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -44,7 +44,7 @@ def alone(directory):
 
 
 def ninja(directory, lines):
-    """Run ninja on a file of these lines. Only what changed is made again."""
+    """Run ninja on a build file of these lines. Only what changed is rebuilt."""
     program = shutil.which("ninja") or str(Path(sys.executable).parent / "ninja")
     with alone(directory):
         (directory / "build.ninja").write_text("\n".join(lines) + "\n")
@@ -53,7 +53,7 @@ def ninja(directory, lines):
 
 
 def build(directory=FOLDER, flags=FLAGS, sources=SOURCES, output=None, libraries=()):
-    """Compile the bindings (or other sources) in `directory` with ninja; -> the shared object, linked in the order of the sources."""
+    """Compile the bindings (or other sources) in `directory` with ninja. -> the shared object, linked in the order of the sources"""
     import pybind11
 
     output = output or directory / f"specsample_testing{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -77,8 +77,8 @@ def build(directory=FOLDER, flags=FLAGS, sources=SOURCES, output=None, libraries
 
 
 def declare(backend, library, like):
-    """Define the ops' schemas in `library`, whose kernels are loaded afterwards, and add a backend on the CPU that has them and is
-    otherwise as the backend `like`. -> the definitions, which must live as long as they are used"""
+    """Define the ops' schemas in `library`, whose kernels are loaded afterwards, and add a CPU backend that uses them and otherwise
+    equals the backend `like`. -> the definitions, which must be kept alive while in use"""
     definitions = torch.library.Library(library, "DEF")
     for name, schema in ops.SCHEMAS.items():
         definitions.define(name + schema)
@@ -89,10 +89,10 @@ def declare(backend, library, like):
 
 @functools.cache
 def load():
-    """The module `specsample_testing`; skips the test where no C++ compiler is installed."""
+    """The module `specsample_testing`; skips the test if no C++ compiler is installed."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler (c++) on the path")
-    # The sanitizer tests point at a build of their own, made before their process starts.
+    # The sanitizer tests point to their own build, made before their process starts.
     ready = os.environ.get("SPECSAMPLE_TESTING_BUILD")
     output = next(Path(ready).glob("*.so")) if ready else build()
     spec = importlib.util.spec_from_file_location("specsample_testing", output)

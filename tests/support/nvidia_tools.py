@@ -1,7 +1,7 @@
 """NVIDIA's compilers and disassemblers, wherever they are: CUDA's nvcc, CUDA 12's compiler from the package index, Triton's tools.
 
-The index has no nvcc of CUDA 12, but its parts: NVRTC (the same front end and optimiser as a library, for device code alone)
-and ptxas. `nvrtc` puts them together. What the kernels include of the C++ library, which NVRTC lacks, is supplied in a few lines.
+The index has no nvcc for CUDA 12, only its parts: NVRTC (the same front end and optimiser as a library, for device code only)
+and ptxas. `nvrtc` combines them. The few C++ library headers that the kernels include and NVRTC lacks are supplied here.
 
 By hand: SPECSAMPLE_NVRTC=<site-packages>/nvidia python -m pytest tests/test_cuda_compile.py    (make check-cuda12)
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ALL = os.environ.get("SPECSAMPLE_CHECK_CUDA", "0") not in ("", "0")  # every architecture that is shipped
+ALL = os.environ.get("SPECSAMPLE_CHECK_CUDA", "0") not in ("", "0")  # all shipped architectures
 PACKAGES = os.environ.get("SPECSAMPLE_NVRTC")  # the folder `nvidia` of pip's packages
 
 HEADERS = {
@@ -31,26 +31,26 @@ HEADERS = {
 
 
 def nvidia_tool(name):
-    """Path of `cuobjdump`, `nvdisasm`, …: on PATH, or in Triton's package; None where there is none"""
+    """Path of `cuobjdump`, `nvdisasm`, …: on PATH, or in Triton's package; None if not found"""
     places = [os.environ.get("PATH", "")]
     places += [str(p) for site in sys.path for p in Path(site or ".").glob("triton/backends/nvidia/bin")]
     return shutil.which(name, path=os.pathsep.join(places))
 
 
 def nvcc():
-    """CUDA_HOME's, as in setup.py, or the one on the path; None where there is none"""
+    """The nvcc of CUDA_HOME, as in setup.py, or the one on PATH; None if not found"""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return shutil.which("nvcc", path=os.path.join(home, "bin")) if home else shutil.which("nvcc")
 
 
 def cuda_headers():
-    """The folder of CUDA's headers; None where there is none"""
+    """The folder of CUDA's headers; None if not found"""
     around = [Path(nvcc()).resolve().parent.parent] if nvcc() else []
     return next((p / "include" for p in (*around, Path("/usr/local/cuda")) if (p / "include/cuda_runtime_api.h").exists()), None)
 
 
 def nvrtc(source, folder, arch, include, flags=()):
-    """Compiles CUDA C++ to folder/kernels.ptx with NVRTC, and that with ptxas. -> (cubin, what ptxas said)"""
+    """Compile CUDA C++ to folder/kernels.ptx with NVRTC, and that with ptxas. -> (cubin, the output of ptxas)"""
     packages = Path(PACKAGES).resolve()
     for name, text in HEADERS.items():
         (folder / name).write_text(text)
@@ -70,7 +70,7 @@ def nvrtc(source, folder, arch, include, flags=()):
         assert status == 0, text["ProgramLog"]
     (folder / "kernels.ptx").write_text(text["PTX"])
     command = [str(packages / "cuda_nvcc/bin/ptxas"), "-O3", f"-arch=sm_{arch}", *flags, "kernels.ptx", "-o", "kernels.out"]
-    os.chmod(command[0], 0o755)  # pip leaves it so already, other unpackers do not
+    os.chmod(command[0], 0o755)  # pip sets this already, other unpackers do not
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "kernels.out", done.stdout + done.stderr

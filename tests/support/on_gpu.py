@@ -1,7 +1,7 @@
-"""The backends "cuda, from the cpu" and "triton, from the cpu": the ops of a GPU, called with tensors of the CPU.
+"""The backends "cuda, from the cpu" and "triton, from the cpu": the ops of a GPU, called with CPU tensors.
 
-Each call copies its tensors to the GPU, whole storages with their strides and offsets, and its results back, so that every
-test of this folder runs on a GPU as it stands. `load(backend)` adds it to the backends.
+Each call copies its tensors to the GPU (whole storages with their strides and offsets) and its results back, so that every
+test in this folder runs on a GPU unchanged. `load(backend)` adds it to the backends.
 """
 
 import torch
@@ -29,7 +29,7 @@ def moved(value):
 
 
 class Copies:
-    """The functions of a backend, for tensors of the CPU"""
+    """The functions of a backend, for CPU tensors"""
 
     def __init__(self, functions):
         self.functions = functions
@@ -45,7 +45,7 @@ class Copies:
 
 
 def load(backend):
-    """-> the name of the backend that takes tensors of the CPU"""
+    """-> the name of the backend that takes CPU tensors"""
     there, name = backends.BACKENDS[backend], f"{backend}, from the cpu"
     backends.BACKENDS[name] = there._replace(functions=Copies(there.functions), device="cpu")
     return name

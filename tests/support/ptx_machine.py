@@ -22,7 +22,7 @@ ALL = os.environ.get("SPECSAMPLE_CHECK_PTX", "0") not in ("", "0")  # every case
 FOLDER = native.ROOT / "build/ptx"
 MACHINE = native.ROOT / "csrc/emulator/ptx"
 KERNELS = {"row": "row_kernel", "verify": "verify_kernel"}
-# The machine's arithmetic is the kernel's, operation by operation: nothing may be fused that is not.
+# The machine's arithmetic must equal the kernel's, operation by operation: the compiler must not fuse anything.
 CXX = ("-std=c++17", "-O2", "-fPIC", "-march=native", "-ffp-contract=off", "-fvisibility=hidden", "-w")
 
 
@@ -35,7 +35,7 @@ def build(folder=FOLDER):
         f"  command = c++ -MMD -MF $out.d {' '.join(CXX)} {torch_flags} -I{cuda_headers()} -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
-        "rule nvcc",  # PTX alone, as text; the run time takes it from the object as a driver does
+        "rule nvcc",  # PTX only, as text; the run time extracts it from the object as a driver does
         f"  command = {nvcc()} -MD -MF $out.d -std=c++17 -O3 --no-compress --threads=2 -Xcompiler=-fPIC,-fvisibility=hidden,-w "
         f"-include {MACHINE}/on_cpu.h {torch_flags} {texts} -c $in -o $out",
         "  depfile = $out.d",
@@ -63,7 +63,7 @@ class Small(ctypes.Structure):  # SmallLaunch of bindings.cpp
 
 @functools.cache
 def load():
-    """The library's handle; skips the test where there is no nvcc or no C++ compiler."""
+    """The library's handle; skips the test if there is no nvcc or no C++ compiler."""
     if nvcc() is None or cuda_headers() is None:
         pytest.skip("no nvcc in CUDA_HOME or on the path: there is no PTX to execute")
     if shutil.which("c++") is None:
@@ -83,9 +83,9 @@ _devices = {}
 
 @contextlib.contextmanager
 def on(arch="sm_90", processors=132, clusters=8, *, shuffle=0, perturb=0, resident=8, fresh=False):
-    """Within it, tensors of the CPU are on a device of `arch` with so many multiprocessors and clusters of at most so many blocks.
+    """Context in which CPU tensors are on a device of `arch` with the given number of multiprocessors and blocks per cluster at most.
 
-    shuffle: seed of the order in which warps run; perturb: of errors in the approximations; fresh: no call was made on it before
+    shuffle: seed for the order in which warps run; perturb: seed for errors in approximations; fresh: the device has had no call yet
     """
     handle, what = load(), (arch, processors, clusters)
     index = len(_devices) if fresh else _devices.setdefault(what, len(_devices))
@@ -102,7 +102,7 @@ def on(arch="sm_90", processors=132, clusters=8, *, shuffle=0, perturb=0, reside
 
 
 def launches():
-    """Since the last question: [(kernel, architecture, blocks, blocks of a cluster, whether it is early)]"""
+    """The launches since the last call: [(kernel, architecture, blocks, blocks per cluster, whether early)]"""
     text = load().specsample_ptx_log().decode()
     pattern = r"launch \w*?(row_kernel|verify_kernel)\w* (sm_\d+): (\d+) blocks in clusters of (\d+)(, early)?"
     return [(k, a, int(b), int(c), bool(e)) for k, a, b, c, e in re.findall(pattern, text)]
@@ -117,7 +117,7 @@ def text(kernel, arch):
 
 @contextlib.contextmanager
 def edited(kernel, arch, edit):
-    """Within it, edit(PTX) takes the place of a kernel's text."""
+    """Context in which a kernel's text is replaced by edit(PTX)."""
     handle, before = load(), text(kernel, arch)
     after = edit(before)
     assert after != before, "the edit changed nothing"
@@ -130,8 +130,8 @@ def edited(kernel, arch, edit):
 
 
 def run(source, *buffers, blocks=1, threads=32, cluster=1, launches=1, number=0, known=None, shuffle=0, perturb=0, steps=0):
-    """Runs a PTX text's only kernel, whose parameters are the addresses of the tensors `buffers`, then the launch's number and `number`
-    as two ints where there is room. known: of each buffer, whether its content counts as written. -> what was found ('': nothing)"""
+    """Run the only kernel of a PTX text. Its parameters are the addresses of the tensors `buffers`, then, if it has more, the launch's
+    number and `number` as two ints. known: for each buffer, whether its content counts as written. -> the faults found ('': none)"""
     how = Small(blocks, threads, cluster, launches, len(buffers), number, shuffle, perturb, steps)
     data = (ctypes.c_void_p * max(1, len(buffers)))(*(b.data_ptr() for b in buffers))
     sizes = (ctypes.c_int64 * max(1, len(buffers)))(*(b.numel() * b.element_size() for b in buffers))

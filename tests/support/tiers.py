@@ -1,9 +1,9 @@
-"""What `make test` leaves to `make test-all`: marks of whole files and of single tests, in one place.
+"""The tests that run only in `make test-all`, not in `make test`: marks for whole files and single tests, in one place.
 
 build        compiles or packs: the extension, kernels for GPUs, sanitized builds
 emulated     CUDA kernels on the CPU, Triton's interpreter
-statistical  laws by many draws
-slow         takes more than about ten seconds a test, or asks what few changes can break
+statistical  distributions from many draws
+slow         takes more than about ten seconds per test, or checks what few changes can break
 """
 
 import cuda_on_cpu

@@ -1,9 +1,9 @@
-"""The oldest torch that the package names, the GPU machines' and the newest: does the package build against them and run?
+"""Does the package build against, and run with, the oldest supported torch, that of the GPU machines and the newest?
 
     python tests/support/torch_versions.py [--headers-only] [VERSION ...]     (make check-torch; before a release)
 
-Every host file is checked against each version's headers, from its wheel, which pip fetches and which is unpacked without what it
-depends on (0.5 to 0.9 GB each, in build/torch). Under the oldest, in a virtual environment of its own (5 GB), the extension of this
+Every host file is checked against each version's headers, from its wheel, which pip downloads and which is unpacked without its
+dependencies (0.5 to 0.9 GB each, in build/torch). With the oldest, in a separate virtual environment (5 GB), the extension of this
 checkout is loaded, whatever torch it was built with: opcheck, and the reference's integers.
 """
 
@@ -35,7 +35,7 @@ def pip(python, *arguments):
 
 
 def headers(version):
-    """The folder that holds torch's headers"""
+    """The folder with torch's headers"""
     include = FOLDER / version / "torch/include"
     if not include.is_dir():
         pip(sys.executable, "download", "--quiet", "--no-deps", "--dest", str(FOLDER), f"torch=={version}")
@@ -46,11 +46,11 @@ def headers(version):
 
 
 def complaint(version, source):
-    """What the compiler says of a file with the headers of a version; empty where it has nothing to say"""
+    """The compiler's diagnostics for a file with the headers of a version; empty if none"""
     include = headers(version)
     folders = [include, include / "torch/csrc/api/include", sysconfig.get_paths()["include"], pybind11.get_include()]
     flags = ["-std=c++17", "-w", STABLE_ABI, *(f"-I{folder}" for folder in folders)]
-    if source.endswith(".cu"):  # the host's side of it; the GPU's code, which has no torch in it, is not optimised
+    if source.endswith(".cu"):  # host code; the GPU code, which does not use torch, is not optimised
         command = ["nvcc", *flags, "-gencode=arch=compute_90,code=compute_90", "-Xcicc=-O0", "-c", source, "-o", "/dev/null"]
     else:
         command = ["c++", *flags, "-fsyntax-only", source]
@@ -77,7 +77,7 @@ def compile_all(versions):
 
 
 def run_under(version):
-    """The extension of this checkout under that torch"""
+    """Run the extension of this checkout with that torch"""
     home = FOLDER / f"venv-{version}"
     python = str(home / "bin/python")
     if not (home / "ready").exists():

@@ -1,4 +1,4 @@
-"""What the tests of the adapter of transformers share: models, inputs, and tokens drawn with it."""
+"""Shared by the tests of the transformers adapter: models, inputs, and tokens drawn with it."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ tf = transformers
 
 @pytest.fixture(scope="module")
 def small():
-    """A target and a draft over six tokens, for laws."""
+    """A target and a draft over six tokens, for tests of distributions."""
     target = tiny_llama(3, vocab=6, dtype=torch.float32, sharpness=4.0)
     return target, nearby(target, 0.8, 4)
 
@@ -34,7 +34,7 @@ def inputs(lengths=LENGTHS, vocab=60):
 
 
 def same_texts(a, b):
-    """Equal but for the width that padding fills."""
+    """Whether texts are equal up to padding at the end."""
     width = max(a.shape[1], b.shape[1])
     a, b = (torch.nn.functional.pad(x, (0, width - x.shape[1]), value=PAD) for x in (a, b))
     return torch.equal(a, b)
@@ -51,7 +51,7 @@ def two_tokens(model, prompt, **filters):
 
 
 def drawn(model, prompt, **given):
-    """The first two tokens of 10 000 texts, as one number each."""
+    """The first two tokens of 10 000 texts, each pair as one number."""
     given |= {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 3, "num_return_sequences": 2500}
     texts = torch.cat([model.generate(prompt, **given, seed=2500 * i) for i in range(4)])[:, prompt.shape[1] :]
     return texts[:, 0] * 6 + texts[:, 1]

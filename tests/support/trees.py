@@ -1,4 +1,4 @@
-"""Trees of really drawn tokens for the tests of multi-draft schemes."""
+"""Trees of actually drawn tokens for the tests of multi-draft schemes."""
 
 import torch
 from conftest import numbers
@@ -12,7 +12,7 @@ def STAR(k):
 
 
 def paths(k, depth):
-    """k chains, one after the other."""
+    """k chains, one after another."""
     return [-1 if i % depth == 0 else i - 1 for i in range(k * depth)]
 
 
@@ -21,7 +21,7 @@ def drafted_tree(
 ):  # fmt: skip
     """Arguments of `verify` for k paths whose laws depend on the depth only, so that every depth has one target and one draft row.
 
-    trials: one pair of laws, verified so many times with different seeds (B = 1)
+    trials: one pair of laws, verified this many times with different seeds (B = 1)
     """
     target = numbers(B, depth + 1, V, seed=3 * seed + V, scale=1.5)
     width = draft_vocab or V
@@ -36,8 +36,8 @@ def drafted_tree(
 
 
 def drawn_tree(target, draft, k, scheme, seeds, backend, sampling=None, draft_sampling=None):
-    """The same for given rows: target [B, depth + 1, V], draft [B, depth, W], one of each a depth; seeds int64 [B]; backend: of the
-    drafting"""
+    """The same for given rows: target [B, depth + 1, V], draft [B, depth, W], one of each per depth; seeds int64 [B]; backend: used
+    for drafting"""
     depth, kind = draft.shape[1], ss.schemes()[scheme].draft_kind
     parents, level = paths(k, depth), [i % depth for i in range(k * depth)]
     at = {"sampling": draft_sampling or sampling or ss.Sampling(), "seed": seeds, "position": 50, "backend": backend}
@@ -49,7 +49,7 @@ def drawn_tree(target, draft, k, scheme, seeds, backend, sampling=None, draft_sa
             tokens[:, i] = ss.draft(draft[:, d], k, kind="lists", depth=d, **at)[:, i // depth]
         elif kind == "arrivals" and d:
             tokens[:, i] = ss.draft(draft[:, d], kind="arrivals", depth=d, **at)[:, 0]
-        elif kind == "iid" or d:  # one child: every kind is `iid` but for its stream
+        elif kind == "iid" or d:  # one child: every kind equals `iid`, except for its stream
             tokens[:, i] = ss.draft(draft[:, d], kind="iid", depth=d, node=i, **at)[:, 0]
     out = {"target_logits": target, "draft_tokens": tokens, "draft_logits": draft, "parents": parents}
     out |= {"rows": [0] + [d + 1 for d in level], "draft_rows": level, "scheme": scheme, "seed": seeds, "position": 50}
@@ -58,9 +58,9 @@ def drawn_tree(target, draft, k, scheme, seeds, backend, sampling=None, draft_sa
 
 
 def mixed_tree(B, k, depth, V, scheme="weighted", *, draft_rows=None, **settings):
-    """`drafted_tree` with a draft of its own for each path: path i has draft rows i·depth .. i·depth + depth − 1.
+    """`drafted_tree` with a separate draft for each path: path i has draft rows i·depth .. i·depth + depth − 1.
 
-    draft_rows: of the paths, which path's draft each uses (default: its own)
+    draft_rows: for each path, whose draft it uses (default: its own)
     """
     args = drafted_tree(B, k, depth, V, scheme, **settings)
     source = draft_rows or list(range(k))

@@ -1,7 +1,7 @@
-"""Cross-compiles every Triton kernel for GPUs that need not be present, and reads registers and spills from the result.
+"""Cross-compile every Triton kernel for GPUs that need not be present, and report registers and spills.
 
-usage: python tests/support/triton_compile.py sm_90 gfx942 …   one JSON line a kernel and target; exit status 1 when one of them
-spills or fails. For NVIDIA also: arithmetic that may be fused, how bins are computed (triton_ptx.py), and the loads in flight of
+usage: python tests/support/triton_compile.py sm_90 gfx942 …   one JSON line per kernel and target; exit status 1 if any of them
+spills or fails. For NVIDIA also: arithmetic that may be fused, how bins are computed (triton_ptx.py), and the loads in flight in
 loops over rows that are read 16 bytes at a time (triton_sass.py). Kernels are compiled as they are launched,
 for the dtypes, layouts and settings of `variants`: bf16 stands for rows that can be read 16 bytes at a time, fp32 and fp16 for others.
 """
@@ -72,7 +72,7 @@ ON_ITS_OWN = (tree.tree_kernel, optimal_block.optimal_block_kernel, lists.lists_
 
 @triton.jit
 def spilling_kernel(out, BLOCK: tl.constexpr):
-    """The negative control: five vectors of 64 (NVIDIA) or 128 (AMD) registers a thread, all alive through a loop."""
+    """The negative control: five vectors of 64 (NVIDIA) or 128 (AMD) registers per thread, all live throughout a loop."""
     ids = tl.arange(0, BLOCK)
     a, b, c = tl.load(out + ids), tl.load(out + BLOCK + ids), tl.load(out + 2 * BLOCK + ids)
     d, e = tl.load(out + 3 * BLOCK + ids), tl.load(out + 4 * BLOCK + ids)
@@ -82,7 +82,7 @@ def spilling_kernel(out, BLOCK: tl.constexpr):
 
 
 def variants():
-    """(kernel, what is None or a constant, dtype)"""
+    """(kernel, arguments that are None or constant, dtype)"""
     few, many = {"P": walk.FEW.value}, {"P": limits.MAX_NODES}
     none = lambda names, **constants: dict.fromkeys(names) | constants
     yield law.laws_kernel, none(DENSE, NORMALISED=True, BLOCK=BLOCK), "bf16"
@@ -121,11 +121,11 @@ def variants():
 
 
 def usage(binary, backend):
-    """Registers of a thread, bytes or instructions of spilling (0 in a good kernel), loads of 16 bytes, and what else is gated."""
+    """Registers per thread, bytes or instructions of spilling (0 in a good kernel), 16-byte loads, and the other checked figures."""
     if backend == "hip":
         read = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", binary.asm["amdgcn"])[1])
         spills = read("vgpr_spill_count") + read("private_segment_fixed_size")
-        # Scalar registers spill into lanes of vector registers, not to memory: told, not refused.
+        # Scalar registers spill into lanes of vector registers, not to memory: reported, but not an error.
         wide = len(re.findall(r"\b(?:global|buffer)_load_(?:dwordx4|b128)\b", binary.asm["amdgcn"]))
         return {"registers": read("vgpr_count"), "spills": spills, "wide_loads": wide, "scalar_spills": read("sgpr_spill_count")}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

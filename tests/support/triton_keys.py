@@ -1,8 +1,8 @@
-"""Counts how often Triton would compile the kernels of a scheme while calls vary as they do in serving: one JSON line a way of varying.
+"""Count how often Triton would compile the kernels of a scheme as calls vary the way they do in serving: one JSON line per variation.
 
-Then how many more there are for calls that `warmup` was to prepare, the GPU tests' among them.
+Then count how many more compilations occur for calls that `warmup` should have covered, including those of the GPU tests.
 
-usage: python tests/support/triton_keys.py    (no GPU, and nothing is compiled: Triton's own binder makes the keys, behind a stub of its driver)
+usage: python tests/support/triton_keys.py    (no GPU, and nothing is compiled: Triton's own binder makes the keys, with its driver stubbed)
 """
 
 import collections
@@ -36,7 +36,7 @@ class Driver:
 
 
 class Compiled:
-    """What stands for a compiled kernel: its launches do nothing."""
+    """A stand-in for a compiled kernel: its launches do nothing."""
 
     function = packed_metadata = None
     launch_metadata = run = staticmethod(lambda *args: None)
@@ -49,13 +49,13 @@ def compile_nothing(self, key, signature, device, constexprs, options, attrs, wa
 
 
 def numbers(*shape, dtype=torch.bfloat16, offset=0):
-    """Rows of logits that begin `offset` elements into their memory"""
+    """Rows of logits that start `offset` elements into their memory"""
     count = torch.Size(shape).numel()
     return torch.zeros(count + offset, dtype=dtype)[offset:].view(shape)
 
 
 def arguments(scheme, batch, layout, *, offset=0, vocab=VOCAB, sampling=None, position=5, seed=7):
-    """A call: chains or trees of two children a node, dense or packed. Its numbers do not matter."""
+    """A call: chains or trees with two children per node, dense or packed. The values do not matter."""
     card = ss.schemes()[scheme]
     nodes = DEPTH if layout.endswith("chain") else 6
     target, draft = numbers(batch, nodes + 1, vocab, offset=offset), numbers(batch, nodes, vocab, offset=offset)
@@ -111,7 +111,7 @@ def counted(calls, function):
 
 
 def new_keys(scheme, layout, **how):
-    """Kernels of calls in serving that a warm-up has left to compile"""
+    """Kernels that calls in serving would still have to compile after a warm-up"""
     counted((), run)
     backend.warmup(how.get("vocab", VOCAB), schemes=(scheme,), device="cpu", packed="packed" in layout, tree="tree" in layout)
     before = {name: set(keys) for name, keys in KEYS.items()}
@@ -127,7 +127,7 @@ def new_keys(scheme, layout, **how):
 
 
 def gpu_run(scheme):
-    """… and cases of the GPU tests, which `make gpu` has warmed up for. `race`: those without filters."""
+    """The same for cases of the GPU tests, for which `make gpu` warms up. `race`: those without filters."""
     import test_teams
 
     from benchmarks.gpu.run import layouts
@@ -166,7 +166,7 @@ def drafts():
 
 @contextlib.contextmanager
 def stubbed():
-    """Tensors on the CPU are taken, and nothing is compiled."""
+    """Context in which CPU tensors are accepted, and nothing is compiled."""
     kept = JITFunction._do_compile
     backend.INTERPRETED, JITFunction._do_compile = True, compile_nothing
     triton.runtime.driver.set_active(Driver())

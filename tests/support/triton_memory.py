@@ -1,7 +1,7 @@
-"""Triton's interpreter with the extents of tensors known: a load, store or atomic outside the tensor it was reached from fails.
+"""Triton's interpreter with bounds checks: a load, store or atomic outside the tensor that its pointer was derived from fails.
 
-Without it the interpreter reads and writes whatever lies at an address, and a program that strays passes as long as that does no
-harm. Every pointer carries the tensor argument that it was derived from; addresses that a mask leaves out are not looked at.
+Without this the interpreter reads and writes whatever lies at an address, and an out-of-bounds access goes unnoticed as long as it
+does no harm. Every pointer carries the tensor argument that it was derived from; masked addresses are not checked.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ class OutOfBounds(AssertionError):
 
 
 def extent(tensor):
-    """(first address, the one after the last) of a tensor's elements, strided or not"""
+    """(first address, one past the last) of a tensor's elements, strided or not"""
     if tensor.numel() == 0:
         return tensor.data_ptr(), tensor.data_ptr()
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride()))

@@ -1,4 +1,4 @@
-"""What the compile check reads from the PTX of a kernel: arithmetic that may be fused, and how a token's bin is computed."""
+"""Checks of a kernel's PTX for the compile check: arithmetic that may be fused, and how a token's bin is computed."""
 
 import re
 
@@ -6,16 +6,16 @@ _LINE = re.compile(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]*)\s+(.*);\s*$", re.M)
 _REGISTER = re.compile(r"%[a-z]+\d+")
 _SAME_EITHER_WAY = ("mul", "add", "min", "max", "and", "or")
 _ONE_HOT = "cvt.rn.f32.u32(selp.b32(1, 0"
-_INPUT = ("ld", "mov", "shl", "prmt", "cvt.f32", "atom")  # a logit as it is read: how it comes depends on the copy's layout
+_INPUT = ("ld", "mov", "shl", "prmt", "cvt.f32", "atom")  # loads of a logit: which one depends on the copy's layout
 
 
 def fused(ptx):
-    """Number of products fused with sums, or left open to it, in float32 and (but for those that a function asks for) float64"""
+    """Number of multiply-adds that are fused, or may be, in float32 and (except where a function requests it) float64"""
     return len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32\b|\b(?:mul|add|sub)(?:\.ftz)?\.f(?:32|64)\b", ptx))
 
 
 def forms(ptx, root="cvt.rzi.s32.f32"):
-    """Number of `root`s, and the set of expressions that they convert, of logits and of numbers of the row (L)."""
+    """The number of `root`s, and the set of expressions that they convert, in terms of logits and of numbers of the row (L)."""
     defined, roots = {}, []
     for op, rest in _LINE.findall(ptx):
         target, *operands = re.split(r",\s*(?![^{]*\})", rest)
@@ -33,14 +33,14 @@ def forms(ptx, root="cvt.rzi.s32.f32"):
         if operand not in known:
             ways = defined[operand]
             op, operands = ways[0]
-            known[operand] = "L"  # of several origins, or of itself: a loop's
+            known[operand] = "L"  # several origins, or itself: a loop variable
             if len(ways) == 1 and not op.startswith(_INPUT):
                 parts = [form(x) for x in operands]
                 parts = sorted(parts) if op.startswith(_SAME_EITHER_WAY) else parts
                 known[operand] = f"{op}({', '.join(parts)})"
                 if op == "selp.f32" and any(x.startswith("setp.num") for x in parts):
-                    known[operand] = "L"  # a logit that may be no number: asked of one, or of a pair
-                elif op == "selp.f32" and any(x.startswith(_ONE_HOT) for x in parts):  # the law of one token: no arithmetic
+                    known[operand] = "L"  # a NaN test of a logit: of one, or of a pair
+                elif op == "selp.f32" and any(x.startswith(_ONE_HOT) for x in parts):  # a point mass: no arithmetic
                     known[operand] = next(x for x in parts if not x.startswith(_ONE_HOT))
         return known[operand]
 

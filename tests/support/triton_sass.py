@@ -1,6 +1,6 @@
-"""How many loads of logits each loop over a row has in flight, read from a kernel's machine code with its line information.
+"""How many loads of logits each loop over a row has in flight, determined from a kernel's machine code with its line information.
 
-A loop that waits for one tile before it asks for the next takes the memory's latency, most of a microsecond, for every tile.
+A loop that waits for one tile before it loads the next pays the memory latency, most of a microsecond, for every tile.
 """
 
 import re
@@ -11,7 +11,7 @@ _LINE = re.compile(r'//## File "[^"]*?([^"/]+)", line (\d+)')
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _CODE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)\s*(.*?)\s*;")
 _REGISTER = re.compile(r"\bR(\d+)\b")
-_ONE_TOKEN = {"score_of", "prob"}  # what reads single tokens' logits, in no tiles
+_ONE_TOKEN = {"score_of", "prob"}  # functions that read the logits of single tokens, not tiles
 _BYTES = {"U8": 1, "U16": 2, "64": 8, "128": 16}
 
 
@@ -42,9 +42,9 @@ def _instructions(sass, names):
 
 
 def _most_in_flight(body):
-    """(loads, bytes a thread): the most row loads that are under way when one of them is waited for"""
+    """(loads, bytes per thread): the most row loads in flight when one of them is waited for"""
     pending, best = {}, (0, 0)
-    for address, opcode, operands, where in (*body, *body):  # twice: the next turn may wait for a load of this one
+    for address, opcode, operands, where in (*body, *body):  # twice: the next iteration may wait for a load of this one
         load = opcode.startswith("LDG")
         target, _, sources = operands.partition(",")
         reads = sources if load or not opcode.startswith(("ST", "RED", "ATOM")) else operands
@@ -62,7 +62,7 @@ def _most_in_flight(body):
 
 
 def loops_over_rows(sass):
-    """[(loads in flight, bytes a thread, the functions of the loop)] of the loops that read tiles of rows"""
+    """[(loads in flight, bytes per thread, the functions of the loop)] for the loops that read tiles of rows"""
     labels, code = _instructions(sass, functions())
     loops = set()
     for address, opcode, operands, _where in code:

@@ -1,10 +1,10 @@
-"""Two definitions of one name in objects that are linked together: of weak symbols (inline functions, templates, what they keep)
-the linker takes the first and says nothing. `doubled` compares the bodies of those that two sets of objects share."""
+"""Two definitions of one name in objects that are linked together: for weak symbols (inline functions, templates, their static data)
+the linker silently keeps the first. `doubled` compares the bodies of those that two sets of objects share."""
 
 import re
 import subprocess
 
-# What stands elsewhere in the object: strings, constants, jump tables and cold halves have other addresses in each.
+# References to other parts of the object: strings, constants, jump tables and cold parts have different addresses in each.
 ELSEWHERE = re.compile(r"(\.rodata|\.data|\.LC|\.text)[\w.$]*([+-]0x[0-9a-f]+)?")
 
 
@@ -19,7 +19,7 @@ def weak(path):
 
 
 def bodies(path, names):
-    """{name: what it is made of, but for addresses}, of functions in the order of their instructions"""
+    """{name: its body without addresses}, of functions in the order of their instructions"""
     text = tool("objdump", "-dr", "--no-show-raw-insn", "--no-addresses", "-w", str(path))
     parts = re.split(r"^<(\S+)>:\n", text, flags=re.M)[1:]
     found = dict(zip(parts[::2], parts[1::2]))
@@ -31,7 +31,7 @@ def bodies(path, names):
 
 
 def doubled(some, others):
-    """(names that both sets of objects define, those of them whose bodies differ), readable"""
+    """(names that both sets of objects define, those whose bodies differ), demangled"""
     shared = set().union(*map(weak, some)) & set().union(*map(weak, others))
     seen = [{}, {}]
     for side, objects in zip(seen, (some, others)):
@@ -47,8 +47,8 @@ def readable(names):
 
 
 def check(some, others):
-    """Of this package, no name is defined by both sets; of what both include, bodies are compared but for the C++ library's and
-    torch's, whose sources are the same, and which the compiler makes more or less of."""
+    """Check that both sets define no name of this package. Bodies of other shared names are compared, except those of the C++ library
+    and torch, whose sources are the same but which the compiler may optimise differently."""
     shared, differ = doubled(some, others)
     assert len(shared) > 10, "objects that share nothing are not those of one extension"
     assert not [name for name in shared if "specsample" in name]

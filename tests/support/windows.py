@@ -1,4 +1,4 @@
-"""Models that attend to the last few *slots* of their cache: whatever breaks the cache's layout changes their laws."""
+"""Models that attend to the last few *slots* of their cache: anything that breaks the cache's layout changes their output."""
 
 from types import SimpleNamespace
 
@@ -19,9 +19,9 @@ class SlotCache(TokenCache):
 class WindowModel(nn.Module):
     """The law after a token depends on it and the width − 1 slots before it: a table [V, V] of logits for each distance.
 
-    At every call it asserts the invariant of decoding/cache.py, for each row of the cache: the slots that the mask shows are one
-    run, and hold the tokens of the positions 0, 1, 2, … in this order. `seen`: how many calls had padding at the left,
-    masked slots at the right, and several new columns behind cached tokens of unequal lengths.
+    In every call it asserts the invariant of decoding/cache.py, for each row of the cache: the unmasked slots are contiguous
+    and hold the tokens at positions 0, 1, 2, … in this order. `seen`: how many calls had padding at the left,
+    masked slots at the right, and several new columns after cached tokens of unequal lengths.
     """
 
     def __init__(self, seed, vocab=24, width=3, noise=0.0, scale=2.0):
