@@ -182,12 +182,14 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
     uint32_t words[kTiles];  // of A, and of S in the upper half of the warp
     words_of_turn(stream, PhiloxKeys(stream.key0, stream.key1), turn, owner, lane < 16 ? 0 : kRefineBlock, words);
     float goal = known();
+    uint32_t bits[kTiles];
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) bits[i] = first + i * kGroupTile < vocab ? logit_bits(row, dtype, first + i * kGroupTile) : 0;
     float z[kTiles], least[kTiles];
     int place[kTiles];
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
-      const int token = first + i * kGroupTile;
-      z[i] = token < vocab ? logit(row, dtype, token) : -HUGE_VALF;
+      z[i] = first + i * kGroupTile < vocab ? logit_of(bits[i], dtype) : -HUGE_VALF;
       const uint32_t second = __shfl_sync(kFullWarp, words[i], 16);
       least[i] = least_clock(__shfl_sync(kFullWarp, words[i], 0), second), place[i] = static_cast<int>(second >> 27);
     }

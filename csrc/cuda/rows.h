@@ -11,12 +11,18 @@ struct Unit {
   float z[kUnit];
 };
 
-SPS_DEVICE float logit(const void* row, int dtype, int64_t token) {
-  if (dtype == kFloat32) return clamp_logit(__ldg(static_cast<const float*>(row) + token));
-  const uint32_t bits = __ldg(static_cast<const uint16_t*>(row) + token);
+// As it stands in memory: to ask for several before one is read.
+SPS_DEVICE uint32_t logit_bits(const void* row, int dtype, int64_t token) {
+  if (dtype == kFloat32) return __ldg(static_cast<const uint32_t*>(row) + token);
+  return __ldg(static_cast<const uint16_t*>(row) + token);
+}
+SPS_DEVICE float logit_of(uint32_t bits, int dtype) {
+  if (dtype == kFloat32) return clamp_logit(__uint_as_float(bits));
   return clamp_logit(dtype == kBfloat16 ? from_bfloat16(bits) : from_float16(bits));
 }
+SPS_DEVICE float logit(const void* row, int dtype, int64_t token) { return logit_of(logit_bits(row, dtype, token), dtype); }
 
+SPS_DEVICE uint32_t pack(uint32_t low, uint32_t high) { return low | high << 16; }
 SPS_DEVICE uint4 load16(const void* p) { return __ldg(static_cast<const uint4*>(p)); }
 
 // Units as stored in memory (+inf and NaN included): 16-bit types in the first kUnits words, float32 in two words per unit.
@@ -57,6 +63,18 @@ struct Batch {
       }
       return;
     }
+    if (!aligned && first + (kUnits - 1) * step + kUnit <= end) {  // all of them asked for before one is packed
+      const uint16_t* p = static_cast<const uint16_t*>(row) + first;
+      uint16_t z[kUnits][kUnit];
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+        for (int j = 0; j < kUnit; ++j) z[u][j] = __ldg(p + u * step + j);
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u)
+        word[u] = uint4{pack(z[u][0], z[u][1]), pack(z[u][2], z[u][3]), pack(z[u][4], z[u][5]), pack(z[u][6], z[u][7])};
+      return;
+    }
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       const int begin = first + u * step;
@@ -70,7 +88,7 @@ struct Batch {
         const int i = begin + j;
         z[j] = i < end ? __ldg(static_cast<const uint16_t*>(row) + i) : dtype == kBfloat16 ? 0xFF80u : 0xFC00u;
       }
-      word[u] = uint4{z[0] | z[1] << 16, z[2] | z[3] << 16, z[4] | z[5] << 16, z[6] | z[7] << 16};
+      word[u] = uint4{pack(z[0], z[1]), pack(z[2], z[3]), pack(z[4], z[5]), pack(z[6], z[7])};
     }
   }
 
