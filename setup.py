@@ -1,8 +1,8 @@
 """Build of the compiled kernels: one abi3 extension against the LibTorch stable ABI.
 
-Metadata stands in pyproject.toml. torch is taken from the environment (pip install --no-build-isolation): an isolated build
+Metadata is in pyproject.toml. torch is taken from the environment (pip install --no-build-isolation): an isolated build
 would download the newest CUDA build. Without torch or a compiler the package installs as pure Python, and says so.
-release/ makes wheels with it, each for one CUDA (docs/releasing.md).
+release/ uses this file to make wheels, each for one CUDA (docs/releasing.md).
 """
 
 import glob
@@ -17,7 +17,7 @@ from setuptools.command.build_ext import build_ext
 
 
 def stated(module):
-    """What a module of the package says that imports nothing, by name: the package itself may not be importable yet"""
+    """The definitions of a package module that imports nothing, by name: the package itself may not be importable yet"""
     names = {}
     with open(f"specsample/{module}.py") as file:
         exec(file.read(), names)
@@ -28,13 +28,13 @@ def stated(module):
 OLDEST_TORCH = stated("version")["OLDEST_TORCH"]
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*map(int, OLDEST_TORCH.split(".")))
 REQUIRED = os.environ.get("SPECSAMPLE_REQUIRE_EXTENSION", "0") not in ("", "0")
-# More flags for the C++ compiler, after these here.
+# Additional flags for the C++ compiler, after those below.
 CXX_FLAGS = os.environ.get("SPECSAMPLE_CXXFLAGS", "").split()
-ROOT = os.getcwd()  # as all paths below
+ROOT = os.getcwd()  # all paths below are relative to it
 
 
 def anonymous(torch):
-    """Flags after which no message holds a folder of the machine that compiles"""
+    """Flags that keep paths of the compiling machine out of all messages"""
     package = os.path.dirname(os.path.realpath(torch.__file__))
     folders = {package: "torch", os.path.dirname(os.path.abspath(torch.__file__)): "torch", ROOT: "."}
     return [f"-ffile-prefix-map={folder}={short}" for folder, short in folders.items()]
@@ -48,16 +48,16 @@ def without_extension(reason):
     return {}
 
 
-# Compute capabilities that CUDA kernels are compiled for, as far as this nvcc knows them; the last one also as PTX, which later
-# GPUs compile for themselves, and 9.0, for those that are later than it and have no machine code of their family here: 11.0.
+# Compute capabilities that CUDA kernels are compiled for, as far as this nvcc knows them. PTX, which later GPUs compile themselves,
+# is included for the last one, and for 9.0, for later GPUs without machine code of their family here: 11.0.
 # SPECSAMPLE_CUDA_ARCHS="9.0" (or more, separated by spaces) replaces them.
 CUDA_ARCHS = "8.0 8.6 8.9 9.0 10.0 12.0"
 
 
 def cuda(torch):
-    """What the CUDA kernels are built with: {home, version, archs, flags}, or None where they are not wanted.
+    """Settings for building the CUDA kernels: {home, version, archs, flags}, or None if they are not wanted.
 
-    SPECSAMPLE_CUDA = auto (the default): when torch was built for CUDA and nvcc is there; 1: always; 0: never.
+    SPECSAMPLE_CUDA = auto (the default): if torch was built for CUDA and nvcc is present; 1: always; 0: never.
     """
     wanted = os.environ.get("SPECSAMPLE_CUDA", "auto").lower()
     if wanted == "0" or (wanted != "1" and torch.version.cuda is None):
@@ -79,7 +79,7 @@ def cuda(torch):
     flags = [f"-gencode=arch=compute_{c},code=sm_{c}" for c in codes]
     texts = sorted({"90", codes[-1]} & set(codes))
     flags += [f"-gencode=arch=compute_{c},code=compute_{c}" for c in texts]
-    around = os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))  # not so where nvcc is a script that calls another
+    around = os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))  # differs if nvcc is a script that calls another
     homes = [h for h in (named, around, "/usr/local/cuda") if h and os.path.exists(f"{h}/include/cuda_runtime.h")]
     home = homes[0] if homes else around
     version = re.search(r"release ([\d.]+)", run("--version")).group(1)
@@ -107,7 +107,7 @@ def compiled():
         def run(self):
             try:
                 super().run()
-            except Exception as error:  # a broken tool chain must not keep the pure Python part from installing
+            except Exception as error:  # a broken tool chain must not prevent the pure Python part from being installed
                 if REQUIRED:
                     raise
                 without_extension(f"{type(error).__name__}: {error}")
@@ -151,7 +151,7 @@ def compiled():
             ],
         },
         **links,
-        # Only its entry is exported: what it defines for itself (csrc/portable.cpp), and cudart, stay its own.
+        # Only its entry point is exported: its own definitions (csrc/portable.cpp), and cudart, stay private.
         extra_link_args=["-Wl,--version-script=csrc/exports.map", "-s"] if sys.platform.startswith("linux") else [],
         depends=sorted(
             glob.glob("csrc/**/*.h", recursive=True) + ["csrc/exports.map"] + glob.glob("csrc/**/*.inc", recursive=True)

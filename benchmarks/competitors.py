@@ -1,9 +1,9 @@
-"""The others' implementations on the same inputs, and the check that each of them emits the right law.
+"""Other implementations on the same inputs, and the check that each of them emits the right law.
 
 Each takes (target_logits [B, L + 1, V], draft_tokens int64 [B, L], draft_logits [B, L, V], law) and returns (tokens int64
-[B, L + 1] padded with −1, num_accepted int64 [B]); `law` is the temperature, or an ss.Sampling of numbers. What a user has to
-do before a call (dividing by the temperature, filtering, converting to float32) is part of it, since verification from raw
-logits spares it; the part after it, from probabilities, stands apart for who wants to time it alone.
+[B, L + 1] padded with −1, num_accepted int64 [B]); `law` is the temperature, or an ss.Sampling of numbers. Whatever a user must
+do before a call (dividing by the temperature, filtering, converting to float32) is included, since verification from raw
+logits makes it unnecessary; the part after it, from probabilities, is a separate function, so that it can be timed alone.
 """
 
 import torch
@@ -18,7 +18,7 @@ except ImportError:
 
 
 def scaled(logits, law):
-    """float32 logits over the temperature, filtered as transformers' warpers do: top-k, top-p, min-p"""
+    """float32 logits divided by the temperature and filtered as transformers' warpers do: top-k, top-p, min-p"""
     if not isinstance(law, ss.Sampling):
         return logits.float() / law
     x = logits.float() / law.temperature
@@ -27,7 +27,7 @@ def scaled(logits, law):
     if law.top_p < 1:
         ascending, order = x.sort(-1)
         beyond = ascending.softmax(-1).cumsum(-1) <= 1 - law.top_p
-        beyond[..., -1] = False  # the likeliest one stays
+        beyond[..., -1] = False  # the likeliest token stays
         x = x.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
     if law.min_p:
         p = x.softmax(-1)
@@ -40,7 +40,7 @@ def probabilities(logits, law):
 
 
 def draw(weights):
-    """One index a row, int64 [B, 1]. On a GPU the race inside of torch.multinomial, whose check of its argument waits for it."""
+    """One index per row, int64 [B, 1]. On a GPU, the race inside torch.multinomial, without its check, which synchronises."""
     if weights.is_cuda:
         return (weights / torch.empty_like(weights).exponential_()).argmax(-1, keepdim=True)
     return torch.multinomial(weights, 1)
@@ -54,7 +54,7 @@ def _emit(draft_tokens, count, weights):
 
 
 def _rest(target, draft, count, weight):
-    """(weight·t − d)⁺ of the row each request stops at; the target's own law after the last draft.
+    """(weight·t − d)⁺ of the row at which each request stops; the target's own law after the last draft.
 
     target [B, L + 1, V], draft [B, L, V], count int64 [B], weight [B] -> [B, V]
     """
@@ -90,7 +90,7 @@ def block_of_laws(target, draft_tokens, draft):
 
 
 def race_of_laws(target, draft_tokens, draft=None):
-    """Noise of the size of the logits, drawn once and shared by every row's race (coupled drafts would reuse it)."""
+    """Noise the size of the logits, drawn once and shared by every row's race (coupled drafts would reuse it)."""
     winner = (target / torch.empty_like(target).exponential_()).argmax(-1)
     count = (winner[:, :-1] == draft_tokens).long().cumprod(-1).sum(-1)
     place = torch.arange(winner.shape[1], device=winner.device)
@@ -110,12 +110,12 @@ def race_torch(target_logits, draft_tokens, draft_logits, law):
 
 
 def token_transformers(target_logits, draft_tokens, draft_logits, law):
-    """transformers' own, one request at a time as it has it."""
+    """transformers' own function, which takes one request at a time."""
     return transformers_of_scaled(scaled(target_logits, law), draft_tokens, scaled(draft_logits, law))
 
 
 def transformers_of_scaled(target, draft_tokens, draft):
-    """The same from scaled logits: its softmax is inside."""
+    """The same from scaled logits; the softmax is inside."""
     tokens, count = _speculative_sampling(draft_tokens, draft, draft_tokens.shape[1], target)
     return torch.nn.functional.pad(tokens, (0, target.shape[1] - tokens.shape[1]), value=-1), count[None]
 
@@ -125,12 +125,12 @@ def sample_torch(logits, law):
 
 
 def argmax_torch(logits, law):
-    """Nothing is drawn: what a maximum alone costs."""
+    """Nothing is drawn: the cost of a maximum alone."""
     return logits.argmax(-1)
 
 
 def largest_with_noise(z, k=1):
-    """The Gumbel trick, argmax of logits with noise -log E, k times. float32 [B, V] -> int64 [B, k]"""
+    """The Gumbel trick, argmax of the logits plus noise −log E, k times. float32 [B, V] -> int64 [B, k]"""
     return (z[:, None] - torch.empty(len(z), k, z.shape[1], device=z.device).exponential_().log()).argmax(-1)
 
 
@@ -139,13 +139,13 @@ def gumbel_torch(logits, law):
 
 
 def draft_torch(logits, law, k, kind):
-    """k children as torch has them, int64 [B, k]: the softmax's multinomial, of `arrivals` (whose law is that of `distinct`) and
-    `distinct` without replacement"""
+    """k children drawn by torch, int64 [B, k]: multinomial over the softmax, without replacement for `distinct` and for `arrivals`
+    (whose law is that of `distinct`)"""
     return torch.multinomial(probabilities(logits, law), k, kind in ("iid", "lists"))
 
 
 def draft_gumbel(logits, law, k, kind):
-    """The same by the trick: noise of its own for each child, or the k largest"""
+    """The same by the Gumbel trick: separate noise for each child, or the k largest"""
     if kind in ("iid", "lists"):
         return largest_with_noise(scaled(logits, law), k)
     z = scaled(logits, law)
@@ -158,7 +158,7 @@ def row_stats_torch(logits, temperature):
 
 
 def package_reference(scheme):
-    """The package's own specification, for the same arguments."""
+    """The package's own specification, with the same arguments."""
 
     def verify(target_logits, draft_tokens, draft_logits, temperature, seed=0):
         return ss.verify(
@@ -170,9 +170,9 @@ def package_reference(scheme):
 
 
 def compiled(function, example, reset=True):
-    """(function compiled for fixed shapes, how): one graph if it can be, else with breaks, and `how` says which.
+    """(function compiled for fixed shapes, how): as one graph if possible, otherwise with breaks; `how` says which.
 
-    reset: forget what was compiled before
+    reset: discard earlier compilations
     """
     if reset:
         torch._dynamo.reset()
@@ -180,7 +180,7 @@ def compiled(function, example, reset=True):
         call = torch.compile(function, fullgraph=full, dynamic=False)
         try:
             call(*example)
-        except Exception as error:  # whatever stops one graph is reported, not hidden
+        except Exception as error:  # any reason against one graph is reported, not hidden
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
             continue
         return call, "one graph" if full else f"with graph breaks ({reason})"
@@ -195,15 +195,15 @@ HAS_TRANSFORMERS = _speculative_sampling is not None
 
 
 def check_all(trials=20000, vocab=8, length=2, temperature=0.7):
-    """Each implementation's first token against the target's law, on a vocabulary small enough to see every token.
+    """Each implementation's first token against the target's law, on a vocabulary small enough for every token to count.
 
-    -> [name]; raises AssertionError naming the one that is wrong.
+    -> [name]; raises AssertionError naming an implementation that is wrong.
     """
     generator = torch.Generator().manual_seed(5)
     target = torch.randn(1, length + 1, vocab, generator=generator)
     draft = target[:, :-1] + torch.randn(1, length, vocab, generator=generator)
     law, draft_law = (target[0, 0] / temperature).softmax(-1), (draft[0] / temperature).softmax(-1)
-    # float64: at this many trials the rounding of a float32 multinomial is not what should be seen
+    # float64: with this many trials the rounding of a float32 multinomial would show
     tokens = torch.multinomial(draft_law.double(), trials, True, generator=generator).T.contiguous()
     many = [target.expand(trials, -1, -1).contiguous(), tokens, draft.expand(trials, -1, -1).contiguous()]
     checked = []
@@ -215,7 +215,7 @@ def check_all(trials=20000, vocab=8, length=2, temperature=0.7):
         checked.append(f"torch {scheme}")
     if HAS_TRANSFORMERS:
         few, threads = trials // 10, torch.get_num_threads()
-        torch.set_num_threads(1)  # thousands of tiny calls: waking a second thread is all that would cost
+        torch.set_num_threads(1)  # for thousands of tiny calls, waking a second thread only costs time
         first = [token_transformers(target, tokens[i : i + 1], draft, temperature)[0][0, 0] for i in range(few)]
         torch.set_num_threads(threads)
         check_law("transformers", torch.stack(first), law)
@@ -224,7 +224,7 @@ def check_all(trials=20000, vocab=8, length=2, temperature=0.7):
     for name, function in SAMPLE_TORCH.items():
         check_law(f"sample by {name}", function(rows, temperature), law)
     for name, function in DRAFT_TORCH.items():
-        for kind, place in (("iid", 2), ("distinct", 0)):  # of the distinct ones the first has the law itself
+        for kind, place in (("iid", 2), ("distinct", 0)):  # the first of the distinct ones has the law itself
             check_law(f"{kind} drafts by {name}", function(rows, temperature, 3, kind)[:, place], law)
     checked += [f"{name} of a row" for name in SAMPLE_TORCH]
     for scheme, card in ss.schemes().items():

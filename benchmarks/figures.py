@@ -1,10 +1,10 @@
-"""How figures are drawn: `python -m benchmarks.figures` writes those of the documents anew (needs NumPy and matplotlib; no models).
+"""How figures are drawn: `python -m benchmarks.figures` redraws those of the documents (needs NumPy and matplotlib; no models).
 
 results/acceptance.png   mean acceptance of a node by scheme and number of drafts, from results/papers/khisti-acceptance.json
 results/thresholds.png   what schemes for i.i.d. drafts leave to the residual: Z(c) = Σ (t − c·d)⁺, each at its own c
-results/cpu.png          how many times longer the others take than ours, by shape, from results/cpu.json
+results/cpu.png          how many times longer other implementations take, by shape, from results/cpu.json
 
-Schemes have Okabe and Ito's palette, for any colour vision; markers and dashes say it again.
+Schemes have the palette of Okabe and Ito, for any colour vision; markers and dashes repeat the distinction.
 """
 
 import json
@@ -45,7 +45,7 @@ def of(scheme, **more):
 
 
 def legend(panel, **more):
-    """A legend of each label once, in the order of LOOKS."""
+    """A legend with each label once, in the order of LOOKS."""
     handles = dict(zip(*reversed(panel.get_legend_handles_labels())))
     order = sorted(handles, key=lambda name: list(LOOKS).index(name) if name in LOOKS else len(LOOKS))
     panel.legend([handles[name] for name in order], order, fontsize=8, frameon=False, **more)
@@ -58,9 +58,9 @@ def save(figure, path, rect=(0, 0, 1, 1)):
     plt.close(figure)
 
 
-# -- of the benchmarks -------------------------------------------------------------------------------------------------
+# -- figures of the benchmarks -----------------------------------------------------------------------------------------
 
-# Markers and places beside the tick say again what the colour says.
+# Markers and places beside the tick repeat what the colour says.
 PEERS = {  # name -> (label, colour, marker, place beside the tick)
     "transformers": ("transformers", VERMILION, "^", -0.22),
     "torch": ("torch eager", BLUE, "o", 0.0),
@@ -69,7 +69,7 @@ PEERS = {  # name -> (label, colour, marker, place beside the tick)
 
 
 def ratios(result, path):
-    """One panel a scheme; peaked logits, float32 filled and bfloat16 hollow; the grey line is equal time."""
+    """One panel per scheme; peaked logits, float32 filled and bfloat16 hollow; the grey line is equal time."""
     rows = [r for r in result["rows"] if r["op"] == "verify" and r["rows"] == "peaked" and r["V"] >= 1000]
     schemes = list(dict.fromkeys(r["scheme"] for r in rows))
     if not schemes:
@@ -108,7 +108,7 @@ def ratios(result, path):
     save(figure, path, rect=(0, 0, 1, 0.96))
 
 
-# -- of the documents --------------------------------------------------------------------------------------------------
+# -- figures of the documents ------------------------------------------------------------------------------------------
 
 K, VOCAB, NOISE = 4, 2000, 1.0
 
@@ -119,7 +119,7 @@ def acceptance(path):
     figure, panel = plt.subplots(figsize=(6.2, 4.2))
     for row in rows:
         points = [(k, x) for k, x in zip(row["k"], row["mean"]) if x == x and x is not None]
-        # `optimal_block` is `optimal` at one node; schemes of one draft are where K = 1.
+        # `optimal_block` is `optimal` at one node; schemes of one draft are at K = 1.
         if len(points) > 1 and row["scheme"] != "optimal_block":
             panel.plot(*zip(*points), **of(row["scheme"]))
     panel.set(xlabel="drafts K at a node", ylabel="mean acceptance", xscale="log", title=result["pair"])
@@ -139,7 +139,7 @@ def thresholds(path):
 
     t, d = zipf_pair(VOCAB, NOISE, np.random.default_rng(0))
     best = theory.optimal_law(t, d, K)
-    places = {  # MATH: a scheme rejects all its drafts with chance Z(c), for its own c
+    places = {  # MATH: a scheme rejects all its drafts with probability Z(c), for its own c
         "plain": 0.0,
         "token": 1.0,
         "recursive": float(theory.recursive_thresholds(t, d, K)[-1]),

@@ -1,6 +1,6 @@
 """How the benchmarks measure: calls timed together, read bandwidth, checks before time, JSON and Markdown.
 
-What is measured stands in registry.py, the others' implementations in competitors.py.
+What is measured is defined in registry.py, other implementations in competitors.py.
 """
 
 import datetime
@@ -20,26 +20,26 @@ import torch
 
 import specsample as ss
 
-SHORTEST = 5e-4  # seconds: quicker calls are repeated inside one repetition, so that the clock's own cost vanishes
-LARGE = 1 << 30  # bytes of the buffer for the bandwidth of memory: beyond any cache
+SHORTEST = 5e-4  # seconds: quicker calls are repeated within one repetition, so that the clock's own cost is negligible
+LARGE = 1 << 30  # bytes of the buffer for memory bandwidth: larger than any cache
 
 
 class Timing(NamedTuple):
-    median: float  # seconds a call
+    median: float  # seconds per call
     minimum: float
     repetitions: int
 
     def divided(self, count):
-        """The mean of each of `count` calls that were timed as one"""
+        """The mean for each of `count` calls that were timed as one"""
         return Timing(self.median / count, self.minimum / count, self.repetitions)
 
 
 def time_together(calls, budget, least=5, most=60):
     """{name: Timing} of callables without arguments, interleaved: {name: call}
 
-    Every round runs every call once, in a fresh random order: a slow moment of the machine then falls on all of them
-    alike, and none always finds the caches as the same other one left them. The rounds end when the time spent reaches
-    `budget` seconds a call, but not before `least` of them.
+    Every round runs every call once, in a fresh random order: a slow moment of the machine then affects all of them
+    alike, and none always finds the caches as the same other call left them. The rounds end when `budget` seconds per
+    call are used up, but not before `least` of them.
     """
     inner = {}
     for name, call in calls.items():
@@ -72,7 +72,7 @@ def readers(tensor):
 
     Which one is quickest depends on the machine and on where the data lies, so all are timed and the best one counts.
     """
-    words = tensor.detach().reshape(-1).view(torch.int64)  # the sum of integers has no rounding to keep in order
+    words = tensor.detach().reshape(-1).view(torch.int64)  # an integer sum has no rounding and may be taken in any order
     floats = words.view(torch.float32)
     half = floats.numel() // 2
     matrix = floats[: floats.numel() // 1024 * 1024].view(-1, 1024)
@@ -108,7 +108,7 @@ def memory_bandwidth(size=LARGE):
 
 
 class Agreement:
-    """Counts tokens of a backend against the reference's. Draws within 1e-5 of a boundary may differ: 1e-4 of all."""
+    """Counts tokens of a backend against the reference's. Draws within 1e-5 of a boundary may differ: at most 1e-4 of all."""
 
     def __init__(self):
         self.tokens = self.differing = 0
@@ -124,18 +124,18 @@ class Agreement:
 
     @property
     def acceptable(self):
-        # One excused draw takes the rest of its request's tokens with it, which a short run must survive.
+        # One excused draw changes the rest of its request's tokens as well, which a short run must tolerate.
         return self.differing <= max(9, 1e-4 * self.tokens)
 
 
 def chi_square_threshold(freedom, sigmas=4.75):
-    """Wilson and Hilferty's quantile of chi-square: exceeded once in a million runs when the law is right."""
+    """Wilson and Hilferty's quantile of chi-square: exceeded once in a million runs if the law is right."""
     spread = 2 / (9 * freedom)
     return freedom * (1 - spread + sigmas * math.sqrt(spread)) ** 3
 
 
 def check_law(name, tokens, law):
-    """Raise unless int64 [n] looks like draws of `law` [V]."""
+    """Raise unless int64 [n] looks like draws from `law` [V]."""
     count = torch.bincount(tokens, minlength=len(law)).double()
     expected = law.double() * len(tokens)
     statistic = float(((count - expected) ** 2 / expected).sum())
@@ -171,7 +171,7 @@ def now():
 
 
 def machine():
-    """What the figures depend on and what made them."""
+    """What the figures depend on and what produced them."""
     try:
         import transformers
 
@@ -194,7 +194,7 @@ def machine():
 
 
 def write_json(path, result):
-    """Numbers rounded to five digits, one row a line: small diffs, and greppable."""
+    """Numbers rounded to five digits, one row per line: small diffs, and greppable."""
 
     def short(value):
         if isinstance(value, dict):
@@ -212,7 +212,7 @@ def write_json(path, result):
 
 
 class Progress:
-    """One line on stderr; silent where stderr is not a terminal, apart from every tenth of the way."""
+    """One line on stderr; if stderr is not a terminal, only every tenth of the way."""
 
     def __init__(self, total):
         self.total, self.done, self.begin = total, 0, time.perf_counter()

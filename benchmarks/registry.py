@@ -1,6 +1,6 @@
 """What is measured: cases (operation × scheme × logits × dtype × shape), their inputs, bytes and competitors.
 
-A new scheme adds its line to BYTES (which rows it must read), and a competitor if anybody has one.
+A new scheme adds its line to BYTES (the rows it must read), and a competitor if there is one.
 """
 
 import functools
@@ -17,17 +17,17 @@ BATCHES, LENGTHS, VOCABS = (1, 8, 32), (1, 4, 8), (32000, 128256)
 SINGLE_DRAFT = ("token", "block", "race")
 DRAFTS = ("iid", "arrivals", "distinct", "lists")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-REQUESTS = 32  # a timed call of any case goes over at least so many requests, in batches of B: see `Inputs`
-POOL = 40  # different rows of a kind; larger inputs repeat them in memory
+REQUESTS = 32  # a timed call of any case covers at least this many requests, in batches of B: see `Inputs`
+POOL = 40  # distinct rows of a kind; larger inputs repeat them in memory
 
 
 class Case(NamedTuple):
     op: str  # "verify", "sample", "draft" or "row_stats"
-    scheme: str | None  # of `draft` the kind of the children
+    scheme: str | None  # for `draft`, the kind of children
     rows: str  # "peaked" or "flat"
     dtype: str
-    B: int  # requests, or rows of the other operations
-    L: int  # drafts a request; 0 where there are none
+    B: int  # requests; for other operations, rows
+    L: int  # drafts per request; 0 if there are none
     V: int
     K: int = 1  # children of a row
 
@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
     @property
     def compiled_too(self):
-        """torch.compile takes tens of seconds a shape, so only these have it."""
+        """torch.compile takes tens of seconds per shape, so only these have it."""
         chosen = self.rows == "peaked" and self.dtype == "float32" and self.V == 32000
         return chosen and (self.B, self.L) in ((1, 4), (8, 4), (8, 0)) and self.scheme in (None, "iid", *SINGLE_DRAFT)
 
@@ -52,7 +52,7 @@ class Case(NamedTuple):
 
 
 def cases(quick=False):
-    """Every case, those of equal inputs next to each other."""
+    """Every case, those with equal inputs next to each other."""
     if quick:
         shapes = [(1, 4, 32000), (8, 4, 32000), (8, 4, 128256)]
         kinds = [("peaked", "float32"), ("peaked", "bfloat16")]
@@ -72,7 +72,7 @@ def cases(quick=False):
             Case("verify", s, *k, b, n, v) for k in kinds for v in VOCABS for n in LENGTHS for b in BATCHES
             for s in SINGLE_DRAFT
         ]  # fmt: skip
-    # A vocabulary without work: the call's own cost. And a row pass over more than the caches hold.
+    # A tiny vocabulary: the call's own cost. And a row pass over more than the caches hold.
     few = [Case("verify", s, "peaked", "float32", 1, 4, 100) for s in SINGLE_DRAFT]
     return [*few, Case("row_stats", None, "peaked", "float32", 512, 0, 128256), *found]
 
@@ -81,8 +81,8 @@ def cases(quick=False):
 
 
 class Inputs(NamedTuple):
-    """R requests. A scheme that stops at the first refusal costs what its drafts' luck makes it cost, and one request
-    tells little about that; so every case runs over the same requests, in calls of B, and reports the mean call."""
+    """R requests. The cost of a scheme that stops at the first rejection depends on which drafts are accepted, and one request
+    says little about it; so every case covers the same requests, in calls of B, and reports the mean call."""
 
     target: torch.Tensor  # [R, L + 1, V], or [R, V]
     draft: torch.Tensor | None  # [R, L, V]
@@ -90,7 +90,7 @@ class Inputs(NamedTuple):
     seeds: torch.Tensor  # int64 [R]
 
     def batches(self, B):
-        """Inputs of B requests each, views of these"""
+        """Inputs of B requests each, as views of these"""
         part = [slice(i, i + B) for i in range(0, len(self.target), B)]
         return [
             Inputs(
@@ -107,8 +107,8 @@ class Inputs(NamedTuple):
 def _pool(rows, vocab):
     """(target, draft) float32 [POOL, V].
 
-    peaked: like a language model's: Zipf with exponent 1.1 over shuffled ids, noise on top; scaled so that at the
-    temperature here the likeliest token mostly has 0.3 to 0.9. flat: all tokens about equally likely.
+    peaked: like a language model's: Zipf with exponent 1.1 over shuffled ids, plus noise; scaled so that at the temperature
+    used here the likeliest token mostly has 0.3 to 0.9. flat: all tokens about equally likely.
     """
     generator = torch.Generator().manual_seed(1)
     target = torch.randn(POOL, vocab, generator=generator)
@@ -140,14 +140,14 @@ def inputs_of(rows, dtype, requests, L, V):
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------------
-# Rows of the vocabulary for a request whose L drafts were accepted up to n: (those the scheme must read, reads that our
-# kernels make). Tiles of a row are read twice for a law (maximum, then sum), but the second time from the first-level
-# cache, which counts as one read. Gathers of single tokens do not count.
+# Rows of the vocabulary for a request whose first n of L drafts were accepted: (rows that the scheme must read, reads by our
+# kernels). Tiles of a row are read twice for a law (maximum, then sum), but the second time from the first-level cache, so
+# they count as one read. Gathers of single tokens do not count.
 
 
 def _token(L, n):
-    # The target's row and the draft's at every node up to the first refusal, which the residual race reads again on the
-    # target's side; or, with all of them accepted, the bonus row, raced without its law.
+    # The target's and the draft's row at every node up to the first rejection, of which the residual race reads the target's
+    # again; or, if all drafts are accepted, the bonus row, raced without its law.
     return (2 * L + 1, 2 * L + 1) if n == L else (2 * (n + 1), 2 * (n + 1) + 1)
 
 
@@ -158,7 +158,7 @@ def _block(L, n):
 
 
 def _race(L, n):
-    # One race over each target row up to the first token that is not the draft's; no law, no draft row.
+    # One race over each target row up to the first token that differs from the draft; no law, no draft row.
     return n + 1, n + 1
 
 
@@ -166,7 +166,7 @@ BYTES = {"token": _token, "block": _block, "race": _race}
 
 
 def bytes_of(case, num_accepted):
-    """(bytes that must be read, bytes that our kernels read) by one call of `case`, the mean over all its requests'
+    """(bytes that must be read, bytes that our kernels read) by one call of `case`, averaged over all its requests'
     num_accepted int32 [R], or None."""
     if case.op != "verify":
         return (case.B * case.row_bytes,) * 2
@@ -178,7 +178,7 @@ def bytes_of(case, num_accepted):
 
 
 def ours(case, inputs, backend="cpu"):
-    """The package's call of a case."""
+    """The package's call for a case."""
     stream = {"seed": inputs.seeds, "position": POSITION}
     if case.op == "sample":
         return lambda: ss.sample(inputs.target, sampling=SAMPLING, backend=backend, **stream)
@@ -191,7 +191,7 @@ def ours(case, inputs, backend="cpu"):
 
 
 def competitors(case, batches, compile=True, compile_reference=False):
-    """({name: call over all `batches`}, {name: what to know about it}) of the others on the same inputs."""
+    """({name: call over all `batches`}, {name: what to know about it}) of the competitors on the same inputs."""
     functions, notes = {}, {}
     if case.op == "verify":
         kind = ss.schemes()[case.scheme].draft_kind

@@ -70,7 +70,7 @@ def _table(rows):
 
 
 def table(head, rows):
-    """Lines of a Markdown table: the first column to the left, the others to the right"""
+    """Lines of a Markdown table: the first column left-aligned, the others right-aligned"""
     lines = ["| " + " | ".join(head) + " |", "|:--|" + "--:|" * (len(head) - 1)]
     return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]
 

@@ -1,8 +1,8 @@
-"""Batched serving with packed rows: requests come and go, and each has as many drafts as it has use for.
+"""Batched serving with packed rows: requests come and go, and each has as many drafts as it can use.
 
     python examples/batched_packed.py
 
-torch alone. The rows of all requests lie one after the other, without padding, as engines with continuous batching keep them.
+torch alone. The rows of all requests are stored one after another, without padding, as in engines with continuous batching.
 """
 
 from collections import deque
@@ -11,7 +11,7 @@ import torch
 
 import specsample as ss
 
-VOCAB, MOST = 300, 6  # tokens; drafts of a request in a round
+VOCAB, MOST = 300, 6  # tokens; most drafts per request and round
 TABLE = torch.randn(2, VOCAB, VOCAB, generator=torch.Generator().manual_seed(0)) * 3
 
 
@@ -20,7 +20,7 @@ class Request:
         self.text, self.goal, self.seed = list(prompt), len(prompt) + new_tokens, seed
 
     def drafts(self):
-        """Prompt look-up: what followed the last token the last time that it stood in the text. Often nothing."""
+        """Prompt look-up: what followed the last token at its previous occurrence in the text. Often nothing."""
         last, before = self.text[-1], self.text[:-1]
         if last not in before:
             return []
@@ -29,13 +29,13 @@ class Request:
 
 
 def target(texts):
-    """A model's stand-in: logits [len(texts), V] that depend on the last two tokens. An engine reads its cache instead."""
+    """Stand-in for a model: logits [len(texts), V] that depend on the last two tokens. An engine would read its cache instead."""
     last, before = torch.tensor([text[-2:] for text in texts]).unbind(1)[::-1]
     return TABLE[0, last] + 0.3 * TABLE[1, before]
 
 
 def step(requests, sampling):
-    """One call of the target and one of verify for all requests. Request b owns its drafts and one row more."""
+    """One call of the target and one of verify for all requests. Request b owns its drafts and one more row."""
     drafts = [request.drafts() for request in requests]
     prefixes = [r.text + own[:i] for r, own in zip(requests, drafts) for i in range(len(own) + 1)]
     starts = torch.tensor([0] + [len(own) + 1 for own in drafts]).cumsum(0).to(torch.int32)
@@ -54,7 +54,7 @@ def step(requests, sampling):
 
 
 def serve(requests, slots, sampling):
-    """Run all requests, at most `slots` at a time. -> calls of the target"""
+    """Run all requests, at most `slots` at a time. -> number of target calls"""
     waiting, running, calls = deque(requests), [], 0
     while waiting or running:
         while waiting and len(running) < slots:

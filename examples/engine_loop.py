@@ -2,7 +2,7 @@
 
     python examples/engine_loop.py
 
-Under `race` the text is that of plain decoding, which the last lines show.
+Under `race` the text is that of plain decoding; the last lines show it.
 """
 
 import torch
@@ -13,7 +13,7 @@ VOCAB, WIDTH, SLOTS = 500, 64, 256
 
 
 class Model(torch.nn.Module):
-    """One causal attention layer with random weights. Its cache has a slot for each position of each request."""
+    """One causal attention layer with random weights. Its cache has one slot for each position of each request."""
 
     def __init__(self, seed, batch):
         super().__init__()
@@ -27,7 +27,7 @@ class Model(torch.nn.Module):
         """tokens, positions: int64 [B, n] -> logits [B, n, V] after each of them"""
         q, k, v = self.qkv(self.embed(tokens) + 0.3 * self.place(positions)).chunk(3, -1)
         slot = positions[:, :, None].expand_as(k)
-        self.keys.scatter_(1, slot, k)  # overwrites what a rejected draft left there
+        self.keys.scatter_(1, slot, k)  # overwrites whatever a rejected draft left there
         self.values.scatter_(1, slot, v)
         seen = torch.arange(SLOTS) <= positions[:, :, None]  # slots after a token's own position are never read
         return self.head(torch.nn.functional.scaled_dot_product_attention(q, self.keys, self.values, seen))
@@ -38,13 +38,13 @@ def serve(target, draft, prompts, new_tokens, depth, scheme, sampling, seeds):
     """prompts: int64 [B, W], W >= 2 -> texts int64 [B, W + new_tokens], target calls. draft: a Model, or None for plain decoding"""
     batch, width = prompts.shape
     text = torch.nn.functional.pad(prompts, (0, new_tokens + depth + 1))
-    length = torch.full((batch,), width)  # of each request; they come apart, since each accepts another number of drafts
+    length = torch.full((batch,), width)  # of each request; they diverge, since each accepts a different number of drafts
     for model in filter(None, (target, draft)):
         model(prompts[:, :-1], torch.arange(width - 1).expand(batch, -1))  # prefill: all but the last token
     calls, goal = 0, width + new_tokens
     while (length < goal).any():
         stream = {"seed": seeds, "position": length, "sampling": sampling}
-        # Draft. The second of the last two tokens is new to the cache; the first is too, if all drafts were accepted.
+        # Draft. The last token is not in the cache yet, nor is the one before it if all drafts were accepted.
         last, drafts, rows = length[:, None] - 1, [], []
         for i in range(depth if draft is not None else 0):
             at = last + i if i else torch.cat([last - 1, last], 1)
@@ -52,15 +52,15 @@ def serve(target, draft, prompts, new_tokens, depth, scheme, sampling, seeds):
             kind = ss.schemes()[scheme].draft_kind
             drafts.append(ss.draft(rows[i], kind=kind, depth=i, node=i, **stream)[:, 0])
             text.scatter_(1, last + i + 1, drafts[i][:, None])
-        # One call of the target reads the last token and all drafts: a row after each of them.
+        # One call of the target reads the last token and all drafts: one row after each of them.
         at = last + torch.arange(len(drafts) + 1)
         logits, calls = target(text.gather(1, at), at), calls + 1
         if drafts:
             verdict = ss.verify(logits, torch.stack(drafts, 1), torch.stack(rows, 1), scheme=scheme, **stream)
-            tokens, count = verdict.tokens, verdict.num_accepted + 1  # what the round emitted: the accepted, and one more
+            tokens, count = verdict.tokens, verdict.num_accepted + 1  # emitted by the round: the accepted drafts and one more
         else:
             tokens, count = ss.sample(logits[:, 0], **stream)[:, None], 1
-        # Padding (-1) lands beyond the new length, where the next round writes first.
+        # Padding (-1) lands beyond the new length, where the next round writes before anything reads.
         text.scatter_(1, at + 1, tokens.clamp(min=0))
         length = torch.where(length < goal, (length + count).clamp(max=goal), length)
     return text[:, :goal], calls

@@ -2,28 +2,28 @@
 
     python make_student.py generate    sample texts from the target; keep its law at every reply token
     python make_student.py train       fit the student to those laws
-    python make_student.py quantise    to 4 bits a weight, on a few hundred of the texts; the file that is shipped, its figures inside
-    python make_student.py evaluate    measure it on held-out texts, beside the one of 16 bits, and its time
+    python make_student.py quantise    to 4 bits per weight, using a few hundred texts; writes the shipped file, figures included
+    python make_student.py evaluate    measure it on held-out texts, against the 16-bit one, and its time
     python make_student.py all         the four in turn
 
-The student starts from three of the target's layers, shares its embeddings and predicts the ids below `--head` only.
-Acceptance is sum_i min(target_i, draft_i), the chance that a drafted token is kept.  The parts are in distill/: prompts,
-generate, texts, train.  A try of a minute, with figures that mean nothing:
+The student starts from three of the target's layers, shares its embeddings and predicts only the ids below `--head`.
+Acceptance is sum_i min(target_i, draft_i), the probability that a drafted token is kept.  The parts are in distill/: prompts,
+generate, texts, train.  A trial run of a minute, whose figures mean nothing:
 
     python make_student.py all --rows 8 --new-tokens 8 --tokens 32 --epochs 1 --work /tmp/texts --out /tmp/student.safetensors
 
 The shipped file, on 15 042 held-out tokens, all sampled from the target at T = 1: acceptance .389 at T = 1, .373
-between the laws at T = 0.7, and the likeliest tokens agree at 34 % of the positions; with 16 bits a weight .392, .377
-and 35 %, and .385, .370 and 34 % where each weight is rounded to the nearest. The head's 16 384 ids hold 92.9 % of the
-target's weight.  Topics, passages and code tasks of the held-out prompts are not in the training prompts, but the
-sentence templates are.  The checkpoint was chosen among six by acceptance on 32 of 96 held-out texts of another draw.
+between the laws at T = 0.7, and the likeliest tokens agree at 34 % of the positions; with 16 bits per weight .392, .377
+and 35 %, and with each weight rounded to the nearest .385, .370 and 34 %. The head's 16 384 ids hold 92.9 % of the
+target's mass.  Topics, passages and code tasks of the held-out prompts do not occur in the training prompts, but the
+sentence templates do.  The checkpoint was chosen among six by acceptance on 32 of 96 held-out texts from another draw.
 
-How it was made differs from one run of this script with its defaults: 137 511 target tokens instead of 300 000, and two
-training runs, a first of 2.2 minutes on 78 000 of those tokens (unthreaded AdamW, batches of 6, rate 2e-3), a second of
+It was not made by one run of this script with its defaults: 137 511 target tokens instead of 300 000, and two
+training runs, the first of 2.2 minutes on 78 000 of those tokens (unthreaded AdamW, batches of 6, rate 2e-3), the second of
 23 minutes from its result (--resume --batch 4 --rate 1.5e-3 --variation 0.2 0.9 --epochs 12 --minutes 23), 1602 steps,
-on two cores shared with other work; rounded by 64 texts of 80 tokens.
-Two quiet cores generate about 250 tokens/s and train on about 1000 tokens/s.
-Seeds are fixed, but the training threads do not wait for each other, so results vary a little from run to run.
+on two cores shared with other work; quantised using 64 texts of 80 tokens.
+Two idle cores generate about 250 tokens/s and train on about 1000 tokens/s.
+Seeds are fixed, but the training threads do not wait for each other, so results vary slightly from run to run.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from specsample.decoding import Prefixes
 from specsample.decoding.cache import CachedModel
 from specsample.tools import demo
 
-CALIBRATION = 128  # texts by which weights are rounded
+CALIBRATION = 128  # texts used for rounding the weights
 
 
 def load_target():
@@ -53,7 +53,7 @@ def load_target():
 
 @torch.inference_mode()
 def milliseconds(model, ids, tokens=60):
-    """Time per token of greedy decoding at batch 1 with a KV cache, after a prefix: the median."""
+    """Median time per token of greedy decoding at batch 1 with a KV cache, after a prefix."""
     read, times = CachedModel(model, 1, ids.device), []
     token = read(Prefixes(ids, torch.tensor([ids.shape[1]])), ids[:, :0])[:, -1].argmax(-1)
     for _ in range(tokens):
@@ -64,7 +64,7 @@ def milliseconds(model, ids, tokens=60):
 
 
 def shorten(args, target):
-    """Write the trained student with 4 bits a weight, and its held-out figures into its metadata."""
+    """Write the trained student with 4 bits per weight, with its held-out figures in the metadata."""
     student, held_out = load_student(args.work / TRAINED, target), Texts([args.work / "held_out.safetensors"])
     print(f"quantise: 16 bits a weight: {measure(student, held_out)}", flush=True)
     texts = Texts(sorted(args.work.glob("train_*.safetensors"))[:1])

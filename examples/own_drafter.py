@@ -1,4 +1,4 @@
-"""A drafter of one's own: any object with `propose` and `commit`. This one learns from the texts that it has seen.
+"""A custom drafter: any object with `propose` and `commit`. This one learns from the texts it has seen.
 
     python examples/own_drafter.py
 
@@ -14,7 +14,7 @@ import specsample as ss
 
 
 class Habits:
-    """Proposes the token that most often followed the last two, in any text it has seen, and so on down the chain."""
+    """Proposes the token that most often followed the last two, in all texts seen, and so on down the chain."""
 
     def __init__(self):
         self.follows, self.texts = defaultdict(Counter), None
@@ -24,7 +24,7 @@ class Habits:
             self.follows[tuple(text[i - 2 : i])][text[i]] += 1
 
     def propose(self, prefixes, shape, round):
-        """prefixes[b]: int64 [length of request b]; shape: the most tokens to draft -> ss.Proposal"""
+        """prefixes[b]: int64 [length of request b]; shape: the maximum number of drafts -> ss.Proposal"""
         self.texts = [prefix.tolist() for prefix in prefixes]
         rows = []
         for text, active in zip(self.texts, round.active.tolist()):
@@ -35,12 +35,12 @@ class Habits:
                     break
                 chain.append(seen.most_common(1)[0][0])
             rows.append(chain + [-1] * (shape - len(chain)))  # -1: no such node
-        # The tokens are a function of the prefix, so there is no law to tell (draft_logits=None). A drafter that samples draws
-        # them by ss.draft(..., seed=round.seed, position=round.position, depth=i, node=i) and returns its logits too.
+        # The tokens are a function of the prefix, so there is no law to report (draft_logits=None). A drafter that samples draws
+        # them by ss.draft(..., seed=round.seed, position=round.position, depth=i, node=i) and returns its logits as well.
         return ss.Proposal(torch.tensor(rows))
 
     def commit(self, tokens):
-        """tokens: int64 [B, n], what the round emitted, padded with -1"""
+        """tokens: int64 [B, n], emitted by the round, padded with -1"""
         for text, new in zip(self.texts or [], tokens.tolist()):
             new = [token for token in new if token >= 0]
             for i in range(len(new)):
@@ -53,7 +53,7 @@ def small_target():
     config = LlamaConfig(vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
                          num_key_value_heads=2, bos_token_id=None, eos_token_id=None, pad_token_id=None)  # fmt: skip
     model = LlamaForCausalLM(config).double().eval()
-    model.lm_head.weight.data *= 60  # certain of itself, as trained models are
+    model.lm_head.weight.data *= 60  # confident, as trained models are
     return model
 
 

@@ -1,8 +1,8 @@
-"""The smallest round: draft, verify, and see that the emitted token is distributed as if sampled from the target.
+"""The smallest round: draft, verify, and check that the emitted token is distributed as if sampled from the target.
 
     python examples/quickstart.py
 
-torch alone: the logits are made up, in the place of two models' outputs.
+torch alone: made-up logits stand in for two models' outputs.
 """
 
 import torch
@@ -20,7 +20,7 @@ drafts = ss.draft(draft_logits.expand(requests, -1), **stream)  # int64 [B, 1]
 verdict = ss.verify(target_logits.expand(requests, 2, -1), drafts, draft_logits.expand(requests, 1, -1), scheme="token", **stream)
 
 print("request 0:", verdict.tokens[0].tolist(), "of which drafts:", int(verdict.num_accepted[0]))
-expected = torch.minimum(target_logits, draft_logits).exp().sum()  # what both laws have in common
+expected = torch.minimum(target_logits, draft_logits).exp().sum()  # the mass that both laws share
 print(f"accepted: {verdict.num_accepted.float().mean():.3f}, expected {expected:.3f}")
 emitted = verdict.tokens[:, 0].bincount(minlength=5) / requests
 for token, (law, drafted, came) in enumerate(zip(target_logits.exp(), draft_logits.exp(), emitted)):

@@ -1,12 +1,12 @@
 """The small draft model ("student") that goes with SmolLM2-135M-Instruct.
 
-The student is a Llama of a few layers and of the target's width.  Its file holds those layers and the last norm only:
-the embeddings, in and out, are the target's own, shared in memory.  Its head is the first `head` rows of them, so its
-logits are [..., head] with head < the target's vocabulary.  The ids of a BPE vocabulary are about in order of
-frequency, so the rows left out carry little probability, and not reading them makes the student's call much cheaper.
-The ids beyond the head have draft weight 0, which the acceptance rule treats like any other draft law.
+The student is a Llama with a few layers and the target's width.  Its file holds only those layers and the last norm: the
+input and output embeddings are the target's own, shared in memory.  Its head is their first `head` rows, so its logits
+are [..., head] with head < the target's vocabulary.  The ids of a BPE vocabulary are roughly ordered by frequency, so the
+omitted rows carry little probability, and not reading them makes the student's call much cheaper.
+The ids beyond the head have draft weight 0, which the acceptance rule handles like any other draft law.
 
-The shipped file has its matrices in 4 bits a weight (distill/quantise.py): each GROUP weights of a row share a float16
+The shipped file has its matrices in 4 bits per weight (distill/quantise.py): every GROUP weights of a row share a float16
 scale, and a weight is its scale times one of -8..7, two to a byte, the even column in the low half.
 """
 
@@ -22,7 +22,7 @@ GROUP = 32  # weights that share a scale
 
 
 def new_student(target, layers, head):
-    """A student with `layers` fresh layers, sharing the embeddings of `target`, predicting the ids below `head`."""
+    """A student with `layers` fresh layers that shares the embeddings of `target` and predicts the ids below `head`."""
     config = copy.deepcopy(target.config)
     config.num_hidden_layers = layers
     config.tie_word_embeddings = False
@@ -34,7 +34,7 @@ def new_student(target, layers, head):
     rows = embedding.weight.detach()[:head]  # a view: no second copy of the matrix
     student.lm_head = nn.Linear(rows.shape[1], head, bias=False, device="meta")
     student.lm_head.weight = nn.Parameter(rows, requires_grad=False)
-    student.config.vocab_size = student.vocab_size = head  # the width of the logits; the inputs may be any target id
+    student.config.vocab_size = student.vocab_size = head  # the width of the logits; inputs may be any target id
     return student.eval()
 
 
@@ -45,8 +45,8 @@ def own_parameters(student):
 
 
 def best_scales(weights):
-    """Of groups float32 [rows, GROUP], each the scale of the least squared error, of several: float16 [rows]"""
-    largest = weights.gather(1, weights.abs().argmax(1, keepdim=True))  # with its sign, so that it can be -8 scales
+    """For groups float32 [rows, GROUP], the one of several scales with the least squared error for each: float16 [rows]"""
+    largest = weights.gather(1, weights.abs().argmax(1, keepdim=True))  # signed, so that it can be -8 scales
     scales = (largest / torch.linspace(-9, -6, 25)).half()
     levels = levels_of(weights[:, None], scales.float()[..., None])
     error = (levels * scales.float()[..., None] - weights[:, None]).square().sum(-1)
@@ -54,12 +54,12 @@ def best_scales(weights):
 
 
 def levels_of(weights, scale):
-    """-8..7, the nearest multiples of a scale, float32; 0 where it is 0"""
+    """-8..7, the nearest multiples of a scale, float32; 0 if the scale is 0"""
     return (weights / scale.where(scale != 0, 1)).round().clamp(-8, 7) * (scale != 0)
 
 
 def scaled(levels, scales):
-    """The matrix, float32, of levels float32 [rows, columns] and scales float16 [rows, columns / GROUP]"""
+    """The matrix, float32, from levels float32 [rows, columns] and scales float16 [rows, columns / GROUP]"""
     return (levels.unflatten(1, (-1, GROUP)) * scales.float()[..., None]).flatten(1)
 
 
@@ -70,12 +70,12 @@ def packed(levels):
 
 
 def unpacked(levels, scales):
-    """The matrix, float32, of packed levels and of scales float16 [rows, columns / GROUP]"""
+    """The matrix, float32, from packed levels and scales float16 [rows, columns / GROUP]"""
     return scaled(torch.stack([levels & 15, levels >> 4], -1).flatten(1).float() - 8, scales)
 
 
 def saved_parameters(student, quantised=None):
-    """What the student's file holds: bfloat16, or of a matrix in `quantised` ({name: (packed levels, scales)}) these two"""
+    """The contents of the student's file: bfloat16, or for matrices in `quantised` ({name: (packed levels, scales)}) those two"""
     tensors = {name: value.detach().to(torch.bfloat16) for name, value in own_parameters(student).items()}
     for name, (levels, scales) in (quantised or {}).items():
         tensors[name], tensors[f"{name}.scales"] = levels, scales
@@ -83,9 +83,9 @@ def saved_parameters(student, quantised=None):
 
 
 def load_student(path, target, head=None):
-    """The student saved at `path`, on the device and in the dtype of `target`, sharing the embeddings of `target`.
+    """The student saved at `path`, on the device and in the dtype of `target`, sharing its embeddings.
 
-    `head` narrows or widens the vocabulary that it predicts; by default it is the one that the student was trained for.
+    `head` narrows or widens the vocabulary that it predicts; the default is the one that the student was trained for.
     """
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["student"])

@@ -1,8 +1,8 @@
-"""Two models of transformers: the loop of specsample, and model.generate with specsample inside.
+"""Two models of transformers: specsample's loop, and model.generate with specsample inside.
 
     python examples/with_transformers.py [target] [draft]
 
-Names on a hub or paths; by default SmolLM2-360M and SmolLM2-135M, about 1 GB to download.
+Hub names or paths; by default SmolLM2-360M and SmolLM2-135M, a download of about 1 GB.
 """
 
 import sys
@@ -18,13 +18,13 @@ target = AutoModelForCausalLM.from_pretrained(target_name)
 draft = AutoModelForCausalLM.from_pretrained(draft_name)
 inputs = tokenizer("Speculative decoding is", return_tensors="pt")
 
-# The loop of specsample. `print(stats)` shows how many drafts were accepted at each position, and where the time went.
+# specsample's loop. `print(stats)` shows how many drafts were accepted at each position, and where the time went.
 settings = {"max_new_tokens": 40, "sampling": ss.Sampling(temperature=0.8, top_p=0.95), "seed": 1}
 text, stats = ss.generate(target, draft, inputs.input_ids, scheme="block", return_stats=True, **settings)
 print(tokenizer.decode(text[0]), stats, sep="\n")
 
-# Under `race` the drafts decide how long it takes, never what comes: the same text without any. (In float32 a model may round
-# differently for one token a call than for several, and then a tie may go the other way.)
+# Under `race` the drafts decide how long it takes, never the text: it is the same without any. (In float32 a model may round
+# differently for one token per call than for several, and then a tie may go the other way.)
 plain = ss.generate(target, None, inputs.input_ids, **settings)
 drafted = ss.generate(target, ss.NgramDrafter(), inputs.input_ids, scheme="race", **settings)
 print("race gives the text of plain sampling:", plain.equal(drafted))

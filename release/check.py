@@ -1,11 +1,11 @@
-"""Every wheel in dist, in fresh environments with the oldest torch of its CUDA and the newest; and what pip makes of the sources.
+"""Every wheel in dist, in fresh environments with the oldest and the newest torch for its CUDA; and the sources under pip.
 
     python release/check.py [--torch 2.14.1 ...] [--wheels cu124 ...] [--keep] [--quick]          (make release-check)
 
-An environment has the CUDA build of a torch (5 GB, downloaded) and no more; it is made in build/release, and removed again unless
---keep. In each, release/smoke.py runs for each wheel: what it says of itself, every scheme against the reference, torch's opcheck, the
-README's examples. Wheels for another CUDA are to say so there, and to serve the CPU all the same. Without a GPU the CUDA kernels
-are loaded and not run. --quick: with the torch of this environment alone, and so without a download.
+An environment has the CUDA build of one torch (5 GB, downloaded) and nothing else; it is made in build/release, and removed again
+unless --keep. In each, release/smoke.py runs for each wheel: its build info, every scheme against the reference, torch's opcheck,
+the README's examples. A wheel for another CUDA must say so there, and still serve the CPU. Without a GPU the CUDA kernels are
+loaded but not run. --quick: only with the torch of this environment, and so without a download.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import inspection
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build/release"
-# The oldest of CUDA 12 and of CUDA 13 as the package index has them, and the newest.
+# The oldest for CUDA 12 and for CUDA 13 on the package index, and the newest.
 TORCHES = ("2.10.0", "2.11.0", "2.14.1")
 CUDA_OF = "import torch; print(torch.version.cuda or '')"
 
@@ -45,12 +45,12 @@ def environment(folder, *packages):
 
 
 def with_this_torch(folder):
-    """A fresh environment that finds the torch of this one, and nothing that is installed as specsample here"""
+    """A fresh environment that sees this one's torch, and nothing that is installed as specsample here"""
     import torch
 
     python = environment(folder)
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    # By links: a path to the whole folder would bring its editable installations.
+    # By links: a path to the whole folder would bring in its editable installations.
     for path in Path(torch.__file__).parent.parent.iterdir():
         target = Path(site) / path.name
         own = re.match(r"__editable__|specsample|pip|setuptools|wheel|_distutils|pkg_resources|distutils-", path.name)
@@ -60,28 +60,28 @@ def with_this_torch(folder):
 
 
 def expected(wheel, torch_cuda):
-    """What smoke.py is to find, under a torch for CUDA "12.8" ("": for none)"""
+    """What smoke.py must find, under a torch for CUDA "12.8" ("": none)"""
     version = wheel.name.split("-")[1]
     found = re.fullmatch(r".*\+cu(\d+)(\d)", version)
     if found:
         cuda = ".".join(found.groups())
     elif "+" in version:
         cuda = None
-    else:  # several libraries: the one of torch's major version
+    else:  # several libraries: the one for torch's major version
         cuda = library_for(wheel, torch_cuda.partition(".")[0])
     fits = cuda is not None and cuda.partition(".")[0] == torch_cuda.partition(".")[0]
     return {"version": version, "cuda": cuda, "fits": fits, "folder": "site-packages"}
 
 
 def library_for(wheel, major):
-    """The CUDA of a joined wheel's library for a major version; None where it has none"""
+    """The CUDA of a joined wheel's library for a major version; None if it has none"""
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
         name = next((name for name in archive.namelist() if major and f"_cu{major}." in name), None)
         return name and inspection.cuda_of(wheel, archive.extract(name, folder))
 
 
 def clean():
-    """This process's environment without what would lead to the checkout"""
+    """This process's environment without variables that would lead to the checkout"""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SPECSAMPLE"))}
 
 
@@ -101,7 +101,7 @@ def check_wheels(python, wheels):
 
 
 def check_sources(python):
-    """pip on the sdist: isolated (no torch there: pure Python, which says so), not isolated, editable"""
+    """pip on the sdist: isolated (no torch: pure Python, with a message), not isolated, editable"""
     (sdist,) = (ROOT / "dist").glob("specsample-*.tar.gz")
     env = clean() | {"PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]])}
     why = "import specsample as ss; print(ss.build_info()['unavailable'].get('cpu', 'compiled'))"

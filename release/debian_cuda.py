@@ -1,9 +1,9 @@
-"""nvcc of CUDA 12.4 as Debian packs it, unpacked into a folder and not installed.
+"""nvcc of CUDA 12.4 as packaged by Debian, unpacked into a folder without being installed.
 
     python release/debian_cuda.py FOLDER          (make_wheel.py calls it: make wheel CUDA=12.4)
 
-Debian 13 has CUDA 12.4 in its section non-free. The packages are fetched with apt, whose lists for this lie in FOLDER too, from the
-mirrors that this machine is set up with; a Debian machine of another release will do. 1 GB is fetched, 0.5 GB is kept.
+Debian 13 has CUDA 12.4 in its section non-free. The packages are fetched with apt, with package lists kept in FOLDER, from the
+mirrors configured on this machine; a Debian machine of another release will do. 1 GB is downloaded, 0.5 GB is kept.
 """
 
 import os
@@ -28,7 +28,7 @@ def run(*command, **how):
 
 
 def mirror():
-    """Where this machine fetches Debian's packages"""
+    """The mirror from which this machine fetches Debian's packages"""
     sites = run("apt-get", "indextargets", "--format", "$(SITE) $(ORIGIN) $(SUITE)", capture_output=True).stdout.splitlines()
     found = [line.split()[0] for line in sites if " Debian " in line and "security" not in line]
     if not found:
@@ -37,7 +37,7 @@ def mirror():
 
 
 def fetch(folder):
-    """The packages, by apt with lists of its own"""
+    """The packages, by apt with separate lists"""
     for name in ("lists/partial", "cache/archives/partial", "debs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "sources.list").write_text(f"deb [signed-by={KEYS}] {mirror()} {SUITE} {SECTIONS}\n")
@@ -65,7 +65,7 @@ def unpack(folder):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name in TOOLS:
         shutil.copy2(root / "usr/bin" / name, folder / "bin")
-    shutil.copy2(toolkit / "bin/nvcc", folder / "bin")  # the one in /usr/bin is a script that calls it by its path
+    shutil.copy2(toolkit / "bin/nvcc", folder / "bin")  # /usr/bin has a script that calls it by its path
     shutil.copy2(toolkit / "bin/cicc", folder / "nvvm/bin")
     shutil.copytree(toolkit / "bin/crt", folder / "bin/crt")
     shutil.copytree(toolkit / "libdevice", folder / "nvvm/libdevice")
@@ -73,7 +73,7 @@ def unpack(folder):
     for name in ("libcudart_static.a", "libcudadevrt.a"):
         shutil.copy2(next(root.glob(f"usr/lib/*/{name}")), folder / "lib64")
     shutil.rmtree(work)
-    (folder / "bin/nvcc.profile").write_text(PROFILE)  # last: it says that all is there
+    (folder / "bin/nvcc.profile").write_text(PROFILE)  # last: marks the folder as complete
     return folder
 
 

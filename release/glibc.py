@@ -1,10 +1,10 @@
-"""The C library that a wheel is linked for: stubs of an old glibc, so that the symbols' versions are those of old systems.
+"""The C library that a wheel is linked against: stubs of an old glibc, so that symbol versions are those of old systems.
 
     python release/glibc.py FOLDER          (make_wheel.py calls it)
 
-The linker takes the newest version of a symbol that it finds: exp@GLIBC_2.29, dlsym@GLIBC_2.34 for cudart, on a machine of today. Zig
-brings the symbol lists of every glibc and makes libraries of names from them; nothing else of Zig is used. gcc compiles and links, and
-finds them first (LDFLAGS=-LFOLDER). What was linked so runs with every later glibc.
+The linker takes the newest version of a symbol that it finds: on a current machine exp@GLIBC_2.29, and dlsym@GLIBC_2.34 for cudart.
+Zig brings the symbol lists of every glibc and makes stub libraries from them; nothing else of Zig is used. gcc compiles and links,
+and finds the stubs first (LDFLAGS=-LFOLDER). The result runs with every later glibc.
 """
 
 import os
@@ -18,7 +18,7 @@ STUBS = ("libc.so.6", "libld.so.2", "libm.so.6", "libdl.so.2", "libpthread.so.0"
 
 
 def static_part():
-    """Path of what glibc links into every library (atexit and a few more)"""
+    """Path of the part that glibc links into every library (atexit and a few more)"""
     path = subprocess.run(["cc", "-print-file-name=libc_nonshared.a"], capture_output=True, text=True, check=True).stdout.strip()
     if not os.path.isabs(path):
         sys.exit("no libc_nonshared.a: is this a system with glibc?")
@@ -26,7 +26,7 @@ def static_part():
 
 
 def stubs(folder):
-    """Write the libraries into `folder`, if they are not there. -> the folder"""
+    """Write the libraries into `folder` if they are missing. -> the folder"""
     folder = Path(folder).resolve()
     if (folder / "libc.so").exists():
         return folder
@@ -47,7 +47,7 @@ def stubs(folder):
         link.symlink_to(name)
     libc, loader = (folder / name for name in STUBS[:2])
     script = f"GROUP ( {libc} {static_part()} AS_NEEDED ( {loader} ) )\n"
-    (folder / "libc.so").write_text(script)  # last: it says that all are there
+    (folder / "libc.so").write_text(script)  # last: marks the folder as complete
     return folder
 
 

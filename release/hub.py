@@ -2,14 +2,14 @@
 
     python release/hub.py [--out build/hub]          (make hub)
 
-Two things come of it:
+The result has two parts:
 
 - OUT, a project for kernel-builder: build.toml, flake.nix, CARD.md, and torch-ext/specsample with the Python files.
-- OUT/build, what kernel-builder would make of it: a folder for each kind of device, loaded by kernels.get_local_kernel(OUT / "build")
-  and, once uploaded, by kernels.get_kernel("<owner>/specsample", version=1).
+- OUT/build, what kernel-builder would build from it: one folder per kind of device, loaded by
+  kernels.get_local_kernel(OUT / "build") and, once uploaded, by kernels.get_kernel("<owner>/specsample", version=1).
 
-It has no compiled part: the Triton kernels serve GPUs of all makers, the reference the CPU. The hub loads a kernel from any folder, and
-several versions in one process, so that its torch ops have a name of their own: specsample/names.py is the one file that differs.
+It has no compiled part: the Triton kernels serve GPUs of all makers, the reference the CPU. The hub loads a kernel from any folder,
+and several versions in one process, so its torch ops have a different namespace: only the file specsample/names.py differs.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "specsample"
-NAME, VERSION = "specsample", 1  # of the kernel: a change that callers notice raises it
+NAME, VERSION = "specsample", 1  # of the kernel: raised by a change that callers notice
 BACKENDS = ("cpu", "cuda", "rocm", "xpu")
-WHOLE = ("schemes", "triton")  # what is loaded by a name that is put together
+WHOLE = ("schemes", "triton")  # loaded by names assembled at run time
 
 NAMES = '''"""Names under which the package is known to torch, here as a kernel of the hub: see specsample/names.py of the sources."""
 
@@ -34,7 +34,7 @@ LIBRARY = add_op_namespace_prefix("").removesuffix("::")
 TRITON_LIBRARY = f"{LIBRARY}_triton"
 EXTENSION = None  # Triton and the reference alone
 '''
-# kernel-builder writes one like it into what it builds.
+# kernel-builder writes a similar file into what it builds.
 OPS = """import torch
 
 LIBRARY = "{id}"
@@ -89,7 +89,7 @@ verdict = ss.verify(target, drafts, target[:, :3], scheme="token", seed=1, posit
 
 
 def modules():
-    """The files that `import specsample` may come to, as paths inside the package; not the command line, the demo, other engines"""
+    """The files that `import specsample` may reach, as paths inside the package; not the command line, the demo, other engines"""
     reached, todo = set(), [PACKAGE / "__init__.py", *(p for folder in WHOLE for p in (PACKAGE / folder).glob("*.py"))]
     while todo:
         path = todo.pop()
@@ -113,7 +113,7 @@ def write_package(folder):
 
 
 def write_project(out):
-    """What kernel-builder reads"""
+    """The input of kernel-builder"""
     write_package(out / "torch-ext" / NAME)
     backends = ", ".join(f'"{x}"' for x in BACKENDS)
     (out / "build.toml").write_text(BUILD.format(name=NAME, version=VERSION, backends=backends))
@@ -128,7 +128,7 @@ def digest(folder):
 
 
 def write_variant(folder, backend):
-    """What kernel-builder makes of the project for a kind of device"""
+    """What kernel-builder makes of the project for one kind of device"""
     write_package(folder)
     mark = hashlib.sha256("".join(digest(folder)["files"].values()).encode()).hexdigest()[:7]
     identity = f"_{NAME}_{backend}_{mark}"
@@ -139,7 +139,7 @@ def write_variant(folder, backend):
 
 
 def write(out):
-    """-> the folder, which is made anew"""
+    """-> the folder, recreated"""
     out = Path(out)
     shutil.rmtree(out, ignore_errors=True)
     write_project(out)

@@ -2,9 +2,9 @@
 
     python release/inspection.py WHEEL...        (make wheel and make release-check call it)
 
-A wheel is to run under every Python and torch it is for, on old systems, and to say nothing of the machine that built it. Needs
-binutils (nm, objdump); cuobjdump, of CUDA or in Triton's package, lists the code for GPUs; auditwheel and torch-abi-audit are asked
-where they are installed. What could not be looked at is said.
+A wheel must run under every supported Python and torch, on old systems, and reveal nothing about the machine that built it. Needs
+binutils (nm, objdump); cuobjdump, from CUDA or Triton's package, lists the code for GPUs; auditwheel and torch-abi-audit are used
+if installed. Whatever could not be inspected is reported.
 """
 
 import fnmatch
@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # Tools are programs of the environment, which need not be the shell's.
 PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
 LIMIT = 15_000_000  # bytes of a wheel
-# manylinux_2_28, and what is there on every system of it beside torch's own libraries.
+# manylinux_2_28, and the libraries present on every such system besides torch's own.
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
 NEEDED = ("libc10.so", "libtorch*.so", "libstdc++.so.6", "libgcc_s.so.1", "libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0",
           "librt.so.1", "ld-linux-*.so.*")  # fmt: skip
-# C functions of torch's stable ABI, of Python's, and what the compiler's own start code may find or not.
+# C functions of torch's stable ABI and of Python's, and symbols that the compiler's start-up code may or may not find.
 UNVERSIONED = ("aoti_torch_*", "torch_*", "Py*", "_Py*", "_ITM_*", "__gmon_start__")
-# cudart's own: where it looks for the driver's services, and the machine that NVIDIA compiled it on.
+# cudart's own: where it looks for the driver's services, and paths of the machine on which NVIDIA compiled it.
 OF_CUDART = rb"^/(tmp/nvidia|usr/(lib|share|bin)|dvs/p4/build)"
 PATHS = rb"/(?:home|root|work|tmp|usr|opt|build|project|github|mnt|src|dvs)/[\w.+@/-]+"
 
@@ -48,14 +48,14 @@ def cuobjdump():
 
 
 def shipped_architectures(cuda):
-    """Compute capabilities that a build with CUDA "13.0" is to hold: those of setup.py, as far as that compiler knows them"""
+    """Compute capabilities that a build with CUDA "13.0" must contain: those of setup.py that this compiler knows"""
     listed = re.search(r'^CUDA_ARCHS = "([\d. ]+)"', (ROOT / "setup.py").read_text(), re.M).group(1).split()
     newest = (9, 0) if tuple(map(int, cuda.split("."))) < (12, 8) else (12, 0)
     return [arch for arch in listed if tuple(map(int, arch.split("."))) <= newest]
 
 
 def code_of(library):
-    """({machine code: how often}, {PTX: how often}), each by compute capability without its point"""
+    """({machine code: count}, {PTX: count}), each by compute capability without the point"""
     count = lambda option: {
         code: len(re.findall(rf"\.sm_{code}\.", text))
         for text in [run(cuobjdump(), option, library)]
@@ -65,7 +65,7 @@ def code_of(library):
 
 
 def symbols(library):
-    """[(name, version or None)] of what a library wants from others"""
+    """[(name, version or None)] of the symbols that a library imports"""
     names = [line.split(maxsplit=1)[-1].split()[-1] for line in run("nm", "-D", "--undefined-only", library).splitlines()]
     return [(name.partition("@")[0], name.rpartition("@")[2] if "@" in name else None) for name in names]
 
@@ -110,8 +110,8 @@ def code_faults(machine, text, cuda):
 
 
 def cuda_of(wheel, library):
-    """ "12.4" for a library of CUDA 12.4, None for the CPU's: by the wheel's version, 0.1.0+cu124, or, where it is one of several, by
-    the library itself, which states the version to build_info()"""
+    """ "12.4" for a library of CUDA 12.4, None for the CPU's: by the wheel's version, 0.1.0+cu124, or, for one of several, by
+    the library itself, which reports its version to build_info()"""
     if found := re.search(r"\+cu(\d+)(\d)-", Path(wheel).name):
         return ".".join(found.groups())
     named = re.search(r"_cu(\d+)\.", Path(library).name)
@@ -122,7 +122,7 @@ def cuda_of(wheel, library):
 
 
 def metadata_faults(wheel, archive):
-    """The file's name says what the metadata says: pip refuses it otherwise."""
+    """The file's name must agree with the metadata: otherwise pip rejects it."""
     name, version, python, abi, tags = Path(wheel).name.removesuffix(".whl").split("-")
     (path,) = (x for x in archive.namelist() if x.endswith(".dist-info/METADATA"))
     stated = re.search(r"^Version: (.+)$", archive.read(path).decode(), re.M).group(1)
@@ -135,7 +135,7 @@ def metadata_faults(wheel, archive):
 
 
 def look(wheel):
-    """-> (what is in it, what is wrong with it, what could not be looked at): three lists of sentences"""
+    """-> (what is in it, what is wrong with it, what could not be inspected): three lists of sentences"""
     seen, wrong, unseen = [], [], []
     size = Path(wheel).stat().st_size
     seen.append(f"{size / 1e6:.1f} MB")

@@ -1,10 +1,10 @@
-"""One wheel for every torch, of wheels for the CPU and for one CUDA each: the one that is published.
+"""One wheel for every torch, joined from wheels for the CPU and for one CUDA each: the published one.
 
     python release/join.py dist/specsample-0.1.0+cpu-*.whl dist/specsample-0.1.0+cu124-*.whl dist/specsample-0.1.0+cu130-*.whl
 
-The CPU's is the whole package; of the others the compiled part is taken, as specsample/_C_cu12.abi3.so and so on, of which
-specsample/extension.py loads the one for torch's CUDA. One for each major version of CUDA, since its minor versions run each other's
-programs. Nobody chooses, so nobody chooses wrong; and an index that takes no local versions (+cu130) takes this.
+The CPU's wheel is the whole package; only the compiled part of the others is taken, as specsample/_C_cu12.abi3.so and so on, of
+which specsample/extension.py loads the one for torch's CUDA. One per major version of CUDA suffices, since its minor versions run
+each other's programs. Nobody chooses, so nobody chooses wrong; and an index that rejects local versions (+cu130) accepts it.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def unpacked(wheel, folder):
 
 
 def packed(package, local, out):
-    """The wheel of an unpacked one, whose version has `local` ("", "+cu130") for what stood behind it. -> its path"""
+    """The wheel of an unpacked one, with `local` ("", "+cu130") as the local part of its version. -> its path"""
     (info,) = package.glob("*.dist-info")
     metadata = info / "METADATA"
     metadata.write_text(re.sub(r"^(Version: [^+\n]+)\+\w+$", rf"\1{local}", metadata.read_text(), count=1, flags=re.M))

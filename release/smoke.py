@@ -2,7 +2,7 @@
 
     python release/smoke.py EXPECTED README.md      EXPECTED: {"cuda": "12.4" or null, "version": "0.1.0+cu124", "fits": true}
 
-Prints one line for each thing that was tried; any that fails ends it.
+Prints one line for each check; the first failure ends it.
 """
 
 import importlib.metadata
@@ -20,7 +20,7 @@ from specsample import backends, ops  # noqa: E402
 
 
 def case(scheme):
-    """Arguments of `verify`: three requests of a small vocabulary, whose drafts are drawn from the draft's laws"""
+    """Arguments of `verify`: three requests with a small vocabulary, drafts drawn from the draft's laws"""
     kind, make = ss.schemes()[scheme].draft_kind, torch.Generator().manual_seed(1)
     target = torch.randn(3, 4, 500, generator=make)
     draft = target[:, :3] + 0.5 * torch.randn(3, 3, 500, generator=make)
@@ -82,7 +82,7 @@ def checked_ops():
 
 
 def examples(readme):
-    """Those that need torch alone; models come from a hub."""
+    """Those that need only torch; the others' models come from a hub."""
     blocks = re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)
     runnable = [block for block in blocks if "from_pretrained" not in block]
     assert runnable

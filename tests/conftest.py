@@ -1,7 +1,7 @@
-"""What the tests share: backends, cases with really drawn tokens, packing, and the chi-square test.
+"""Shared by the tests: backends, cases with drafts drawn from the draft's law, packing, and the chi-square test.
 
 Statistical tests fail a correct implementation once in `1 / FAILURE_RATE` sets of seeds; their seeds are fixed, so each
-of them passes always or never. A negative control must fall below `CAUGHT`, so that it shows the test's power.
+of them always passes or always fails. A negative control must fall below `CAUGHT`, which shows the test's power.
 """
 
 import faulthandler
@@ -20,19 +20,19 @@ from specsample import backends
 
 BACKENDS = ("reference", "cpu", *on_gpu.NAMES)
 ALL_SCHEMES = tuple(ss.schemes())
-# Those with a rule of their own on chains. The others become one of these there (test_multi_draft.py shows it, token for token).
+# Those with a rule of their own on chains. The others reduce to one of these there (test_multi_draft.py shows it, token for token).
 CHAIN_SCHEMES = tuple(name for name, card in ss.schemes().items() if card.on_chains == name)
 FAILURE_RATE = 1e-6
 CAUGHT = 1e-30
 
 # Most operations here are small, and several processes share the cores: a second thread would spin, waiting for its turn,
-# for four times the time that it saves. Tests of threads set their numbers.
+# for four times the time that it saves. Tests of threads set their own number.
 torch.set_num_threads(1)
 
-# A test that takes longer ends its process, naming itself and saying where it is, also where it hangs in a call of the CUDA
-# driver, which no signal reaches (make gpu sets it; 0: none).
+# A test that takes longer ends its process, naming itself and where it is, even if it hangs in a call of the CUDA driver, which no
+# signal reaches (make gpu sets it; 0: no limit).
 TEST_SECONDS = float(os.environ.get("SPECSAMPLE_TEST_SECONDS", "0"))
-_terminal = os.fdopen(os.dup(2), "w") if TEST_SECONDS else None  # pytest captures the other one
+_terminal = os.fdopen(os.dup(2), "w") if TEST_SECONDS else None  # pytest captures the original
 
 
 def pytest_collection_modifyitems(items):
@@ -56,7 +56,7 @@ def pytest_runtest_protocol(item):
 
 
 def require(backend):
-    """Skip the test where `backend` is missing, with the reason. -> the name by which tensors of the CPU reach it"""
+    """Skip the test if `backend` is missing, with the reason. -> the name by which CPU tensors reach it"""
     if backend == cuda_on_cpu.NAME:
         cuda_on_cpu.load()
         return backend
@@ -68,7 +68,7 @@ def require(backend):
 
 
 def require_scheme(backend, scheme):
-    """Skip the test where `backend` does not have `scheme`."""
+    """Skip the test if `backend` lacks `scheme`."""
     schemes = backends.BACKENDS[backend].schemes
     if schemes is not None and scheme not in schemes:
         pytest.skip(f"backend {backend} does not have scheme {scheme} yet")
@@ -87,7 +87,7 @@ def target():
 
 @pytest.fixture(scope="module")
 def draft(target):
-    """One whose tokens are often, not always, the target's"""
+    """One whose tokens are often, but not always, the target's"""
     return nearby(target, 0.6, 1)
 
 
@@ -97,12 +97,12 @@ def scheme(request):
 
 
 def numbers(*shape, seed, scale=1.0, dtype=torch.float32):
-    """Normal numbers: logits of a law neither flat nor certain for a scale of some units."""
+    """Normal numbers: with a scale of a few units, logits of a law that is neither flat nor certain."""
     return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
 
 
 def drawn(draft_logits, scheme="token", *, seed, position, sampling=None, backend="reference"):
-    """Draft tokens of chains, really drawn from draft_logits [B, N, V] in the way the scheme asks for: int64 [B, N]"""
+    """Draft tokens of chains, drawn from draft_logits [B, N, V] in the way that the scheme requires: int64 [B, N]"""
     kind, settings = ss.schemes()[scheme].draft_kind, {"sampling": sampling or ss.Sampling()}
     rows = [
         ss.draft(draft_logits[:, i], kind=kind, seed=seed, position=position, depth=i, node=i, backend=backend, **settings)
@@ -115,7 +115,7 @@ def case(
     B, N, V, dtype=torch.float32, scheme="token", sharpness=3.0, seed=0, *,
     noise=0.5, draft_vocab=None, one_hot=False, sampling=None, draft_sampling=None,
 ):  # fmt: skip
-    """Arguments of `verify` (a dict): B chains of N tokens drawn from laws that are near the target's.
+    """Arguments of `verify` (a dict): B chains of N tokens drawn from laws near the target's.
 
     sharpness: standard deviation of the logits; noise: of the draft's distance from the target, in units of sharpness
     """
@@ -155,7 +155,7 @@ def select(args, index):
 def packed(cases, *, row_a_node=False, spare=0):
     """Cases of one request each (None: a request without rows) in the packed layout; `spare`: unused rows at the end.
 
-    row_a_node: one draft row a node, instead of rows like the target's
+    row_a_node: one draft row per node, instead of rows like the target's
     """
     real = [c for c in cases if c is not None]
     like = real[0]
@@ -186,7 +186,7 @@ def packed(cases, *, row_a_node=False, spare=0):
 
 
 def widened(verdict, depth):
-    """A verdict as a call of a larger max_depth would return it."""
+    """A verdict as a call with a larger max_depth would return it."""
     extra = depth - verdict.nodes.shape[1]
 
     def pad(x, value):
@@ -196,7 +196,7 @@ def widened(verdict, depth):
 
 
 def identical(a, b):
-    """Assert that two verdicts are the same bit for bit."""
+    """Assert that two verdicts are identical bit for bit."""
     for name, x, y in zip(a._fields, a, b):
         assert (x is None) == (y is None), name
         if x is not None:
@@ -204,7 +204,7 @@ def identical(a, b):
 
 
 def stacked(verdicts):
-    """Verdicts of the same width, one below the other."""
+    """Verdicts of the same width, concatenated."""
     return ss.Verdict(*(None if x[0] is None else torch.cat(x) for x in zip(*verdicts)))
 
 

@@ -21,7 +21,7 @@ SETTINGS = (
 
 
 def logits(positions=5, seed=0):
-    """Target [T, 16] and draft [T, 20]: vocabularies of different width."""
+    """Target [T, 16] and draft [T, 20]: vocabularies of different widths."""
     generator = torch.Generator().manual_seed(seed)
     target = 2 * torch.randn(positions, VOCAB, generator=generator)
     noise = torch.randn(positions, VOCAB, generator=generator)
@@ -30,7 +30,7 @@ def logits(positions=5, seed=0):
 
 @pytest.mark.parametrize("sampling, draft_sampling", SETTINGS)
 def test_the_means_are_those_of_theory(sampling, draft_sampling):
-    """Against softmax, filters of the reference and theory's single formulas, whatever the chunks."""
+    """Against softmax, the reference's filters and theory's single formulas, for any chunk size."""
     target, draft = logits()
     curves = acceptance.node_acceptance(zip(target.split(2), draft.split(2)), 5, KS, sampling, draft_sampling)
     own = sampling if draft_sampling is None else draft_sampling
@@ -53,7 +53,7 @@ def test_the_means_are_those_of_theory(sampling, draft_sampling):
 
 
 class Tokenizer:
-    """A token a character; chats are the text itself."""
+    """One token per character; chats are just the text."""
 
     def __call__(self, text, return_tensors=None, add_special_tokens=False):
         return type("Encoded", (), {"input_ids": torch.tensor([[ord(c) % 60 for c in text]])})
@@ -123,7 +123,7 @@ def save(path, **arrays):
 )
 def test_bad_input_is_named(arguments, message, tmp_path, capsys):
     assert cli.main(["acceptance", *arguments(tmp_path)]) == 1
-    error = capsys.readouterr().err.split("\r")[-1]  # behind the progress bar
+    error = capsys.readouterr().err.split("\r")[-1]  # after the progress bar
     assert error.startswith("specsample acceptance: ") and message in error and error.count("\n") == 1
 
 
@@ -145,7 +145,7 @@ def bytes_tokenizer(order):
 
 
 def test_pairs_by_path(tmp_path, capsys):
-    """Two models saved on disk, by the command; models that number their tokens otherwise are refused."""
+    """Two models saved on disk, by the command; models that number their tokens differently are refused."""
     target = tiny_llama(1, vocab=256, dtype=torch.float32)
     for name, model, order in (("target", target, 1), ("draft", nearby(target, 1.0, 2), 1), ("other", target, -1)):
         model.save_pretrained(tmp_path / name)

@@ -1,4 +1,4 @@
-"""What is wrong with an argument raises a ValueError that names it; what is wrong in the data has a defined result."""
+"""A wrong argument raises a ValueError that names it; bad data has a defined result."""
 
 import cuda_on_cpu
 import pytest
@@ -34,7 +34,7 @@ INTS = torch.zeros(B, N, dtype=torch.int64)
 CU = torch.tensor([0, 3, 6, 9], dtype=torch.int32)
 FLAT = {"target_logits": LOGITS.flatten(0, 1), "draft_tokens": INTS.flatten(), "cu_rows": CU, "max_depth": N}
 STATS = ss.row_stats(LOGITS[:, :N].flatten(0, 1), backend="reference")
-SETTINGS = [  # field of a Sampling, bad values (tensors are refused by shape and kind only, their values are data)
+SETTINGS = [  # field of a Sampling, bad values (tensors are refused only by shape and kind: their values are data)
     ("temperature", (-1.0, INF, NAN, "hot", None, torch.ones(B + 4), torch.ones(B, dtype=torch.complex64))),
     ("top_k", (-1, 1.5, INF, torch.ones(2, dtype=torch.int64), torch.ones(B, dtype=torch.bool))),
     ("top_p", (-0.1, 1.1, NAN, torch.ones(B + 1), torch.ones(B, device="meta"))),
@@ -46,7 +46,7 @@ BACKENDS_REFUSED = ("gpu", *ss.build_info()["unavailable"], 3)
 PER_NODE = ("zero", torch.zeros(N), torch.zeros(N + 7, dtype=torch.int64), torch.zeros(B + 1, N, dtype=torch.int64),
             torch.zeros(B, N, dtype=torch.int64, device="meta"), [[0.5], []])  # fmt: skip
 
-# (argument as the message names it, its keyword, bad values)
+# (argument as named in the message, its keyword, bad values)
 VERIFY = [
     ("target_logits", "target_logits", (
         LOGITS.tolist(), LOGITS[0], LOGITS.long(), LOGITS.transpose(1, 2).contiguous().transpose(1, 2), LOGITS[:, :N],
@@ -156,7 +156,7 @@ def test_unavailable_backend_says_why():
 
 @pytest.mark.parametrize("call", ["verify", "sample", "draft", "row_stats", "log_probs"])
 def test_float64_is_the_references(call):
-    """Compiled backends refuse float64 logits; without a choice the reference takes them."""
+    """Compiled backends reject float64 logits; if no backend is given, the reference takes them."""
     require("cpu")
     function, good, _ = CALLS[call]
     wide = {k: x.double() if k.endswith("logits") else x for k, x in good.items()}
@@ -170,7 +170,7 @@ def test_float64_is_the_references(call):
 
 
 def dirty(logits, kind):
-    """(logits with something special in them, ordinary logits of the same laws)"""
+    """(logits with something special in them, ordinary logits with the same laws)"""
     bad, clean = logits.clone(), logits.clone()
     ids = torch.arange(logits.shape[-1])
     some = (ids % 3 == 1).expand(logits.shape)
@@ -256,7 +256,7 @@ def test_fewer_tokens_than_children(backend):
 @pytest.mark.parametrize("value", [NAN, -INF])
 @pytest.mark.parametrize("broken", range(4))
 def test_broken_target_row(backend, scheme, broken, value):
-    """The tokens before it stand, nothing comes after."""
+    """The tokens before it stand, and nothing follows."""
     args = case(5, 3, 40, scheme=scheme, seed=5, sharpness=1.0)
     args["draft_logits"] = args["target_logits"][:, :3].clone()
     at = {"seed": args["seed"], "position": args["position"], "backend": backend}
@@ -277,7 +277,7 @@ def test_broken_target_row(backend, scheme, broken, value):
 @pytest.mark.parametrize("value", [NAN, -INF])
 @pytest.mark.parametrize("broken", range(3))
 def test_broken_draft_row(backend, scheme, broken, value):
-    """The nodes drawn from it do not exist."""
+    """The nodes drawn from it are ignored."""
     if not ss.schemes()[scheme].uses_draft_logits:
         pytest.skip(f"{scheme} does not read the draft's law")
     args = case(30, 3, 40, scheme=scheme, seed=6)
@@ -298,7 +298,7 @@ IDS = (-1, -2, -(1 << 31), 40, 41, (1 << 31) - 1)
 @pytest.mark.parametrize("bad", [*IDS, 1 << 32, (1 << 32) + 3, -(1 << 63)])
 @pytest.mark.parametrize("at", range(3))
 def test_ids_out_of_range(backend, scheme, at, bad, dtype):
-    """Such a node does not exist: the chain ends before it, as if it were shorter."""
+    """Such a node is ignored: the chain ends before it, as if it were shorter."""
     if dtype == torch.int32 and bad not in IDS:
         pytest.skip("no int32")
     args = case(30, 3, 40, scheme=scheme, seed=7)
@@ -322,7 +322,7 @@ def test_no_drafts(backend, scheme):
 
 @pytest.mark.parametrize("name", ALL_SCHEMES)
 def test_nodes_of_no_draft_row(backend, name):
-    """Where the draft has no row at all, nodes that name one do not exist."""
+    """If the draft has no rows at all, nodes that name one are ignored."""
     require_scheme(backend, name)
     args = case(20, 0, 40, scheme="token", seed=8) | {"scheme": name}
     logits = args["target_logits"]
@@ -356,7 +356,7 @@ def test_one_token_vocabulary(backend, scheme):
         assert (verdict.tokens == 0).all() and (verdict.num_accepted == 3).all()
 
 
-# A row number that names none: the node (or the request, for the root's row) does not exist.
+# Row numbers that name no row: the node (or the request, for the root's row) is ignored.
 OUTSIDE = (-1, -5, 4, 99, -(1 << 31), (1 << 31) - 1)
 
 
@@ -439,7 +439,7 @@ def test_packed_without_any_rows(backend, scheme):
 
 
 def test_packed_rows_that_the_tensors_do_not_have(backend):
-    """cu_rows is data: whatever it says, nothing is read outside and no id outside the vocabulary comes out."""
+    """cu_rows is data: whatever it contains, nothing is read out of bounds and no id beyond the vocabulary comes out."""
     good = FLAT | {"seed": 0, "position": 0, "backend": backend}
     for cu in ([0, 3, 6, 12], [0, 3, 2, 9], [0, 3, 6, 1 << 30], [-4, 3, 6, 9], [9, 9, 20, 30]):
         tokens = ss.verify(**good | {"cu_rows": torch.tensor(cu, dtype=torch.int32)}).tokens
@@ -448,7 +448,7 @@ def test_packed_rows_that_the_tensors_do_not_have(backend):
 
 @pytest.mark.parametrize("vocab", [5, 8193, 100_003, 151_936])
 def test_no_id_beyond_the_vocabulary(vocab):
-    """The tail of a row is no part of it: it lies in NaN or +inf, and all the mass in the row's last token."""
+    """A row's padding is not part of it: it holds NaN or +inf, and all mass is on the row's last token."""
     require("cpu")
     for filler in (NAN, INF):
         buffer = torch.full((3, 3, vocab + 61), filler, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The benchmarks that no other test runs, on shapes that take a moment: they end, and what they report hangs together."""
+"""The benchmarks that no other test runs, on shapes that take a moment: they finish, and their reports are consistent."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ def test_several_drafts_beside_one(length):
     for row in rows:
         assert row["us"]["median"] > 0 and row["ratio"] > 0 and 0 <= row["accepted"] <= length
         assert (row["ratio"] == 1) == (row["scheme"] in ("token", "race") and row["paths"] == 1)
-        if row["scheme"] == "optimal":  # its bins cost next to nothing
+        if row["scheme"] == "optimal":  # its bins cost almost nothing
             assert 0 <= row["optimum"] - row["acceptance"] < 2e-3
     assert bench.markdown({"machine": bench.harness.machine(), "seconds": 1.0, "rows": rows,
                            "agreement": {"tokens": agreement.tokens, "differing": 0}}).count("\n| ") > len(rows)  # fmt: skip
@@ -93,12 +93,12 @@ def test_aims_beside_what_was_measured():
     assert found["row statistics before over `sample` now, V = 128 256"][1:5] == ["0.90", "0.90", "0 of 1", "not met"]
     assert found["`token`, B = 1, peaked rows, V = 128 256: × faster"][3:5] == ["1 of 1", "met"]
     assert found["`draft`, iid, k = 8 over k = 1, V = 128 256"][:5] == ["≤ 2", "1.90", "1.90", "1 of 1", "met"]
-    assert found["`race`, V = 128 256: × faster"][4] == "not measured"  # the small one is not asked for
+    assert found["`race`, V = 128 256: × faster"][4] == "not measured"  # the small vocabulary does not count
     assert found["nothing slower, upper quartile: × faster"][3:5] == ["6 of 6", "met"]  # .95 to 1.05 is noise around 1
 
 
 def test_instructions_of_the_common_way():
-    """A loop over bfloat16 or float32 rows with random words every fourth turn, in nvdisasm's spelling"""
+    """A loop over bfloat16 or float32 rows with random words every fourth turn, in nvdisasm's notation"""
     pytest.importorskip("triton", reason="needs specsample[triton]")
     predict = load("gpu.predict")
     of_16_bits, of_float32 = ["@P1 LDG.E.128.CONSTANT R0, [R2]"] * 4, ["@!P1 LDG.E.128.CONSTANT R0, [R2]"] * 8

@@ -22,7 +22,7 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; sys.argv = ['setup.py'
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The sources alone, so that nothing here touches the checkout's own build."""
+    """Only the sources, so that nothing here touches the checkout's own build."""
     target = tmp_path_factory.mktemp("sources")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, target)
@@ -74,7 +74,7 @@ def test_without_the_extension_the_package_runs_on_the_reference():
 
 
 def setup_file():
-    """What setup.py defines before it asks for torch"""
+    """The definitions of setup.py before it asks for torch"""
     names = {}
     exec((ROOT / "setup.py").read_text().split("\ndef compiled")[0], names)
     return names
@@ -90,7 +90,7 @@ def test_the_oldest_torch_is_the_same_everywhere():
 @pytest.mark.skipif(nvcc() is None, reason="no nvcc in CUDA_HOME or on the path")
 @pytest.mark.parametrize("chosen, texts", [(None, ["90", "120"]), ("8.0", ["80"]), ("9.0", ["90"]), ("9.0 10.0", ["90", "100"])])
 def test_later_gpus_have_text_to_compile(chosen, texts, monkeypatch):
-    """Machine code runs on its own family alone: of compute capability 11.0, none is shipped, and 12.0's PTX is too new."""
+    """Machine code runs only on its own family: for compute capability 11.0 none is shipped, and 12.0's PTX is too new."""
     monkeypatch.setenv("SPECSAMPLE_CUDA", "1")
     if chosen is None:
         monkeypatch.delenv("SPECSAMPLE_CUDA_ARCHS", raising=False)
@@ -104,7 +104,7 @@ def test_later_gpus_have_text_to_compile(chosen, texts, monkeypatch):
 
 
 def test_the_extension_needs_only_stable_symbols_of_torch():
-    """Undefined symbols of the extension: C shims of torch, CPython's limited API, the C and C++ run time; nothing of c10, at
+    """Undefined symbols of the extension: torch's C shims, CPython's limited API, the C and C++ run time; nothing of c10, at
     or torch's C++ classes, which change between releases."""
     if "cpu" in ss.build_info()["unavailable"]:
         pytest.skip(ss.build_info()["unavailable"]["cpu"])
@@ -122,14 +122,14 @@ def only_stable_symbols(path):
     unstable = [n for n in names if n.startswith(("c10::", "at::", "torch::", "caffe2::"))]
     assert names and not unstable
     assert any(n.startswith(("aoti_torch_", "torch_")) for n in names)
-    # The CUDA run time is linked in, and what only a CUDA build of torch has is looked up when it is needed.
+    # The CUDA run time is linked in; symbols that only a CUDA build of torch has are looked up when needed.
     assert not [n for n in names if n.startswith(("cuda", "cu", "__cuda")) or "current_cuda_stream" in n]
 
 
 @pytest.mark.skipif(not ALL, reason="some minutes of compilation: make check-cuda, or SPECSAMPLE_CHECK_CUDA=1")
 def test_one_extension_for_every_architecture(copy):
-    """Built with a torch that may itself be without CUDA: one abi3 extension, machine code of every architecture that this nvcc
-    knows (CUDA 12.4: 8.0 to 9.0) and PTX of 9.0 and the last for each of its CUDA sources, which loads, and whose CPU ops run."""
+    """Built with a torch that may itself lack CUDA: one abi3 extension with machine code for every architecture that this nvcc
+    knows (CUDA 12.4: 8.0 to 9.0) and PTX of 9.0 and the last for each of its CUDA sources; it loads, and its CPU ops run."""
     if (tool := nvidia_tool("cuobjdump")) is None or nvcc() is None:
         pytest.skip("not on the path: nvcc, or cuobjdump")
     shipped = re.search(r'^CUDA_ARCHS = "([\d. ]+)"', (ROOT / "setup.py").read_text(), re.M).group(1).split()

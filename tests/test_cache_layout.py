@@ -1,7 +1,7 @@
-"""The layout of every cache, in every call: the distance of two slots is the distance of their tokens (decoding/cache.py).
+"""The layout of every cache, in every call: the distance between slots is the distance between their tokens (decoding/cache.py).
 
-Windowed models see a cache by its slots. So their greedy texts are those of transformers, `race` is plain sampling, and a
-request has in a batch the tokens that it has alone, whatever the drafts' shape and whoever drafts.
+Windowed models address a cache by its slots. So their greedy texts must be those of transformers, `race` must be plain sampling,
+and a request must have the same tokens in a batch as alone, whatever the drafts' shape and drafter.
 """
 
 import pytest
@@ -18,11 +18,11 @@ BUSHY = [-1, 0, 0, -1, 3, 1, 1, 3, -1]
 SHAPES = {
     "chain": {"depth": 4}, "one": {"depth": 1}, "paths": {"paths": 3, "depth": 3}, "bushy": {"tree": BUSHY}, "budget": {"tree": 7},
 }  # fmt: skip
-SEEDS = {"chain": 21}  # under which what the layout has to bear occurs
+SEEDS = {"chain": 21}  # seeds under which every hard case of the layout occurs
 
 
 class Sometimes:
-    """A drafter of one's own: a fork, a chain, one token or nothing, by round and by request."""
+    """A custom drafter: a fork, a chain, one token or nothing, by round and by request."""
 
     def __init__(self, trees):
         self.trees, self.round = trees, 0
@@ -41,7 +41,7 @@ class Sometimes:
 
 
 def alone_and_together(target, make, vocab=24, new=NEW, seed=20, **settings):
-    """Assert that each request has in a batch the tokens that it has alone. -> the batch's"""
+    """Assert that each request has the same tokens in a batch as alone. -> the batch's"""
     ids, mask = prompts(LENGTHS, vocab)
     settings = {"max_new_tokens": new, "eos_token_id": [7, 11], **settings}
     together = ss.generate(target, make(), ids, attention_mask=mask, seed=seed, **settings)[:, ids.shape[1] :]
@@ -53,7 +53,7 @@ def alone_and_together(target, make, vocab=24, new=NEW, seed=20, **settings):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_model_drafts(shape):
-    """Target and draft see by slots; both assert the invariant in each call; the drafts' law is that of the request alone."""
+    """Target and draft address by slots; both assert the invariant in each call; the drafts' law is that of the request alone."""
     schemes = {"chain": ["token", "block", "race"], "one": ["token"], "budget": ["race"]}.get(shape, ["optimal", "top", "race"])
     for scheme in schemes:
         target, draft = WindowModel(1), WindowModel(1, noise=1.0)
@@ -62,7 +62,7 @@ def test_model_drafts(shape):
             new = alone_and_together(target, lambda: draft, **settings)
             if scheme == "race":
                 assert torch.equal(new, alone_and_together(target, lambda: None, eos_token_id=eos, seed=settings["seed"]))
-        # What the layout has to bear did occur.
+        # The hard cases of the layout did occur.
         assert target.seen["left"] and target.seen["right"] and target.seen["several"]
         assert draft.seen["left"] and draft.seen["several"]
 
@@ -86,7 +86,7 @@ def test_a_windowed_model_for_each_path(models):
 
 
 def test_the_invariant_can_fail():
-    """The assertion sees a gap inside, a gap between cached and new tokens, and a wrong order."""
+    """The assertion detects a gap inside, a gap between cached and new tokens, and a wrong order."""
     model, slots = WindowModel(0), torch.arange(6)
     for used, positions in (
         ([0, 1, 1, 0, 1, 1], [0, 0, 1, 0, 2, 3]), ([0, 1, 1, 1, 1, 1], [0, 0, 1, 3, 2, 4]), ([1] * 6, [0, 1, 2, 2, 3, 4]),

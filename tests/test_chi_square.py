@@ -1,7 +1,7 @@
-"""Laws of emitted tokens with the real random numbers: 200 000 requests a test, chi-square with the failure rate of conftest.
+"""Laws of emitted tokens with the real random numbers: 200 000 requests per test, chi-square with the failure rate of conftest.
 
-The exact enumeration (test_exact_law.py) shows that the rules are right; these show that the streams feed them with independent
-noise, on a narrow vocabulary (16), where shortcuts with the noise show, and on a wide one (4096, rare cells pooled).
+The exact enumeration (test_exact_law.py) shows that the rules are right; these tests show that the streams supply independent
+noise, on a narrow vocabulary (16), where shortcuts with the noise show, and on a wide one (4096, with rare cells pooled).
 """
 
 import os
@@ -17,13 +17,13 @@ ROUND = {"seed": 10**7, "position": 1000}
 
 
 def chain(vocab, depth, noise, seed=1):
-    """Logits of one chain: target [1, depth + 1, V], draft [1, depth, V], near each other."""
+    """Logits of one chain: target [1, depth + 1, V], draft [1, depth, V], similar to each other."""
     target = numbers(1, depth + 1, vocab, seed=seed, scale=1.5)
     return target, target[:, :depth] + numbers(1, depth, vocab, seed=seed + 1, scale=noise)
 
 
 def settings(sampling, backend, start):
-    """Of the requests from `start` on."""
+    """Keywords for the requests from `start` on."""
     return {**ROUND, "seed": ROUND["seed"] + start, "sampling": sampling or ss.Sampling(), "backend": backend}
 
 
@@ -43,7 +43,7 @@ def verdict(scheme, backend, target, draft, tokens=None, sampling=None, start=0,
 
 
 def pooled(law, tokens, least=50):
-    """Cells of at least `least` expected trials: likelier tokens alone, the rest in groups. -> (law, cells)"""
+    """Cells with at least `least` expected trials: likelier tokens alone, the rest in groups. -> (law, cells)"""
     order = law.argsort(descending=True)
     group = torch.zeros_like(order)
     mass, cell = 0.0, 0
@@ -60,13 +60,13 @@ def pooled(law, tokens, least=50):
     "sampling", [ss.Sampling(), ss.Sampling(temperature=0.7, top_k=9, top_p=0.95, min_p=0.02)], ids=["plain", "filters"]
 )
 def test_narrow_vocabulary(backend, scheme, sampling):
-    """First token, and second token given that the first was a draft: each has its row's law."""
+    """The first token, and the second token given that the first was a draft: each has its row's law."""
     target, draft = chain(16, 2, noise=1.0)
     result = verdict(scheme, backend, target, draft, sampling=sampling)
     law = probabilities(target[0], sampling)
     assert p_value(result.tokens[:, 0], law[0]) > FAILURE_RATE
-    # The rows here depend on the depth only, so the second emitted token has the second row's law whatever the first was,
-    # for every rule that tests node by node; block decides jointly, and only completed sequences have the law.
+    # The rows here depend only on the depth, so the second emitted token has the second row's law whatever the first was, for
+    # every rule that tests node by node; block decides jointly, and only completed sequences have the law.
     completed = torch.where(result.num_accepted > 0, result.tokens[:, 1], fresh(target[:, 1], sampling, backend))
     assert p_value(completed, law[1]) > FAILURE_RATE
     joint = law[0][:, None] * law[1][None, :]
@@ -74,7 +74,7 @@ def test_narrow_vocabulary(backend, scheme, sampling):
 
 
 def fresh(logits, sampling, backend):
-    """The second token of requests that stopped at the first: their next round, with its own position."""
+    """The second token of requests that stopped at the first: from their next round, at its own position."""
     position = ROUND["position"] + 1
     return ss.sample(logits.expand(TRIALS, -1), sampling=sampling, seed=ROUND["seed"], position=position, backend=backend)
 
@@ -92,7 +92,7 @@ def test_wide_vocabulary(backend, scheme):
 
 
 def test_control_unclipped_residual_is_caught():
-    """|t − d| in the place of (t − d)⁺ after a rejection, on the same drafts and decisions."""
+    """|t − d| in place of (t − d)⁺ after a rejection, on the same drafts and decisions."""
     target, draft = chain(16, 1, noise=0.5)
     result = verdict("token", "reference", target, draft)
     law, wrong = probabilities(target[0])[0], (probabilities(target[0])[0] - probabilities(draft[0])[0]).abs()
@@ -118,7 +118,7 @@ def test_race_accepts_as_its_formula_says(backend, noise):
     assert abs(result.num_accepted.double().mean() - expected) < 5 * sigma
 
     unshared = verdict("race", backend, target, draft, drafts(draft, "iid", backend))
-    assert torch.equal(unshared.tokens[:, 0], result.tokens[:, 0])  # the output cannot tell
+    assert torch.equal(unshared.tokens[:, 0], result.tokens[:, 0])  # the output does not show it
     assert p_value(unshared.tokens[:, 0], t) > FAILURE_RATE
     accepted = unshared.num_accepted.double().mean()
     assert accepted < expected - 50 * sigma  # ... but the acceptance can

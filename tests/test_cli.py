@@ -1,4 +1,4 @@
-"""The command line, and the expected number of calls that the demo's table shows."""
+"""The command line, and the expected number of calls shown in the demo's table."""
 
 import importlib.util
 import re
@@ -64,7 +64,7 @@ def test_bench_runs_the_script_with_its_options(monkeypatch, tmp_path, capsys):
 
 
 def test_the_demos_dtype_is_the_quicker_one(monkeypatch):
-    """A target whose forwards take as long as its dtype says, on a clock of its own."""
+    """A target whose forwards take a time set by its dtype, on a simulated clock."""
 
     class Target:
         now = 0.0
@@ -84,7 +84,7 @@ def test_the_demos_dtype_is_the_quicker_one(monkeypatch):
 
 @pytest.mark.parametrize("measured", [0, 1, 3])
 def test_the_demo_stopped_by_ctrl_c(monkeypatch, capsys, measured):
-    """What was measured until then is shown: nothing, plain decoding alone, drafters too."""
+    """The measurements so far are shown: none, plain decoding alone, drafters too."""
     results = [demo_table.Result(ss.Stats(target_calls=9, rounds=9, emitted=9), 1.0, 9.0)] * measured
 
     def measure(*_):
@@ -109,7 +109,7 @@ def test_the_demo_stopped_by_ctrl_c(monkeypatch, capsys, measured):
 def test_settings_of_the_demo():
     options = cli.parser().parse_args(["demo"])
     everything = demo_tasks.choose(options, True)
-    for setting in everything:  # each has plain decoding beside it, measured before
+    for setting in everything:  # each has plain decoding beside it, measured first
         plain = setting._replace(scheme=None, drafter=None, depth=0)
         assert everything.index(plain) <= everything.index(setting)
     assert len(set(everything)) == len(everything)
@@ -158,7 +158,7 @@ def test_the_demo_shows_both_tasks(tiny_demo, capsys):
     settings = demo_tasks.choose(cli.parser().parse_args(["demo"]), True)
     rows = [row for row in said.splitlines() if re.match(r" +[\d.]+  \w+ +[a-z-]+ +[\d-]+ +\d ", row)]
     assert len(rows) == len(settings) == len(set(rows))
-    # A text without drafts takes a call a token, as the theory column says of it too; and is its own measure.
+    # A text without drafts takes one call per token, as the theory column says; and it is its own baseline.
     for row in (row.split() for row in rows if row.split()[1] == "plain"):
         assert row[6] == row[8] == row[-1] == "1.00" and row[7] == ("1.00" if row[4] == "1" else "-")
     assert "Stopped" not in said and "The clock" not in said
@@ -166,7 +166,7 @@ def test_the_demo_shows_both_tasks(tiny_demo, capsys):
 
 @pytest.mark.parametrize("scheme", ss.schemes())
 def test_the_demo_under_every_scheme(tiny_demo, capsys, scheme):
-    """Look-ups have no law, so that some schemes take the model's drafts alone, and without it say so."""
+    """Look-ups have no law, so some schemes use only the model's drafts, and say so if there is no model."""
     arguments = ["demo", "--tokens", "4", "--dtype", "float32", "--task", "copy", "--temperature", "1", "--scheme", scheme]
     assert cli.main(arguments) == 0
     said, one_hot = capsys.readouterr().out, ss.schemes()[scheme].one_hot
@@ -178,7 +178,7 @@ def test_the_demo_under_every_scheme(tiny_demo, capsys, scheme):
 
 @pytest.mark.parametrize("minutes", [1, 30])
 def test_the_demo_is_bounded_by_its_clock(tiny_demo, monkeypatch, capsys, minutes):
-    """On a clock that goes a second a look: what there is time for is measured, the important first, and the rest is not begun."""
+    """The clock advances a second per look: what there is time for is measured, important things first; the rest is not begun."""
     now = iter(range(10**9))
     monkeypatch.setattr(demo_module.time, "perf_counter", lambda: float(next(now)))
     assert cli.main(["demo", "--tokens", "200", "--dtype", "float32", "--minutes", str(minutes)]) == 0
@@ -186,11 +186,11 @@ def test_the_demo_is_bounded_by_its_clock(tiny_demo, monkeypatch, capsys, minute
     settings = demo_tasks.choose(cli.parser().parse_args(["demo"]), True)
     measured = int(re.search(r"The clock .* ended it: (\d+) of 18 settings measured.$", said.rstrip()).group(1))
     assert len(settings) == 18 and measured < 18 and (minutes == 1 or measured >= 4)
-    assert next(now) < 60 * minutes * 1.2 + 60  # within a text's last round and the looks around it
+    assert next(now) < 60 * minutes * 1.2 + 60  # plus a text's last round and the looks around it
 
 
 def test_what_the_clock_cut(tiny_demo, monkeypatch):
-    """Too few tokens say nothing; without plain decoding there is nothing to compare with; the first setting stays."""
+    """Too few tokens give no result; without plain decoding there is nothing to compare with; the first setting stays."""
     settings = demo_tasks.choose(cli.parser().parse_args(["demo", "--task", "copy", "--temperature", "0"]), False)
     plain, deep, middle, flat, batch, batched = settings
     few, many = (demo_table.Result(ss.Stats(emitted=n, rounds=n, target_calls=n), 1.0, None, cut=1) for n in (5, 100))
@@ -250,11 +250,11 @@ def test_the_demo_names_what_pays_first_and_says_when_nothing_does():
     assert row[-1] == "3.20" and row[-2] == "80.0" and row[-3] == "1.56" and row[-4] == "-" and row[-5] == "5.00"
     assert demo_table.conclusion({plain_copy: measured[plain_copy]}) == ""
     assert "Disturbed" not in demo_table.conclusion(measured)
-    assert "Disturbed" in demo_table.conclusion({**measured, plain_copy: result(100, 100, 20.0)})  # plain met other work
+    assert "Disturbed" in demo_table.conclusion({**measured, plain_copy: result(100, 100, 20.0)})  # plain decoding was disturbed
 
 
 def test_plain_decoding_is_measured_twice(monkeypatch):
-    """The quicker time counts, but not that of a text which the clock cut."""
+    """The shorter time counts, but not that of a text cut short by the clock."""
     plain, drafted, *_ = settings = demo_tasks.choose(cli.parser().parse_args(["demo", "--task", "copy"]), False)[:2]
     for again, seconds in ((result(100, 100, 2.0), 2.0), (result(100, 100, 9.0), 4.0), (result(50, 50, 0.5)._replace(cut=1), 4.0)):
         took = iter([result(100, 100, 4.0), result(100, 20, 2.0), again])
@@ -270,7 +270,7 @@ def test_a_batch_of_prompts_is_padded_left():
 
 
 class Characters:
-    """A tokenizer whose every second token only completes the one before."""
+    """A tokenizer in which every second token only completes the one before."""
 
     def decode(self, ids, skip_special_tokens=True):
         return "".join("ab" if pair == [0, 1] else "\N{REPLACEMENT CHARACTER}" for pair in [ids]) if ids else ""
@@ -307,7 +307,7 @@ def test_expected_calls_are_what_decoding_takes(scheme, greedy):
         difference.append(stats.target_calls - expectation[-1])
     difference = torch.tensor(difference)
     if greedy:
-        assert difference.abs().max() < 1e-9  # nothing is left to chance
+        assert difference.abs().max() < 1e-9  # nothing is random
     assert difference.mean().abs() <= 5 * difference.std() / len(difference) ** 0.5 + 1e-9
     assert min(expectation) >= 8 / 4 and max(expectation) <= 8
 
@@ -322,7 +322,7 @@ def test_expected_calls_of_guesses():
 
 @pytest.mark.parametrize("scheme", ["token", "block", "race"])
 def test_expected_calls_of_a_token_without_chance(scheme):
-    """Rounding of a model can break a tie at temperature 0 otherwise than another forward did."""
+    """A model's rounding can break a tie at temperature 0 differently in another forward."""
     target, draft = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double(), torch.tensor([[1.0, 0.0], [0.25, 0.75]]).double()
     assert expected.survival(scheme, target, draft, torch.tensor([0, 1]), 2).tolist() == [[1, 0.75], [0.75, 0]]
 

@@ -1,5 +1,5 @@
-"""The law of clocks in groups: that 32 clocks made top-down are 32 independent Exp(1) clocks, exactly; that the words' lattice
-keeps it for rare tokens; pairs of clocks, and races, through the real streams. Each has controls: mistakes that it must notice."""
+"""The law of clocks in groups: 32 clocks made top-down are exactly 32 independent Exp(1) clocks; the words' lattice preserves this
+for rare tokens; pairs of clocks, and races, through the real streams. Each has controls: mistakes that it must detect."""
 
 import itertools
 import math
@@ -15,8 +15,8 @@ from specsample.reference.rows import race
 
 # -- the definition, in rational numbers -------------------------------------------------------------------------------
 #
-# The least clock M is exponential of some rate (that of a group of G: G); the token at the place j has E_j = M, every other one
-# M + Exp(1); j has some law over the group (uniform). `None` as a place: nobody has M alone.
+# The least clock M is exponential with some rate (for a group of G: G); the token at place j has E_j = M, every other one
+# M + Exp(1); j has some law over the group (uniform). `None` as a place: no token has M itself.
 
 
 def transform(s, rate=None, places=None, added=True):
@@ -83,7 +83,7 @@ def test_control_the_winner_of_another_definition_has_not(mistake):
 
 
 def test_the_code_has_this_definition(monkeypatch):
-    """Every combination of a few words: the transform of `rng.clocks` is that of a uniform place, M of A, and M + Exp(1)."""
+    """Every combination of a few words: the transform of `rng.clocks` is that of a uniform place, M from A, and M + Exp(1)."""
     a, r, ids = [0, 4095, 1 << 30, 3 << 30], [7, 5000, 1 << 31, (1 << 32) - 9], (0, 256 + 3, 768 + 7)  # of group 0
     rows = torch.cartesian_prod(*map(torch.tensor, (a, range(32), r, r, r)))
     words = torch.full((len(rows), 1024), 1 << 29)
@@ -110,11 +110,11 @@ def test_the_code_has_this_definition(monkeypatch):
 
 
 def over_words(power, bits):
-    """The mean of (1 − u)^power over every word r and, where r < 2¹², every second word of so many bits (0: there is none):
-    E[exp(−s·E)] of E = −log1p(−u)/n for power = s/n; of ideal clocks it is 1/(1 + power).
+    """The mean of (1 − u)^power over every word r and, if r < 2¹², every second word of so many bits (0: there is none):
+    E[exp(−s·E)] of E = −log1p(−u)/n for power = s/n; for ideal clocks it is 1/(1 + power).
 
-    A sum over a lattice of midpoints is its integral and correction terms (Euler and Maclaurin). The first million single words are
-    summed: for large powers their lattice is too coarse for that."""
+    A sum over a lattice of midpoints equals its integral plus correction terms (Euler and Maclaurin). The first million single
+    words are summed directly: for large powers their lattice is too coarse for that."""
     f = lambda u: np.exp(power * np.log1p(-u))
 
     def lattice(begin, end, step):
@@ -132,11 +132,11 @@ def rare(weight, bits_of_a=27, bits_of_r=32, beside=False):
     """Exact probability, over the values of the words, that a token of probability `weight` wins; the rest of the law is in other
     groups, whose best E/w is exponential, or on one other token of its own group (`beside`).
 
-    A clock E wins against rest elsewhere with probability exp(−rate·E), and E is M one time in 32, otherwise M + Exp(1)."""
+    A clock E wins against a rest elsewhere with probability exp(−rate·E), and E is M one time in 32, otherwise M + Exp(1)."""
     rate = (1 - weight) / weight
     if not beside:
         return over_words(rate / 32, bits_of_a) * (1 + 31 * over_words(rate, bits_of_r)) / 32
-    # Beside the heavy token, whose clock is M + X: X > M·(rate − 1), or neither has M alone. Where the heavy token has it, never.
+    # Beside the heavy token, whose clock is M + X: X > M·(rate − 1), or neither has M itself. If the heavy token has it, never.
     return over_words((rate - 1) / 32, bits_of_a) * (1 + 30 * over_words(rate, bits_of_r)) / 32
 
 
@@ -168,7 +168,7 @@ def two_rare(weight, bits_of_r=32):
     """Exact probability that two tokens of one group, each of probability `weight`, arrive before all others: 2 w²/(1 − w)."""
     rate = (1 - 2 * weight) / weight
     one_has_m = 2 * over_words(rate, bits_of_r)
-    neither = 30 * 2 / ((1 + rate) * (2 + rate))  # of ideal clocks: it counts 30 w in all
+    neither = 30 * 2 / ((1 + rate) * (2 + rate))  # for ideal clocks: it contributes 30 w in total
     return over_words(rate / 32, 27) * (one_has_m + neither) / 32
 
 
@@ -179,13 +179,13 @@ def test_two_rare_tokens_of_a_group_arrive_at_their_rate(weight):
 
 @pytest.mark.parametrize("weight", [1e-10, 1e-12])
 def test_control_without_a_tokens_second_word_they_do_not(weight):
-    """It is for such pairs only: a rare token that wins has its group's least clock, all but 31 w of the time."""
+    """It matters only for such pairs: a rare token that wins has its group's least clock, except with probability 31 w."""
     assert two_rare(weight, bits_of_r=0) != pytest.approx(2 * weight**2, rel=1e-2, abs=0)
     assert rare(weight, bits_of_r=0) == pytest.approx(weight, rel=1e-7, abs=0)
 
 
 def below(x, refined=True):
-    """P(u < x) over every word r and second word s, by the code's own uniforms: they grow with r·2³² + s."""
+    """P(u < x) over every word r and second word s, by the code's own uniforms, which increase with r·2³² + s."""
     low, high = 0, 1 << 64
     while low < high:
         middle = (low + high) // 2
@@ -197,7 +197,7 @@ def below(x, refined=True):
 
 @pytest.mark.parametrize("x", [0.3, 1e-6, 1e-8, 1e-10, 1e-12])
 def test_uniforms_decide_at_their_rate(x):
-    """A draft token is accepted when u < t/d: also where that is 1e-12."""
+    """A draft token is accepted if u < t/d: even if that is 1e-12."""
     assert below(x) == pytest.approx(x, rel=2e-3 if x == 1e-6 else 1e-7, abs=0)
     if x <= 1e-10:
         assert below(x, refined=False) == 0  # control
@@ -221,7 +221,7 @@ def by_group(clock):
 
 
 def independent(x, y):
-    """p-value of: x and y are independent Exp(1), by eight bins of equal probability each."""
+    """p-value for: x and y are independent Exp(1), by eight bins of equal probability each."""
     cell = lambda e: (-8 * torch.expm1(-e)).long().clamp(max=7)
     return p_value(cell(x) * 8 + cell(y), torch.full((64,), 1 / 64))
 
@@ -237,13 +237,13 @@ def across_purposes():
 def test_clocks_of_a_group_are_independent():
     clock = clocks()
     assert inside(clock) > FAILURE_RATE
-    assert independent(clock[:, ::2], clock[:, 1::2]) > FAILURE_RATE  # neighbours, of a word each in one block
+    assert independent(clock[:, ::2], clock[:, 1::2]) > FAILURE_RATE  # neighbours, one word each, from one block
     assert independent(*clock.unflatten(1, (-1, 2, 256)).unbind(2)) > FAILURE_RATE  # the rows of a tile
 
 
 def test_clocks_of_groups_are_independent():
     of = by_group(clocks())
-    assert independent(of[:, ::2], of[:, 1::2]) > FAILURE_RATE  # of tiles: words of one Philox call
+    assert independent(of[:, ::2], of[:, 1::2]) > FAILURE_RATE  # tiles: words from one Philox call
     assert independent(of[:, :2], of[:, 2:]) > FAILURE_RATE
     assert independent(of[:, :, ::2], of[:, :, 1::2]) > FAILURE_RATE  # neighbours
     assert independent(of[..., :-1], of.roll(1, 2)[..., 1:]) > FAILURE_RATE  # another group, another place
@@ -259,7 +259,7 @@ def test_clocks_of_streams_are_independent(other):
 
 
 def test_least_clocks():
-    """M·32 is Exp(1), the place uniform, both independent of each other and of the next purpose's."""
+    """M·32 is Exp(1) and the place uniform, both independent of each other and of the next purpose's."""
     whole = torch.zeros(3000, dtype=torch.int64)
     (m, place), (other, _) = (rng.least_clocks(torch.arange(3000), whole, purpose, whole, 128) for purpose in (0, 2))
     bins = lambda x: (-8 * torch.expm1(-32 * x)).long()
@@ -268,7 +268,7 @@ def test_least_clocks():
 
 
 def test_uniforms():
-    """Of acceptance and of selection, and none of a neighbour's stream."""
+    """For acceptance and for selection, independent of the neighbouring streams."""
     base = {"seed": 5, "position": 2, "purpose": rng.ACCEPT, "slot": 0}
     n = 1 << 18
     make = lambda **x: rng.uniforms(*(torch.tensor([x[k]]) if k != "purpose" else x[k] for k in base), n)[0]

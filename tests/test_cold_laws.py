@@ -1,8 +1,8 @@
-"""Laws with gaps of up to 1500 temperatures between their tokens (cold_laws.py), under every scheme: what is left of a draft after
-its likeliest tokens, what is left of a target, and their ratios, where float exponentials have vanished.
+"""Laws with gaps of up to 1500 temperatures between their tokens (cold_laws.py), under every scheme: the residual of a draft after
+its likeliest tokens, the residual of a target, and their ratios, where float exponentials underflow.
 
-Exact laws of the token that a node emits by enumeration, of the C++ text and of the reference; then laws with the real streams, and
-the same integers on all backends. Temperatures of draft and target from 1e-3 to 1e3 apart.
+Exact laws of the token that a node emits, by enumeration of the C++ templates and of the reference; then laws with the real
+streams, and the same integers on all backends. Temperatures of draft and target range independently from 1e-3 to 1e3.
 """
 
 import itertools
@@ -32,7 +32,7 @@ def most(scheme):
 
 
 def children(kind, logits, k):
-    """Draws of k children as `kind` has them, every law a softmax by itself. -> [(tokens, weight)]"""
+    """Draws of k children of this `kind`, each law from a separate softmax. -> [(tokens, weight)]"""
     if kind == "top":
         fixed = tuple(np.argsort(-logits, kind="stable")[: k - 1].tolist())
         return [((*fixed, x), p) for x, p in enumerate(softmax(logits, fixed)) if p > 0]
@@ -51,7 +51,7 @@ def softmax(logits, gone=()):
 
 
 def by_templates(scheme, target, draft, k, assignments):
-    """Law of the first emitted token, float64 [V], and the chance that it is a child: the C++ text."""
+    """Law of the first emitted token, float64 [V], and the probability that it is a child: the C++ templates."""
     law, accepted, card = np.zeros(len(target)), 0.0, CARDS[scheme]
     for tokens, weight in assignments:
         parents = STAR(k) if card.trees else []
@@ -64,7 +64,7 @@ def by_templates(scheme, target, draft, k, assignments):
 
 
 class Recorded(Scripted):
-    """Races are recorded as laws and win nothing."""
+    """Races are recorded as laws and have no winner."""
 
     def clock_race(self, log_weights, depth, lists=None):
         return torch.full((len(log_weights),), -1)
@@ -75,7 +75,7 @@ class Recorded(Scripted):
 
 
 def by_reference(scheme, target, draft, k, assignments):
-    """That law by the reference: every combination of drafts and outcomes of tests is a row of one batch."""
+    """The same law by the reference: every combination of drafts and test outcomes is a row of one batch."""
     card, bits = CARDS[scheme], list(itertools.product((False, True), repeat=k))
     tokens = torch.tensor([x for x, _ in assignments for _ in bits])
     weight = torch.tensor([w for _, w in assignments for _ in bits], dtype=torch.float64)
@@ -101,7 +101,7 @@ def test_a_node_emits_the_target_law(backend, scheme):
     """Enumerated: every gap and shape, 1 to 4 children."""
     if backend == "reference" and scheme not in SCRIPTED:
         pytest.skip("its decisions are not scripted here; its integers are the CPU's, below")
-    selects = scheme in (*SELECTING, "weighted")  # integrated numerically, or of many levels: they take their time
+    selects = scheme in (*SELECTING, "weighted")  # integrated numerically, or with many levels: slow
     for shape, gap, k in itertools.product(SHAPES, (10, 90, 1500) if selects else GAPS, range(1, most(scheme) + 1)):
         target, draft = (x.numpy() for x in cold_laws.rows(shape, gap))
         assignments = children(CARDS[scheme].draft_kind, draft, k)
@@ -113,7 +113,7 @@ def test_a_node_emits_the_target_law(backend, scheme):
 
 
 def old_rule(t, d, k):
-    """`recursive_distinct` with the probability of what is left as 1 − Σ, and c in units of the whole draft: law of the first token."""
+    """`recursive_distinct` with the remaining probability as 1 − Σ, and c in units of the whole draft: law of the first token."""
     law, paths = np.zeros(len(t)), [((), 1.0, 0.0)]
     for _ in range(k):
         below = []
@@ -142,7 +142,7 @@ def test_control_the_rest_as_a_difference():
 
 
 def test_acceptance_without_replacement():
-    """The theory's value on cold laws is what enumeration counts; its estimate agrees."""
+    """The theory's value on cold laws equals the enumerated one; its estimate agrees."""
     theory = pytest.importorskip("specsample.theory")
     for shape, gap, k in itertools.product(SHAPES, (1, 10, 50), range(1, MOST + 1)):
         target, draft = (x.numpy() for x in cold_laws.rows(shape, gap))
@@ -156,12 +156,12 @@ def test_acceptance_without_replacement():
 
 # -- with the real streams ---------------------------------------------------------------------------------------------
 
-TRIALS = 2000  # of each pair of laws
+TRIALS = 2000  # for each pair of laws
 TEMPERATURES = (1e-3, 0.03, 1.0, 30.0, 1e3)
 
 
 def completed(args, backend):
-    """Tokens [B, D + 1]: those of a round, then plain ones at positions of their own."""
+    """Tokens [B, D + 1]: those of a round, then plain ones at their own positions."""
     verdict = ss.verify(**args, backend=backend)
     tokens, depth = verdict.tokens, verdict.nodes.shape[1]
     for i in range(1, depth + 1):
@@ -172,7 +172,7 @@ def completed(args, backend):
 
 
 def joint(law, depth):
-    """Of depth + 1 independent tokens of one law"""
+    """Joint law of depth + 1 independent tokens of one law"""
     out = law
     for _ in range(depth):
         out = (out[:, None] * law).flatten()
@@ -180,7 +180,7 @@ def joint(law, depth):
 
 
 def chances(tokens, laws):
-    """p-value of each group of TRIALS rows of tokens [n·TRIALS, D + 1]; laws: n, of a token. Cells that are rare count as one."""
+    """p-value of each group of TRIALS rows of tokens [n·TRIALS, D + 1]; laws: n token laws. Rare cells are pooled."""
     depth, vocab = tokens.shape[1] - 1, len(laws[0])
     code = (tokens * vocab ** torch.arange(depth, -1, -1)).sum(-1).reshape(len(laws), TRIALS)
     found = []
@@ -199,14 +199,14 @@ def repeated(rows, depth):
 
 
 def cases():
-    """(names, target, draft): all of the table, logits [n, V]"""
+    """(names, target, draft): the whole table, logits [n, V]"""
     names = list(itertools.product(SHAPES, GAPS))
     target, draft = zip(*(cold_laws.rows(*name) for name in names))
     return names, torch.stack(target), torch.stack(draft)
 
 
 def unlikely(scheme, k, target, draft, laws, **settings):
-    """The numbers of those pairs of laws under which completed sequences are not of the target's law: backend cpu."""
+    """Indices of the pairs of laws for which completed sequences do not have the target's law: backend cpu."""
     depth = 2 if scheme in ("block", "optimal_block") else 1
     seeds = torch.arange(len(target) * TRIALS) + 10**9 * k
     args = drawn_tree(repeated(target, depth + 1), repeated(draft, depth), k, scheme, seeds, "cpu", **settings)
@@ -217,7 +217,7 @@ def unlikely(scheme, k, target, draft, laws, **settings):
 
 @pytest.mark.parametrize("scheme", CARDS)
 def test_streams(scheme):
-    """Every gap and shape, 1 to 4 children, with drafts that `ss.draft` draws: cpu."""
+    """Every gap and shape, 1 to 4 children, with drafts from `ss.draft`: cpu."""
     require("cpu")
     names, target, draft = cases()
     laws = list(probabilities(target.float()))
@@ -227,7 +227,7 @@ def test_streams(scheme):
 
 @pytest.mark.parametrize("scheme", CARDS)
 def test_temperatures_of_draft_and_target(scheme):
-    """Each from 1e-3 to 1e3, apart, with and without filters of the draft: three children, cpu."""
+    """Each from 1e-3 to 1e3, independently, with and without filters on the draft: three children, cpu."""
     require("cpu")
     names = list(itertools.product(TEMPERATURES, TEMPERATURES, (1.0, 0.9)))
     generator = torch.Generator().manual_seed(3)
@@ -244,9 +244,9 @@ VARIANTS = ("wider", "narrower", "top-k", "greedy", "+inf", "kept statistics")
 
 
 def varied(variant, target, draft, k, scheme, seeds, backend):
-    """Arguments of `verify` for rows [B, 1, V]: with another vocabulary of the draft, other laws of it, its statistics."""
+    """Arguments of `verify` for rows [B, 1, V]: with a different draft vocabulary, different draft laws, or kept statistics."""
     sampling = {"top-k": ss.Sampling(0.7, 2), "greedy": ss.Sampling(0.0)}.get(variant)
-    if variant == "wider":  # most is drawn beyond the target's vocabulary
+    if variant == "wider":  # most draws are beyond the target's vocabulary
         top = draft.amax(-1, keepdim=True)
         draft = torch.cat([draft, top + 100, top - 30], -1)
     elif variant == "narrower":
@@ -338,7 +338,7 @@ def test_what_ties_below_the_first_is_drawn_alike(backend, temperature):
 @pytest.mark.parametrize("compiled", ("cpu", *on_gpu.NAMES, cuda_on_cpu.NAME))
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_lists_are_scored_on_one_scale(compiled, sign):
-    """Scores near the size at which a race turns to scores relative to the row's maximum: some lists' would, others' not."""
+    """Scores near the size at which a race switches to scores relative to the row's maximum: some lists' would, others' not."""
     compiled = require(compiled)
     B = 40 if compiled == cuda_on_cpu.NAME else 1000
     for first in (0.0, 1e-5):

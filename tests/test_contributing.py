@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: the files it names are there, each test has a room, and a scheme is where it says and nowhere else."""
+"""CONTRIBUTING.md: the files it names exist, each test is listed, and a scheme is where it says and nowhere else."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from specsample import triton
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
-# Where a scheme may be named beside its own files: tables of schemes, formulas of them, defaults, kinds of drafts that share a name,
+# Where a scheme may be named besides its own files: tables of schemes, their formulas, defaults, kinds of drafts that share a name,
 # and the command line, which shows some of them.
 TABLES = {
     "specsample/schemes/card.py", "specsample/triton/__init__.py", "specsample/theory/acceptance.py", "specsample/theory/curves.py",
@@ -26,7 +26,7 @@ TABLES = {
 
 
 def named():
-    """Paths on the page, without those of a scheme that is to be"""
+    """Paths on the page, except those of a scheme yet to be written"""
     return [path for path in re.findall(r"`([\w./*<>-]+)`", PAGE) if "/" in path or path.endswith((".py", ".toml", "file"))]
 
 

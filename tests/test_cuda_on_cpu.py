@@ -1,7 +1,7 @@
-"""The CUDA kernels without a GPU: run on the CPU, a fibre for every CUDA thread (csrc/emulator).
+"""The CUDA kernels without a GPU: run on the CPU, with one fibre per CUDA thread (csrc/emulator).
 
-Here: random numbers, independence of the launch's shape and of the order of the threads, sanitizers, and kernels with a mistake
-that each check must catch. The other test files run their own cases on the same backend (`cuda_on_cpu.NAME`).
+Here: random numbers, independence of the launch's shape and of the thread order, sanitizers, and kernels with one mistake each,
+which each check must catch. The other test files run their own cases on the same backend (`cuda_on_cpu.NAME`).
 """
 
 import ctypes
@@ -26,8 +26,8 @@ KNOWN = known_answers.WORDS
 TREE = [-1, -1, 0, 0, 1, 4]
 KINDS = ("iid", "distinct", "arrivals", "lists", "top", "topk")
 MULTI = tuple(name for name in backends.BACKENDS["cuda"].schemes if name not in CHAIN_SCHEMES)
-MANY_BINS = 1200  # their histogram does not fit shared memory
-# Threads of a block's crew (0: as on a GPU), the seed of the order of all, blocks of a team, whether all rows are read ahead.
+MANY_BINS = 1200  # their histogram does not fit in shared memory
+# Threads of a block's crew (0: as on a GPU), the seed of the thread order, blocks per team, whether all rows are read ahead.
 LAUNCHES = [(96, 1), (0, 3), (64, 2, 2, True), (32, 5, 8, False)]
 SAMPLINGS = (
     ss.Sampling(),
@@ -109,7 +109,7 @@ def everything(V, dtype, sampling):
 
 @pytest.mark.parametrize("V, dtype", [(1, torch.float32), (777, torch.bfloat16), (2500, torch.float16)])
 def test_nothing_depends_on_the_launch(V, dtype):
-    """Not a bit, not the statistics' last either: sums have an order of their own."""
+    """Bit for bit, including the last bit of the statistics: sums have a fixed order."""
     for sampling in (ss.Sampling(), ss.Sampling(0.8, 700, 0.95, 0.001)):
         cuda_on_cpu.load()
         expected = everything(V, dtype, sampling)
@@ -138,7 +138,7 @@ def test_teams_emit_the_integers_of_the_reference(scheme, team):
 
 @pytest.mark.parametrize("scheme", backends.BACKENDS["cuda"].schemes)
 def test_no_token_depends_on_the_last_bits_of_approximations(scheme):
-    """ex2, lg2 and rcp off by as much as is documented, each argument's result in a direction of its own"""
+    """ex2, lg2 and rcp off by the full documented error, in a direction that depends on the argument"""
     at = (*CHAIN_SCHEMES, *MULTI).index(scheme)
     for seed in range(1, 6):
         settings = {"seed": at + seed, "dtype": (torch.float32, torch.bfloat16, torch.float16)[seed % 3]}
@@ -151,7 +151,7 @@ def test_no_token_depends_on_the_last_bits_of_approximations(scheme):
 
 
 def test_control_approximations_are_perturbed():
-    """Statistics of a row do depend on them, by a unit in the last place; over many tokens the errors cancel."""
+    """A row's statistics do depend on them, by a unit in the last place; over many tokens the errors cancel."""
     rows = numbers(64, 3, seed=1, scale=2.0)
     cuda_on_cpu.load()
     exact = ss.row_stats(rows, backend=cuda_on_cpu.NAME)
@@ -177,7 +177,7 @@ def test_sums_of_long_rows_do_not_depend_on_the_launch():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_races_over_long_rows(dtype):
-    """More turns of a warp than bounds that a thread keeps (csrc/cuda/protocol.h): some stand for several turns."""
+    """More turns of a warp than a thread keeps bounds (csrc/cuda/protocol.h): some bounds cover several turns."""
     rows = torch.cat([numbers(2, 70_003, seed=1, scale=scale, dtype=dtype) for scale in (0.1, 4.0)])
     at = {"seed": 3, "position": 9}
     cuda_on_cpu.load()
@@ -189,7 +189,7 @@ def test_races_over_long_rows(dtype):
 
 
 def masses(row, temperature):
-    """(largest logit, mass as row statistics take it, mass as filtered rows have it)"""
+    """(largest logit, mass as computed for row statistics, mass as computed for filtered rows)"""
     out, wide = (ctypes.c_double * 3)(), ctypes.c_int64
     code = [torch.float32, torch.bfloat16, torch.float16].index(row.dtype)
     scale = ctypes.c_double(1 / temperature)
@@ -224,7 +224,7 @@ def off(row, temperature, exact_temperature):
 @pytest.mark.parametrize("name, row", list(odd_rows()), ids=lambda x: x if isinstance(x, str) else "")
 def test_masses_against_float64(name, row):
     """The special-function unit, exact here, adds 2^-22 on a GPU (csrc/cuda/sums.h)."""
-    bound = 1.5e-6 if "far below" in name else 3e-7  # there all roundings are one and the same
+    bound = 1.5e-6 if "far below" in name else 3e-7  # there all roundings are the same
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for temperature in (0.05, 0.7, 1.0, 1.3, 20.0):
             assert off(row.to(dtype), temperature, temperature) < bound, (dtype, temperature)
@@ -242,11 +242,11 @@ def test_masses_of_rows_without_one():
 
 
 def test_a_residual_with_more_candidates_than_the_list_holds():
-    """Target and draft so close that their difference is below what float can tell, everywhere but at the draft: nothing is excluded."""
+    """Target and draft so close that their difference is below float resolution, except at the draft: nothing is excluded."""
     V = 60_000
     target, draft = torch.zeros(2, 2, V), torch.zeros(2, 1, V)
     tokens = torch.full((2, 1), 10)
-    target[:, 0, 10] = -3.0  # so that the draft is rejected; what it lacks there, the others share
+    target[:, 0, 10] = -3.0  # so that the draft is rejected; the others share the difference
     args = {"scheme": "token", "seed": 3, "position": 7}
     expected = ss.verify(target, tokens, draft, backend="reference", **args)
     assert (expected.num_accepted == 0).all()
@@ -254,11 +254,11 @@ def test_a_residual_with_more_candidates_than_the_list_holds():
     identical(ss.verify(target, tokens, draft, backend=cuda_on_cpu.NAME, **args), expected)
 
 
-# -- what the emulation catches ------------------------------------------------------------------------------------
+# -- what the emulator detects -------------------------------------------------------------------------------------
 
 
 def run_bad(name, shuffle=0, team=1):
-    """(what was found, the output) of a kernel of csrc/emulator/bad_kernels.h on 64 threads a block"""
+    """(the report, the output) of a kernel of csrc/emulator/bad_kernels.h with 64 threads per block"""
     values = buffer(ctypes.c_float, range(64))
     out, message = buffer(ctypes.c_float, [-1.0] * 64), ctypes.create_string_buffer(500)
     with cuda_on_cpu.launches(0, shuffle, team):
@@ -278,7 +278,7 @@ def run_bad(name, shuffle=0, team=1):
 def test_control_wrong_synchronisation_is_reported(name, finding):
     found, _ = run_bad(name)
     assert any(part in found for part in finding.split("|")), found
-    assert run_bad("none")[0] == run_bad("order")[0] == ""  # and the emulation is whole again
+    assert run_bad("none")[0] == run_bad("order")[0] == ""  # and the emulator has recovered
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_control_a_missing_barrier_changes_results():
 
 @pytest.fixture(scope="module")
 def sanitized():
-    """The environment of a process that loads the sanitized build"""
+    """The environment for a process that loads the sanitized build"""
     preload = [library("libasan.so"), library("libubsan.so")]
     if None in preload:
         pytest.skip("the compiler has no sanitizer libraries")
@@ -353,7 +353,7 @@ def test_control_accesses_beyond_the_end_are_reported(sanitized, name):
 
 @pytest.fixture(scope="module")
 def races():
-    """csrc/emulator/races.cpp under ThreadSanitizer: a program, since Python is none of its business"""
+    """csrc/emulator/races.cpp under ThreadSanitizer: a separate program, to keep Python out of it"""
     if library("libtsan.so") is None:
         pytest.skip("the compiler has no ThreadSanitizer")
     folder = native.ROOT / "build/cuda_races"
@@ -368,21 +368,21 @@ def races():
 def raced(*command):
     """(whether a data race was reported, the process)"""
     done = subprocess.run(command, capture_output=True, text=True)
-    if "FATAL: ThreadSanitizer" in done.stderr:  # memory layouts that it refuses
+    if "FATAL: ThreadSanitizer" in done.stderr:  # memory layouts that it does not support
         pytest.skip(done.stderr.strip().splitlines()[-1])
     found = "WARNING: ThreadSanitizer: data race" in done.stderr
     assert (done.returncode != 0) == found, done.stderr[-3000:]
     return found, done
 
 
-# A mixture of all settings: layouts, teams of 1 to 8, filters, … (races.cpp). `make check-races`, most of an hour: all of them.
+# A mixture of all settings: layouts, teams of 1 to 8, filters, … (races.cpp). `make check-races` runs all, for most of an hour.
 CASES = (43, 211, 92, 173, 298, 40, 23)
 ALL_RACES = os.environ.get("SPECSAMPLE_CHECK_RACES", "0") not in ("", "0")
 
 
 @pytest.mark.parametrize("case", range(384) if ALL_RACES else CASES)
 def test_no_kernel_has_a_race(races, case):
-    """Threads of a block are ordered by the kernels' barriers and warp exchanges alone; a missing one is a data race."""
+    """Threads of a block are ordered only by the kernels' barriers and warp exchanges; a missing one is a data race."""
     found, done = raced(races, str(case))
     assert not found and "1 cases" in done.stdout, done.stderr[-5000:]
 

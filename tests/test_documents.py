@@ -24,7 +24,7 @@ EXAMPLES = [
 
 @pytest.fixture
 def small_models(monkeypatch):
-    """Models of a moment in the place of those that would be downloaded"""
+    """Tiny models in place of those that would be downloaded"""
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda name: tiny_llama(seed=len(name)))
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: Tokenizer())
 
@@ -40,7 +40,7 @@ def test_example_runs(code, small_models, capsys):
 
 
 def anchors(page):
-    """As GitHub makes them of headings"""
+    """Anchors as GitHub makes them from headings"""
     heads = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
 
@@ -63,7 +63,7 @@ def test_commands_are_targets_of_the_makefile():
 
 
 def test_the_readme_is_short():
-    """Prose: without code, tables and headings"""
+    """Prose only: without code, tables and headings"""
     text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(), flags=re.S)
     lines = [line for line in text.splitlines() if not line.startswith(("|", "#", "    "))]
     assert len(" ".join(lines).split()) < 750

@@ -1,4 +1,4 @@
-"""Drafters: n-gram look-up, drafters of one's own, and how the draft model's cache keeps up."""
+"""Drafters: n-gram look-up, custom drafters, and how the draft model's cache keeps up."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_ngram_of_a_batch_leaves_out_finished_requests():
     ],
 )
 def test_ngram_trees(tree, tokens, parents):
-    """The end [1, 2] was followed by [8, 1] last, by [8, 6] and [9, 1] before; equal beginnings are one path."""
+    """The ending [1, 2] was followed by [8, 1] last, by [8, 6] and [9, 1] before; equal beginnings form one path."""
     prefix = [1, 2, 9, 1, 2, 8, 6, 1, 2, 8, 1, 2]
     proposal = ss.NgramDrafter(2).propose(prefixes(prefix, [1]), 2, info(2, tree=tree))
     assert proposal.tokens[0].tolist() == tokens and proposal.parents[0] == parents
@@ -75,7 +75,7 @@ def test_ngram_errors(n):
 
 
 def test_ngram_makes_copying_cheap():
-    """A chain that goes round in a circle: once seen, all is proposed right."""
+    """A periodic chain: once one period has been seen, all proposals are right."""
     circle = torch.eye(7).roll(1, 1)
     ids = torch.arange(8)[None] % 7
     for scheme in CHAIN_SCHEMES:
@@ -86,7 +86,7 @@ def test_ngram_makes_copying_cheap():
 
 @pytest.mark.parametrize("shape", [{"paths": 3}, {"tree": 8}])
 def test_ngram_trees_of_a_text_that_goes_on_in_several_ways(shape):
-    """Under `race` the text stays that of plain sampling, in fewer target calls than with one continuation."""
+    """Under `race` the text remains that of plain sampling, in fewer target calls than with one continuation."""
     table = 0.5 * torch.eye(8).roll(1, 1) + 0.4 * torch.eye(8).roll(3, 1) + 0.1 / 8
     ids, settings = torch.arange(40)[None] % 8, {"max_new_tokens": 150, "seed": 5, "return_stats": True}
     plain, _ = ss.generate(TableModel(table), None, ids, **settings)
@@ -96,7 +96,7 @@ def test_ngram_trees_of_a_text_that_goes_on_in_several_ways(shape):
 
 
 class Recorder:
-    """A drafter of one's own: always the same tokens, and a record of what it was told."""
+    """A custom drafter: always the same tokens, and a record of its calls."""
 
     def __init__(self, tokens, parents=None, draft_logits=None):
         self.proposal = ss.Proposal(tokens, parents, draft_logits)
@@ -132,7 +132,7 @@ def test_what_a_drafter_is_told(parents):
             kept = [t for t in row if t >= 0]
             assert row == kept + [-1] * (len(row) - len(kept))
             s.extend(kept)
-    while len(recorder.committed) > len(recorder.seen):  # the last token of all is not drafted for
+    while len(recorder.committed) > len(recorder.seen):  # no drafts are made for the very last token
         for s, t in zip(said, recorder.committed.pop().tolist()):
             s.extend(x for x in t if x >= 0)
     assert max(recorder.shapes) == 2
@@ -155,7 +155,7 @@ def test_bad_proposals(name, tokens, parents, rows):
 
 
 def test_ids_beyond_the_vocabulary_are_rejected():
-    """Ids that the target does not know are neither fed to it nor accepted."""
+    """Ids that the target does not know are neither passed to it nor accepted."""
     pytest.importorskip("transformers")
     target = tiny_llama(0)
     ids, _ = prompts([3])
@@ -166,7 +166,7 @@ def test_ids_beyond_the_vocabulary_are_rejected():
 
 
 def test_the_draft_models_cache_keeps_up():
-    """At each round the drafter's logits equal those of a run from scratch, for requests that accept unequally."""
+    """In each round the drafter's logits equal those of a run from scratch, for requests that accept different numbers."""
     pytest.importorskip("transformers")
     model = tiny_llama(3)
     generator = torch.Generator().manual_seed(0)
@@ -182,4 +182,4 @@ def test_the_draft_models_cache_keeps_up():
             other = torch.randint(60, (1,), generator=generator)
             said[b] = torch.cat([said[b], proposal.tokens[b, :keep], other])
     width = max(drafter.cached.cached)
-    assert drafter.cached.cache.layers[0].keys.shape[2] <= width + 3  # rejected tokens do not pile up
+    assert drafter.cached.cache.layers[0].keys.shape[2] <= width + 3  # rejected tokens do not accumulate

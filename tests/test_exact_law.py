@@ -1,8 +1,8 @@
-"""Exact output laws, enumerated: every draft, every accept or reject, every emitted token, with its probability. Nothing is
-sampled and the tolerance is float64 rounding (1e-12).
+"""Exact output laws by enumeration: every draft, every acceptance or rejection, every emitted token, with its probability. Nothing
+is sampled, and the tolerance is float64 rounding (1e-12).
 
-The schemes' code runs as it stands, under random decisions that are scripted: for C++ the templates of csrc/schemes over
-csrc/testing/enumerate.h, for the reference its rounds with `Scripted` in the place of `Draws`. Laws depend on the prefix.
+The schemes' code runs unchanged, with scripted random decisions: for C++ the templates of csrc/schemes over
+csrc/testing/enumerate.h, for the reference its rounds with `Scripted` in place of `Draws`. Laws depend on the prefix.
 """
 
 import itertools
@@ -40,7 +40,7 @@ CASES = [
 
 
 def by_templates(scheme, target, draft, vocab, depth, one_hot=False):
-    """{emitted tokens: probability} of the C++ template, drafts drawn from the draft's law (or fixed, when one-hot)."""
+    """{emitted tokens: probability} by the C++ template, drafts drawn from the draft's law (or fixed, if one-hot)."""
     module, outcomes, accepted = native.load(), defaultdict(float), 0.0
     for path in itertools.product(range(vocab), repeat=depth):
         prefixes = [path[:i] for i in range(depth + 1)]
@@ -111,7 +111,7 @@ def test_completed_sequences_have_the_target_law(backend, scheme, vocab, depth, 
 @pytest.mark.parametrize("scheme", IID)
 @pytest.mark.parametrize("vocab, depth", [(2, 2), (3, 2), (4, 1), (3, 3)])
 def test_one_hot_drafts(scheme, vocab, depth):
-    """Deterministic drafts (n-gram look-up) without a draft law: accepted with the target's own probability."""
+    """Deterministic drafts (n-gram look-up) without a draft law: accepted with the target's probability."""
     target, draft = pair(vocab, depth, "dense", "dense")
     outcomes, accepted = by_templates(scheme, target, draft, vocab, depth, one_hot=True)
     np.testing.assert_allclose(completed(outcomes, target, vocab, depth), target_law(target, vocab, depth), atol=1e-12)
@@ -142,11 +142,11 @@ def test_depth_one_block_is_token():
         assert token[key] == pytest.approx(block[key], abs=1e-12)
 
 
-# Negative controls: plausible mistakes, built from the same pieces, that the test above must catch.
+# Negative controls: plausible mistakes, built from the same parts, that the test above must catch.
 
 
 def wrong_token(target, draft, vocab, residual):
-    """Depth-1 token verification with a given residual rule. -> {emitted: probability}"""
+    """Token verification of depth 1 with a given residual rule. -> {emitted: probability}"""
     t, d = target[()], draft[()]
     outcomes, rejected = defaultdict(float), 0.0
     for x in range(vocab):
@@ -163,7 +163,7 @@ def wrong_token(target, draft, vocab, residual):
 @pytest.mark.parametrize(
     "residual, biased",
     [
-        (lambda t, d: np.maximum(t - d, 0), False),  # the right one, to show that the control is one
+        (lambda t, d: np.maximum(t - d, 0), False),  # the right one, which shows that the control itself is sound
         (lambda t, d: np.abs(t - d), True),  # not clipped
         (lambda t, d: t, True),  # not subtracted
         (lambda t, d: np.maximum(t - 0.99 * d, 0), True),  # slightly off

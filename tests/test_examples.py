@@ -1,4 +1,4 @@
-"""examples/: each runs, on tiny models where it would load large ones, and shows what it says it shows."""
+"""examples/: each one runs, on tiny models if it would load large ones, and shows what it claims to show."""
 
 import json
 import runpy
@@ -15,7 +15,7 @@ APART = {"make_student.py", "student.py"}  # the demo's draft model: tests/test_
 
 
 def run(name, monkeypatch, capsys, *arguments):
-    """What an example prints."""
+    """The output of an example."""
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     return capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_batched_packed(monkeypatch, capsys):
 
 
 def test_laws_notebook(monkeypatch):
-    """Its cells, one after the other; they hold their own checks. The stored output is that of today's code."""
+    """Runs its cells in order; they contain their own checks. The stored output must be that of today's code."""
     matplotlib.use("Agg")
     notebook = json.loads((EXAMPLES / "laws.ipynb").read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]

@@ -1,4 +1,4 @@
-"""A slice of the random calls of tests/support/fuzz.py; `make fuzz` runs 100 000 of them."""
+"""A subset of the random calls of tests/support/fuzz.py; `make fuzz` runs 100 000 of them."""
 
 import contextlib
 
@@ -9,7 +9,7 @@ import pytest
 from conftest import require
 
 BACKENDS = ("cpu", *on_gpu.NAMES, cuda_on_cpu.NAME)
-# Of the emulation, in each part: threads of a crew, seed of their order, blocks of a team, whether all rows are read ahead.
+# For the emulator, in each part: threads of a crew, seed of their order, blocks per team, whether all rows are read ahead.
 LAUNCHES = [(64,), (64, 1, 2, True), (32, 2, 4, False), (32, 3, 8, True)]
 
 

@@ -1,4 +1,4 @@
-"""The decoding loop: greedy equals transformers, `race` equals plain sampling, requests do not see their companions."""
+"""The decoding loop: greedy equals transformers, `race` equals plain sampling, requests do not affect each other."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ DRAFTS = ["none", "model", "itself", "unrelated", "narrower", "wider", "float32"
 
 
 class Nothing:
-    """Zero-length proposals: no columns in one round, missing nodes in the next, a missing node in the midst."""
+    """Zero-length proposals: no columns in one round, missing nodes in the next, then a missing node in the middle."""
 
     def __init__(self):
         self.rounds = 0
@@ -56,7 +56,7 @@ def plain(model, ids, mask=None, **settings):
 
 @pytest.fixture(scope="module")
 def greedy(target):
-    """What transformers writes after the prompts."""
+    """The tokens that transformers generates after the prompts."""
     ids, mask = prompts(LENGTHS, left=True)
     return target.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)[:, ids.shape[1] :]
 
@@ -95,7 +95,7 @@ def test_race_is_plain_sampling(target, drafts, draft, depth):
         target, drafts[draft](), ids, attention_mask=mask, max_new_tokens=NEW, depth=depth, scheme="race", **settings
     )
     assert (output == expected).all()
-    # Alone, without its padding, a request has the same tokens.
+    # Alone, without padding, a request has the same tokens.
     for b, n in enumerate(LENGTHS):
         settings["seed"] = seed[b : b + 1]
         assert (plain(target, ids[b : b + 1, -n:], **settings)[0, n:] == expected[b, ids.shape[1] :]).all()
@@ -112,7 +112,7 @@ def test_plain_sampling_is_sample_at_each_position(target):
 @pytest.mark.parametrize("draft", ["model", "narrower", "ngram", "nothing"])
 @pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_companions_do_not_matter(target, drafts, scheme, draft):
-    """Different prompts, seeds, temperatures; ends at different times through eos."""
+    """Different prompts, seeds, temperatures; they end at different times through eos."""
     ids, mask = prompts(LENGTHS)
     temperature = torch.tensor([1.0, 0.7, 0.0, 1.5])
     settings = {"max_new_tokens": NEW, "scheme": scheme, "eos_token_id": [7, 21, 30, 35], "depth": 3}
@@ -187,7 +187,7 @@ def test_stats(target, drafts):
 
 
 def test_acceptance_of_known_laws():
-    """Σ min(t, d) = .6 at every depth; 4000 requests keep the rate within five standard deviations."""
+    """Σ min(t, d) = .6 at every depth; with 4000 requests the rate is within five standard deviations."""
     model, draft = TableModel([[0.5, 0.3, 0.2]] * 3), TableModel([[0.1, 0.3, 0.6]] * 3)
     _, stats = ss.generate(model, draft, torch.zeros(4000, 1, dtype=torch.int64), max_new_tokens=4, depth=2, return_stats=True)
     assert stats.emitted == 16_000

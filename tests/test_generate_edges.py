@@ -1,4 +1,4 @@
-"""Edges of decoding: proposals without drafts, ends of positions, large limits, rows without a finite logit."""
+"""Edge cases of decoding: proposals without drafts, the end of the positions, large limits, rows without a finite logit."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ EMPTY = {
 
 
 class Now:
-    """Proposes `make()` in the first and in every second round, and [1, 2] with uniform rows in the others."""
+    """Proposes `make()` in the first round and every second one after it, and [1, 2] with uniform rows in the others."""
 
     def __init__(self, make):
         self.make, self.round = make, 0
@@ -54,7 +54,7 @@ class Now:
 
 @pytest.mark.parametrize("form", EMPTY)
 def test_proposals_without_drafts(form):
-    """The text goes on as plain sampling does; under schemes other than `race` at temperature 0."""
+    """The text continues as in plain sampling; under schemes other than `race` at temperature 0."""
     model = TableModel(table(), strict=False)
     assert torch.equal(run(model, Now(EMPTY[form]), scheme="race"), run(model, None))
     for scheme in ("token", "block", "optimal", "recursive"):
@@ -64,7 +64,7 @@ def test_proposals_without_drafts(form):
 @pytest.mark.parametrize("shape", [{}, {"paths": 3}, {"tree": 6}], ids=["chain", "paths", "budget"])
 @pytest.mark.parametrize("ids", [[[1, 2, 3, 4], [0, 0, 5, 6]], [[1, 2, 1, 2], [0, 0, 5, 6]], [[1, 1, 1, 1], [0, 0, 5, 5]]])
 def test_ngrams_without_a_match(ids, shape):
-    """In no request, in one, in both; and in later rounds as it comes."""
+    """In no request, in one, in both; and in later rounds as it happens."""
     model, settings = TableModel(table(vocab=40), strict=False), {"attention_mask": MASK, "max_new_tokens": 12, "seed": 1}
     plain = ss.generate(model, None, torch.tensor(ids), **settings)
     assert torch.equal(ss.generate(model, ss.NgramDrafter(), torch.tensor(ids), scheme="race", **shape, **settings), plain)
@@ -73,7 +73,7 @@ def test_ngrams_without_a_match(ids, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("broken", ["all", "some"])
 def test_draft_rows_without_a_finite_logit(broken, shape):
-    """Such a row has no children: without any the text is that of plain sampling, under every scheme."""
+    """Such a row has no children: if all are so, the text is that of plain sampling, under every scheme."""
     law = table(1)
     law[slice(None) if broken == "all" else slice(0, 5)] = torch.nan
     model, draft = TableModel(table(), strict=False), TableModel(law, strict=False)
@@ -89,7 +89,7 @@ def test_draft_rows_without_a_finite_logit(broken, shape):
         assert torch.equal(run(model, several, scheme="race"), run(model, None))
 
 
-# -- positions that end ----------------------------------------------------------------------------------------
+# -- the end of the positions ----------------------------------------------------------------------------------
 
 
 def gpt(positions, seed=0, layers=1):
@@ -124,7 +124,7 @@ class OnlyFirst:
 
 
 def test_finished_requests_are_not_read_beyond_their_end():
-    """A text that needs the last position: while other requests go on, it must not be read on."""
+    """A text that needs the last position: while other requests continue, it must not be read further."""
     model = gpt(16)
     ids, mask = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [0] * 7 + [9]]), torch.tensor([[1] * 8, [0] * 7 + [1]])
     settings = {"attention_mask": mask, "max_new_tokens": 9, "sampling": GREEDY}
@@ -140,7 +140,7 @@ def test_finished_requests_are_not_read_beyond_their_end():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_drafts_end_where_the_drafts_positions_do(shape):
-    """Of a text that passes them, and of one that begins beyond them, beside one that stays within."""
+    """For a text that passes them, and one that begins beyond them, next to one that stays within."""
     target, draft = gpt(64), gpt(16)
     ids, mask = torch.arange(60).view(3, 20), torch.tensor([[0] * 10 + [1] * 10, [1] * 20, [0] * 18 + [1] * 2])
     settings = {"attention_mask": mask, "max_new_tokens": 12, "seed": 2, "return_stats": True}
@@ -148,7 +148,7 @@ def test_drafts_end_where_the_drafts_positions_do(shape):
     output, stats = ss.generate(target, draft, ids, scheme="race", **SHAPES[shape], **settings)
     assert torch.equal(output, plain)
     assert stats.out_of_positions > 12 > none.out_of_positions == 0 and "past the draft" in str(stats)
-    if shape == "chain":  # the law of a request's drafts does not depend on its companions
+    if shape == "chain":  # the law of a request's drafts does not depend on the other requests
         for scheme in ("token", "block"):
             together, _ = ss.generate(target, draft, ids, scheme=scheme, **settings)
             for b, n in enumerate((10, 20, 2)):
@@ -216,7 +216,7 @@ POSITIONS = {
 
 @pytest.mark.parametrize("name", POSITIONS)
 def test_position_limits(name):
-    """What is found is what transformers finds: it reads as many positions, and fails at one more."""
+    """The limit found is that of transformers: it reads this many positions, and fails at one more."""
     transformers = pytest.importorskip("transformers")
     config, limit = POSITIONS[name]
     build = getattr(transformers, name.strip())
@@ -247,7 +247,7 @@ def test_a_large_limit_costs_nothing():
 @pytest.mark.parametrize("draft", [None, "table"])
 @pytest.mark.parametrize("start, said", [(2, []), (0, [1, 2])])
 def test_a_streamer_gets_tokens_only(draft, start, said):
-    """Where a row has no finite logit, nothing is emitted, and nothing streamed."""
+    """At a row without a finite logit nothing is emitted, and nothing streamed."""
     broken = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [float("nan")] * 3])
     streamer = Streamer()
     drafter = None if draft is None else TableModel(torch.ones(3, 3, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""`make gpu` without a GPU: all of the timings on the CPU with the clock of fake_gpu.py."""
+"""`make gpu` without a GPU: all timings, on the CPU with the clock of fake_gpu.py."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ def device(bench, monkeypatch):
 
 
 def test_device_time_is_of_graphs_and_eager_time_of_calls(device):
-    """A call of 3 µs on the device, cold, and 1 µs warm, that Python makes in 8."""
+    """A call that takes 3 µs on the device cold, 1 µs warm, and 8 µs to make in Python."""
     cuda, last = device.cuda, []
 
     def call(i):
@@ -33,7 +33,7 @@ def test_device_time_is_of_graphs_and_eager_time_of_calls(device):
             cuda.spend(5e-6)
 
     times = device.times([functools.partial(call, i) for i in range(10)])
-    assert times.cold == pytest.approx((9 * 3e-6 + 1e-6) / 10, rel=0.01)  # the first one was warmed before the capture
+    assert times.cold == pytest.approx((9 * 3e-6 + 1e-6) / 10, rel=0.01)  # the first one was warmed up before the capture
     assert times.warm == pytest.approx(1e-6, rel=0.1)
     assert times.eager == pytest.approx(8e-6, rel=0.1)
     assert (times.launches, times.scratch, times.graph) == (2, 4096, None)
@@ -95,7 +95,7 @@ def test_bytes_of_the_rows_that_must_be_read(bench):
 
 @pytest.mark.parametrize("scheme", ("token", "block", "sample"))
 def test_the_law_of_competitors_is_checked(bench, scheme):
-    """Those that are here have the target's law; one that squares it is refused."""
+    """Those available here have the target's law; one that squares it is rejected."""
     peers, missing = bench.gpu_peers.loaded(scheme)
     assert "torch" in peers and set(missing) <= {"FlashInfer", "transformers"}
     for name, peer in peers.items():
@@ -105,7 +105,7 @@ def test_the_law_of_competitors_is_checked(bench, scheme):
 
 
 def wrong(bench):
-    """A loader of a competitor that samples from squared laws"""
+    """A loader for a competitor that samples from squared laws"""
 
     def loader(scheme):
         peer = bench.gpu_peers.torch_eager(scheme)
@@ -137,7 +137,7 @@ def test_compiled_competitors(bench, monkeypatch):
     assert all(settings == {"fullgraph": True, "dynamic": False} for settings in compiled)
 
 
-# -- the whole of it ---------------------------------------------------------------------------------------------------
+# -- the whole run -----------------------------------------------------------------------------------------------------
 
 
 def small(bench):
@@ -153,7 +153,7 @@ def broken(scheme):
 
 
 def run(bench, device, path, arguments=(), cases=None, which=None, ran=None):
-    """main() of gpu.py with a fake torch, commands that are noted instead of run, and the device."""
+    """main() of gpu.py with a fake torch, commands that are recorded instead of run, and the device."""
     timings = functools.partial(bench.gpu_run.bench, gpu=device, backends=("cpu",), cases=cases or small(bench), which=which)
     ran = [] if ran is None else ran
     torch, arguments = fake_gpu.fake_torch(), ["--out", str(path), *arguments]
@@ -213,7 +213,7 @@ def test_an_interrupted_run_goes_on(bench, device, tmp_path, monkeypatch):
     assert [row["case"] for row in json.loads(path.read_text())["rows"]] == measured == [case.name for case in cases[:2]]
     monkeypatch.setattr(bench.gpu_bench, "run_case", lambda case, *rest: measured.append(case.name) or real(case, *rest))
 
-    # The next process ended inside of a competitor: the one after leaves it out, and says so.
+    # The next process ended inside a competitor: the one after leaves it out, and says so.
     left = json.loads(path.read_text())
     path.write_text(json.dumps({**left, "running": [cases[2].name, "torch"]}))
     said, result = run(bench, device, path, grid, cases, only)
@@ -222,7 +222,7 @@ def test_an_interrupted_run_goes_on(bench, device, tmp_path, monkeypatch):
     assert "ended in it" in rows[cases[2].name]["others"]["torch"]["failed"] and "ratio" in rows[cases[3].name]["others"]["torch"]
     assert "ended in it" in path.with_suffix(".md").read_text()
 
-    # Everything is there: nothing is measured. The named shapes are measured anew; another driver begins a new file.
+    # Everything is measured: the grid measures nothing. The named shapes are measured again; another driver begins a new file.
     run(bench, device, path, grid, cases, only)
     assert len(measured) == 4
     run(bench, device, path, ["--no-build", "--no-tests"], cases[:1], only)
@@ -234,7 +234,7 @@ def test_an_interrupted_run_goes_on(bench, device, tmp_path, monkeypatch):
 
 @needs_cpu
 def test_failures_are_told(bench, device, tmp_path, monkeypatch):
-    """A case that fails leaves the others; tokens that differ fail the run."""
+    """A case that fails does not affect the others; differing tokens fail the run."""
     path, cases, only = tmp_path / "gpu.json", small(bench)[:2], {"torch": bench.gpu_peers.PEERS["torch"]}
     real = bench.gpu_bench.calls_of
     monkeypatch.setattr(bench.gpu_bench, "calls_of", lambda case, *rest: 1 / 0 if case == cases[0] else real(case, *rest))

@@ -31,13 +31,13 @@ def bench():
 
 
 def run(bench, arguments, ran):
-    """main() of gpu.py with a fake torch and commands that are noted instead of run."""
+    """main() of gpu.py with a fake torch and commands that are recorded instead of run."""
     noted = lambda commands, *_: ran.append(commands) or {}
     return bench.gpu_run.main(arguments, fake_gpu.fake_torch(), noted, None, lambda tool: tool)
 
 
 def test_commands_of_make_gpu(bench):
-    """What is run and in which order, and that its files, options and names exist."""
+    """What is run and in which order; the files, options and names used exist."""
     ran = []
     said = run(bench, ["--quick"], ran)
     assert said == 0 and [list(commands) for commands in ran] == [
@@ -77,7 +77,7 @@ def test_commands_of_make_gpu(bench):
 
 
 def test_the_warm_up_compiles_what_tests_call(bench, capsys, monkeypatch):
-    """The program that each process runs, with the calls noted that it would make."""
+    """The program that each process runs, with its calls recorded."""
     calls = []
     monkeypatch.setattr(triton, "warmup", lambda vocab, **given: calls.append((vocab, given)) or {given["schemes"][0]: 1.26})
     for name, hows in (("block", [{}, {"packed": True}]), ("optimal", [{"tree": True, "position": 1}])):
@@ -94,7 +94,7 @@ def test_the_warm_up_compiles_what_tests_call(bench, capsys, monkeypatch):
 
 
 def test_a_build_with_older_setuptools(bench, tmp_path):
-    """The folder it is made in has the sources, no pyproject.toml, and the extension goes to the package."""
+    """The folder it is built in has the sources but no pyproject.toml, and the extension goes to the package."""
     assert bench.gpu_run.linked(tmp_path, "82.0.1") is None
     folder = bench.gpu_run.linked(tmp_path / "source", "70.2.0")
     assert sorted(p.name for p in folder.iterdir()) == ["csrc", "setup.py", "specsample"]
@@ -105,7 +105,7 @@ def test_a_build_with_older_setuptools(bench, tmp_path):
 
 
 def test_what_is_run_is_what_is_meant(bench):
-    """The selection takes the cases of the GPU's backend and not of the emulation; the sanitized calls are wide and packed."""
+    """The selection includes the cases on the GPU's backend and none on the emulator; the sanitized calls are wide and packed."""
     command = bench.gpu_run.tests(True, "cuda")["the tests on cuda"].arguments
     chosen = [a for a in command if a != "tests/test_same_integers.py" and a not in ("-v", "-rs")]
     count = chosen.index("-n") if "-n" in chosen else None
@@ -142,7 +142,7 @@ def test_the_smoke_program_sees_wrong_tokens(bench, monkeypatch, capsys):
 
 
 class Clock:
-    """Time that commands take: their expected seconds, or as long as they may"""
+    """Time taken by commands: their expected seconds, or up to their limits"""
 
     def __init__(self, bench, hang):
         self.now, self.bench, self.hang, self.ran = 0.0, bench, hang, []
@@ -163,7 +163,7 @@ class Clock:
     "hang", [(), ("the tests on cuda", "compute-sanitizer memcheck", "the tests on triton"), ("smoke",)], ids=str
 )
 def test_the_quick_run_takes_four_minutes(bench, tmp_path, capsys, hang):
-    """A rehearsal: all steps in the time they are expected to take, and where every step hangs."""
+    """A rehearsal: all steps take their expected time; then every step hangs."""
     clock = Clock(bench, hang)
     rehearse = lambda: bench.gpu_run.main(["--quick"], fake_gpu.fake_torch(), clock.execute, None, lambda tool: tool, clock)
     if hang == ("smoke",):
@@ -216,7 +216,7 @@ def test_commands_run_side_by_side(bench, tmp_path, capfd):
 
 
 def test_a_hang_loses_nothing(bench, tmp_path, capfd):
-    """Output, without a newline too, is in the file and on the terminal; so is where the process hangs; its children end with it."""
+    """Output, with a newline or not, is in the file and on the terminal; so is where the process hangs; its children end with it."""
     child = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print('child', p.pid)"
     code = f"{child}; sys.stdout.write('half a line'); time.sleep(60)"
     began = time.monotonic()
@@ -232,7 +232,7 @@ def test_a_hang_loses_nothing(bench, tmp_path, capfd):
 
 
 def test_output_is_shown_while_it_comes(bench, tmp_path, capfd):
-    """… and the file has it: a child that ends once a thread has seen both."""
+    """… and written to the file: the child ends only once a thread has seen both."""
     seen, flag = [], tmp_path / "go on"
 
     def watch():

@@ -1,4 +1,4 @@
-"""`import specsample` asks for no GPU: the question would initialise CUDA, and forked workers could not use it any more."""
+"""`import specsample` does not query the GPU: that would initialise CUDA, and forked workers could no longer use it."""
 
 import ast
 import os
@@ -14,8 +14,8 @@ from conftest import require
 import specsample as ss
 from specsample import backends
 
-# A process in which the compiled part and torch say that they are built for CUDA, and every function of torch.cuda, and those
-# of torch._C that it calls, raise.
+# A process in which the compiled part and torch claim to be built for CUDA, and every function of torch.cuda, and those of
+# torch._C that it calls, raise.
 GUARD = """
 import importlib.util, multiprocessing, sys, types
 from pathlib import Path
@@ -54,7 +54,7 @@ def run(code):
 
 
 def test_no_question_about_a_gpu():
-    """Not at the import, nor by calls on the CPU, in this process and in a forked one; `available` asks."""
+    """Neither at import nor in calls on the CPU, in this process and in a forked one; `available` does."""
     require("cpu")
     done = run("""
 import specsample as ss
@@ -88,14 +88,14 @@ except SystemError:
 
 
 def test_the_guard_raises():
-    """The control: a module that asks while it is imported."""
+    """The control: a module that queries while being imported."""
     require("cpu")
     done = run("torch.cuda.is_available()")
     assert done.returncode == 1 and "torch.cuda.is_available was called" in done.stderr
 
 
 def test_what_is_missing_is_said(monkeypatch):
-    """A build for CUDA where no GPU is found: named, and the question is put once."""
+    """A build for CUDA when no GPU is found: named, and the query is made once."""
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(1) and False)
     there = backends.BACKENDS["cpu"]._replace(device="cuda", missing=None, no_device=backends._no_gpu)
@@ -111,7 +111,7 @@ def test_what_is_missing_is_said(monkeypatch):
 
 
 def imports(folder, package):
-    """{module: modules of the package that it imports when it is imported itself}"""
+    """{module: modules of the package that it imports at its own import}"""
     files = {path: ".".join((package, *path.relative_to(folder).with_suffix("").parts)) for path in folder.rglob("*.py")}
     names = {path: name.removesuffix(".__init__") for path, name in files.items()}
     known, graph = set(names.values()), {}
@@ -123,7 +123,7 @@ def imports(folder, package):
                 start = ".".join([*inside.split(".")[: len(inside.split(".")) - node.level + 1], *filter(None, [node.module])])
                 each = {f"{start}.{alias.name}" for alias in node.names}
                 found.update(each & known)
-                if not each <= known:  # a name that the module itself has
+                if not each <= known:  # a name that the module itself defines
                     found.add(start)
     return graph
 

@@ -1,7 +1,7 @@
-"""`importance`: its weights against a linear program, its laws against enumeration, and wrong laws that must be noticed.
+"""`importance`: its weights against a linear program, its laws against enumeration, and wrong laws that must be detected.
 
-What every multi-draft scheme is held to (test_multi_draft.py) runs there with the default settings, the order by t/d in bins; here
-the paper's own form has the same, with a letter for "all other tokens", and both forms their own.
+test_multi_draft.py tests what holds for every multi-draft scheme, with the default settings, the order by t/d in bins; here the
+same holds for the paper's own form, with a letter for "all other tokens", and both forms have their own tests.
 """
 
 import itertools
@@ -23,8 +23,8 @@ from specsample.theory.optimal import binned_acceptance
 from specsample.theory.table import zipf_pair
 
 SETTINGS = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (5, 3)]  # s, alphabet
-ORDER = (5, 0)  # of all tokens by t/d, in bins
-GAPS = (1, 10, 60, 90, 150, 745, 1500)  # of logits, in temperatures
+ORDER = (5, 0)  # all tokens by t/d, in bins
+GAPS = (1, 10, 60, 90, 150, 745, 1500)  # between logits, in temperatures
 
 
 def random_pairs(count, vocab, seed, spread=0.7):
@@ -42,7 +42,7 @@ def by_ratio(target, draft, k, bins=BINS):
 
 
 def tempered(style, gap):
-    """Laws of three tokens at a gap of so many temperatures. -> (target, draft)"""
+    """Laws of three tokens with a gap of this many temperatures. -> (target, draft)"""
 
     def softmax(*logits):  # fmt: skip
         weights = np.exp(gap * (np.array(logits) - max(logits)))
@@ -57,7 +57,7 @@ def tempered(style, gap):
 
 
 def program(letters):
-    """The largest Σ min(t_a, P'_a) over the weights of pairs inside the first s letters, by HiGHS; the others' are fixed."""
+    """The largest Σ min(t_a, P'_a) over the weights of pairs within the first s letters, by HiGHS; the other weights are fixed."""
     from scipy.optimize import linprog
 
     t, d, law = (np.array(x) for x in (letters.target, letters.draft, letters.law))
@@ -68,10 +68,10 @@ def program(letters):
     free = order[: min(letters.s, n if letters.more else n - 1)]
     pairs = list(itertools.combinations(free, 2))
     fixed = law * d
-    for i, j in itertools.combinations(range(n), 2):  # the i-th letter in the order is earlier than the j-th
+    for i, j in itertools.combinations(range(n), 2):  # the i-th letter in the order comes before the j-th
         if j >= len(free):
             fixed[order[i]] += law[order[i]] * d[order[j]] + law[order[j]] * d[order[i]]
-    # Variables: the part of each free pair that its first letter gets, then what is accepted of each letter.
+    # Variables: the part of each free pair given to its first letter, then the accepted part of each letter.
     matrix, bound = np.zeros((n, len(pairs) + n)), fixed.copy()
     for x, (a, b) in enumerate(pairs):
         mass = law[a] * d[b] + law[b] * d[a]
@@ -87,7 +87,7 @@ def program(letters):
 
 @pytest.mark.parametrize("s, alphabet", [(1, 3), (2, 3), (3, 3), (5, 40), (5, 6), (64, 40), (64, 3)])
 def test_weights_are_the_linear_programs(s, alphabet):
-    """In the first stage and, with other laws of winner and newcomer, in the ones after it."""
+    """In the first stage and, with different laws of winner and newcomer, in later ones."""
     wrong = later = 0
     for target, draft in [*PAIRS.values(), *random_pairs(15, 8, seed=s), *random_pairs(10, 12, seed=s + 1, spread=0.3)]:
         letters = by_token(target, draft, s, alphabet)
@@ -101,13 +101,13 @@ def test_weights_are_the_linear_programs(s, alphabet):
             if not letters.stage():
                 break
             later += stage > 0
-    assert wrong or s == 1  # the flow is not the fixed assignment
+    assert wrong or s == 1  # the flow differs from the fixed assignment
     assert later
 
 
 @pytest.mark.parametrize("k", [2, 3])
 def test_all_letters_free_is_the_optimum_of_two_draws(k):
-    """K = 2: the transport optimum, by another way. K = 3: selection in stages is below it."""
+    """K = 2: the transport optimum, computed differently. K = 3: selection in stages is below it."""
     x = np.linspace(0, 2 / 3, 21)
     figure_2 = [(np.array([1 / 3, a, 2 / 3 - a]), np.full(3, 1 / 3)) for a in x]
     most = 0.0
@@ -120,7 +120,7 @@ def test_all_letters_free_is_the_optimum_of_two_draws(k):
 
 
 def test_flow_is_continuous():
-    """Amounts that vanish, or tie, and nearly do: the flow differs by as little. So backends that round differently agree."""
+    """Amounts that vanish or tie, exactly or nearly: the flow differs equally little, so backends that round differently agree."""
     rng = np.random.default_rng(3)
     moved = 0
     for _ in range(200):
@@ -138,7 +138,7 @@ def test_flow_is_continuous():
 
 
 def test_order_and_alphabet_on_ties():
-    """Equal tokens come by their index: in the alphabet, and in the order of the weights."""
+    """Equal tokens are ordered by index: in the alphabet, and in the order of the weights."""
     letters = by_token(np.full(6, 1 / 6), np.full(6, 1 / 6), 2, 3)
     assert letters.token == [0, 1, 2] and letters.weights()[0] == [3, 0, 1, 2]  # all others have t − d² = 1/4
     letters = by_token([0.2, 0.3, 0.2, 0.3], [0.3, 0.2, 0.3, 0.2], 2, 4)
@@ -150,7 +150,7 @@ def test_order_and_alphabet_on_ties():
 
 @pytest.mark.parametrize("s, alphabet", SETTINGS + [(64, 40)])
 def test_law_of_the_winner(s, alphabet):
-    """P in closed form against all pairs of tokens, stage by stage, with the shares that decide."""
+    """P in closed form against all pairs of tokens, stage by stage, with the deciding shares."""
     stages = 0
     for target, draft in [*PAIRS.values(), *random_pairs(8, 7, seed=s)]:
         letters, law = by_token(target, draft, s, alphabet), draft.copy()
@@ -178,7 +178,7 @@ def test_law_of_the_winner(s, alphabet):
 @pytest.mark.parametrize("bins", [64, 1024])
 @pytest.mark.parametrize("k", [2, 3, 5])
 def test_law_of_the_winner_in_the_order(k, bins):
-    """P in closed form against all pairs of tokens, stage by stage, also where the draft has more ids than the target."""
+    """P in closed form against all pairs of tokens, stage by stage, also if the draft has more ids than the target."""
     between = 0
     for seed, (target, draft) in enumerate([*PAIRS.values(), *random_pairs(20, 9, seed=k), *random_pairs(4, 60, seed=k, spread=5)]):
         draft, missing = np.array(draft, dtype=float), seed % 3 if len(target) > 4 else 0
@@ -192,7 +192,7 @@ def test_law_of_the_winner_in_the_order(k, bins):
             for x, y in itertools.product(range(len(law)), repeat=2):
                 part, mass = letters.shares(x, y)
                 other, _ = letters.shares(y, x)
-                assert mass == 1 and 0 <= part <= 1 and (part == 1 or other == 1)  # a later one never takes the place
+                assert mass == 1 and 0 <= part <= 1 and (part == 1 or other == 1)  # a later one never displaces an earlier one
                 between += 0 < part < 1
                 winner[x] += law[x] * draft[y] * part
                 winner[y] += law[x] * draft[y] * (1 - part)
@@ -211,7 +211,7 @@ def test_law_of_the_winner_in_the_order(k, bins):
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 @pytest.mark.parametrize("style", ["draft", "target", "both", "same"])
 def test_law_at_any_temperature(style, k, s, alphabet):
-    """Probabilities next to nothing and of nothing, in the draft, the target or both, in both texts."""
+    """Probabilities that are zero or nearly zero, in the draft, the target or both, in Python and C++."""
     for distance in GAPS:
         t, d = tempered(style, distance)
         target, draft = {(): t} | {(x,): t for x in range(3)}, {(): d}
@@ -243,7 +243,7 @@ def test_both_texts_have_the_target_law_and_the_acceptance_of_the_theory(vocab, 
 
 @pytest.mark.parametrize("outside", [1e-3, 1e-6, 3e-8, 1e-12, 1e-300])
 def test_next_to_nothing_outside_the_alphabet(outside):
-    """The last letter's d is 1 − the others, so below 1e-7 it is rounding: the law does not depend on it."""
+    """The last letter's d is 1 − the others, so below 1e-7 it is rounding error: the law does not depend on it."""
     d = np.array([0.6, 0.4 - outside, 0.7 * outside, 0.3 * outside])
     t = np.array([0.2, 0.3, 0.4, 0.1])
     target, draft = {(): t} | {(x,): t for x in range(4)}, {(): d}
@@ -253,14 +253,14 @@ def test_next_to_nothing_outside_the_alphabet(outside):
 
 
 def output(target, law, claimed):
-    """Law of the emitted token when the selected draw has law `law` and is verified as if it had law `claimed`."""
+    """Law of the emitted token if the selected draw has law `law` and is verified as if it had law `claimed`."""
     accepted = law * np.minimum(1, np.divide(target, claimed, out=np.ones(len(law)), where=claimed > 0))
     rest = np.maximum(target - claimed, 0)
     return accepted + (1 - accepted.sum()) * rest / rest.sum()
 
 
 def test_control_wrong_laws_of_the_winner_in_the_order():
-    """P of the stage before, of the next one, without what letters lose, with every place taken, or d: each is biased."""
+    """P of the previous stage, of the next one, without what letters lose, with every place taken, or d: each is biased."""
     target, draft = random_pairs(1, 7, seed=0)[0]
     letters, laws = by_ratio(target, draft, 4), [draft]
     for _ in range(3):
@@ -276,7 +276,7 @@ def test_control_wrong_laws_of_the_winner_in_the_order():
 
 
 def test_control_wrong_laws_of_the_winner():
-    """P without d_i², with weights that sum to more than one, of the stage before, or d outside the alphabet: each is biased."""
+    """P without d_i², with weights that sum to more than one, of the previous stage, or d outside the alphabet: each is biased."""
     target, draft = random_pairs(1, 7, seed=0)[0]
     letters = by_token(target, draft, 3, 4)
     assert letters.stage()
@@ -285,7 +285,7 @@ def test_control_wrong_laws_of_the_winner():
     assert letters.stage()
     law = letters.scale * draft
     law[letters.token] = letters.law[:-1]
-    own = first * draft  # both draws are the token
+    own = first * draft  # both draws are this token
     heavy = law.copy()  # 1.1 of each pair within the alphabet
     for a, b in itertools.permutations(range(len(letters.token)), 2):
         part, whole = letters.shares(letters.token[a], letters.token[b])
@@ -316,7 +316,7 @@ def test_nine_tenths_of_the_way_from_kseq_to_the_optimum(vocab, exponent, noise,
 
 
 def test_nearly_equal_laws():
-    """Where all draws together overshoot most: still between `token`, less what the bins hide, and the optimum; equal laws are kept."""
+    """Where all draws together overshoot most: still from `token`, minus the loss by bins, to the optimum; equal laws are accepted."""
     for noise in (0.0, 1e-6, 0.01, 0.1, 0.3):
         target, draft = zipf_pair(1000, noise, np.random.default_rng(2))
         for k in (2, 4, 8, 33, 64):
@@ -327,7 +327,7 @@ def test_nearly_equal_laws():
 
 
 def test_order_dominates():
-    """optimal >= importance >= token, and more draws never accept less, less what two laws' bins differ by; far above the fixed order."""
+    """optimal >= importance >= token, and more draws never accept less, up to differences of bins; far above the fixed order."""
     rng, wide = np.random.default_rng(6), 0
     for vocab in (2, 5, 9, 60):
         target, far = (rng.dirichlet(np.full(vocab, 0.6), 25) for _ in range(2))
@@ -365,7 +365,7 @@ def test_dominance():
 @pytest.mark.parametrize("settings", [ORDER, (5, 40)])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_the_newcomers_first_selection_word_decides(backend, settings):
-    """With P = t the selected draw is always accepted, so the emitted token tells who was selected."""
+    """With P = t the selected draw is always accepted, so the emitted token shows which draw was selected."""
     require(backend)
     target, draft, trials = np.array([0.55, 0.3, 0.15]), np.array([0.4, 0.35, 0.25]), 400
     letters = by_token(target, draft, *settings) if settings[1] else by_ratio(target, draft, 2, 1024)
@@ -381,13 +381,13 @@ def test_the_newcomers_first_selection_word_decides(backend, settings):
     shares = [letters.shares(*pair) for pair in tokens.tolist()]
     expected = [x if u[i] * mass < part else y for i, ((x, y), (part, mass)) in enumerate(zip(tokens.tolist(), shares))]
     agree = (got.tokens[:, 0] == torch.tensor(expected)).sum()
-    assert agree >= trials - 1  # t and P are equal up to rounding: once in 1e7 the draw is not accepted
+    assert agree >= trials - 1  # t and P are equal up to rounding: once in 1e7 the draw is rejected
     assert (torch.tensor(expected) != tokens[:, 0]).sum() > 20
 
 
 @pytest.mark.parametrize("k, vocab, settings", [(2, 9, (5, 40)), (4, 16, (3, 6)), (3, 16, (64, 7)), (2, 9, ORDER), (4, 16, ORDER)])
 def test_chi_square(k, vocab, settings):
-    """200 000 trials of one node; the same draws verified under another law of the drafts must be noticed."""
+    """200 000 trials of one node; the same draws verified under another law of the drafts must be detected."""
     require("cpu")
     options = dict(zip(("s", "alphabet"), settings)) | {"bins": 64}
     args = drafted_tree(1, k, 1, vocab, "importance", trials=200_000) | {"options": options}
@@ -422,7 +422,7 @@ def test_same_integers_in_the_order(bins, draft_vocab):
 @pytest.mark.parametrize("of_draft", [0.01, 1, 60, 1500])
 @pytest.mark.parametrize("of_target", [0.01, 1, 60, 1500])
 def test_same_integers_at_any_temperature(of_target, of_draft):
-    """Hot and cold targets and drafts, whose gaps are up to thousands of temperatures."""
+    """Hot and cold targets and drafts, with gaps of up to thousands of temperatures."""
     require("cpu")
     batch, k = 30, 4
     base = numbers(batch, 1, 50, seed=5)

@@ -1,4 +1,4 @@
-"""A request's result depends on its own rows, seed and position only, bit for bit within a backend."""
+"""A request's result depends only on its own rows, seed and position, bit for bit within a backend."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def verify(args, backend, **changes):
 
 
 def alone(args, backend):
-    """Every request in a call of its own."""
+    """Every request in a separate call."""
     return [verify(select(args, [b]), backend) for b in range(B)]
 
 
@@ -53,7 +53,7 @@ def test_among_64(args, backend):
 
 
 def test_padded_nodes(args, backend):
-    """−1 at the end of the chain, and rows behind them that hold anything."""
+    """−1 at the end of the chain, followed by rows with arbitrary contents."""
     extra = 3
     junk = numbers(B, extra, V, seed=1, dtype=torch.bfloat16)
     changes = {
@@ -67,7 +67,7 @@ def test_padded_nodes(args, backend):
 
 @pytest.mark.parametrize("row_a_node", [False, True], ids=["rows like the target", "one row a node"])
 def test_packed(args, backend, row_a_node):
-    """Chains of unequal length, one after the other, with and without requests that have no rows."""
+    """Chains of unequal length, one after another, with and without requests that have no rows."""
     cases, expected = [], []
     for b in range(B):
         one = select(args, [b])
@@ -94,7 +94,7 @@ def test_packed(args, backend, row_a_node):
 
 
 def test_int_seed_and_position(args, backend):
-    """An int seed s is short for s, s + 1, …; an int position is everybody's."""
+    """An int seed s is short for s, s + 1, …; an int position applies to every request."""
     for seed in (0, -2, (1 << 62) + 5):
         short = verify(args, backend, seed=seed, position=1 << 35)
         each = verify(args, backend, seed=seed + torch.arange(B), position=torch.full((B,), 1 << 35))
@@ -120,7 +120,7 @@ def test_threads(args, backend):
             torch.set_num_threads(threads)
             results.append(verify(args, backend))
         wide = []
-        for threads in (1, 2):  # a row that is worth splitting among threads
+        for threads in (1, 2):  # a row large enough to split among threads
             torch.set_num_threads(threads)
             wide.append(ss.sample(numbers(1, 70_001, seed=5), seed=4, position=9, backend=backend))
     finally:
@@ -131,7 +131,7 @@ def test_threads(args, backend):
 
 
 def test_threads_large_rows(scheme, require_cpu):
-    """Compiled kernels cut a large row into tiles that do not depend on who sums them."""
+    """Compiled kernels cut a large row into tiles that do not depend on which thread sums them."""
     before = torch.get_num_threads()
     args = case(1, 2, 100_003, torch.bfloat16, scheme, seed=13, sampling=ss.Sampling(0.9, 0, 0.95))
     try:
@@ -162,7 +162,7 @@ def test_int32_tokens(args, backend):
 
 
 def test_seed_and_position_matter(args, backend):
-    """Every request listens to its own seed and position, and to no other's."""
+    """Every request depends on its own seed and position, and on no other's."""
     base = verify(args, backend, sampling=ss.Sampling(3.0), draft_sampling=ss.Sampling(3.0))
     for name in ("seed", "position"):
         for b in (0, B - 1):

@@ -1,4 +1,4 @@
-"""Lists that are copied to an accelerator once (specsample/kept.py), with tensors of the CPU in the place of a device's."""
+"""Lists that are copied to an accelerator once (specsample/kept.py), with CPU tensors in place of a device's."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def runtime(monkeypatch):
-    """A device's run time: the stream in use, whether it is captured; `copies`: what was copied."""
+    """A device's run time: the current stream, whether it is being captured; `copies`: what was copied."""
     there = SimpleNamespace(stream=0, capturing=False, copies=[])
     there.current_stream = lambda device: SimpleNamespace(stream_id=there.stream)
     there.is_current_stream_capturing = lambda: there.capturing
@@ -34,7 +34,7 @@ def runtime(monkeypatch):
 @pytest.mark.parametrize("backend", ["reference", "cpu", cuda_on_cpu.NAME])
 @pytest.mark.parametrize("scheme", ["recursive", "lists"])
 def test_a_static_tree_is_copied_once(runtime, backend, scheme):
-    """… and the ops leave it as it is."""
+    """… and the ops leave it unchanged."""
     args = drafted_tree(3, 2, 2, 50, scheme, seed=1)
     names = [name for name in ("parents", "rows", "draft_rows") if name in args]
     as_tensors = {name: torch.tensor(args[name]) for name in names}
@@ -60,7 +60,7 @@ def test_other_values_are_other_tensors(runtime):
     assert kept.on_device([[0, 1], [2, 3]], CPU).tolist() == [[0, 1], [2, 3]]
     assert kept.on_device([[0, 1, 2, 3]], CPU).shape == (1, 4)
     runtime.stream = 1
-    assert kept.on_device(values, CPU) is not second  # whose memory goes back to the other stream
+    assert kept.on_device(values, CPU) is not second  # whose memory returns to the other stream
 
 
 def test_only_plain_ints_are_kept(runtime):
@@ -82,7 +82,7 @@ def test_a_capture_finds_what_came_before_it_and_holds_it(runtime):
         ss.verify(**args)
     runtime.capturing = False
     ss.verify(**args)
-    runtime.capturing, runtime.stream = True, 5  # captures have a stream of their own
+    runtime.capturing, runtime.stream = True, 5  # captures use a separate stream
     ss.verify(**args)
     held = kept._captured[(-1, -1), CPU]
     runtime.capturing = False

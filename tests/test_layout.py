@@ -1,4 +1,4 @@
-"""Any strides with a contiguous last dimension, shared rows, packed layouts, small trees: as from plain tensors."""
+"""Any strides with a contiguous last dimension, shared rows, packed layouts, small trees: the same as with plain tensors."""
 
 import cuda_on_cpu
 import pytest
@@ -146,7 +146,7 @@ def test_packed_per_node_inputs(backend, scheme):
 
 @pytest.mark.parametrize("form", ["list", "one for all", "a request"])
 def test_rows_in_another_order(backend, scheme, form):
-    """rows and draft_rows say where each row lies."""
+    """rows and draft_rows say where each row is."""
     args = case(B, N, V, scheme=scheme, seed=27)
     expected = ss.verify(**args, backend=backend)
     order, draft_order = [3, 1, 5, 0], [4, 2, 0]
@@ -161,7 +161,7 @@ def test_rows_in_another_order(backend, scheme, form):
 
 
 def test_default_draft_rows_follow_rows(backend, scheme):
-    """Without draft_rows, each node was drawn from the row that is its parent's among the target rows."""
+    """Without draft_rows, each node was drawn from the draft row with its parent's number among the target rows."""
     args = case(B, N, V, scheme=scheme, seed=31)
     order = [2, 0, 3, 1]
     target, draft = torch.zeros(B, 4, V), torch.zeros(B, 4, V)
@@ -185,7 +185,7 @@ def test_shared_rows(backend, scheme):
 
 @pytest.mark.parametrize("depth", range(N + 1))
 def test_max_depth(backend, scheme, depth):
-    """Nodes below max_depth do not exist, and the output is as narrow."""
+    """Nodes deeper than max_depth are ignored, and the output is as narrow."""
     args = case(40, N, V, scheme=scheme, seed=34, noise=0.2)
     shorter = {
         "target_logits": args["target_logits"][:, : depth + 1],
@@ -212,7 +212,7 @@ TREE = [-1, -1, 0, 0, 1]
 
 
 def test_race_on_a_tree(backend):
-    """The emitted tokens are the winners of the clocks, along whichever branch holds them."""
+    """The emitted tokens are the winners of the clocks, along whichever branch contains them."""
     requests = 60
     target = numbers(requests, 6, V, seed=36, scale=1.5)
     at = {"seed": torch.arange(requests) * 13, "position": torch.arange(requests) + (1 << 32), "backend": backend}
@@ -251,7 +251,7 @@ def test_race_siblings_with_one_token(backend):
     at = {"seed": 3, "position": 50, "backend": backend}
     first = ss.sample(target[:, 0], **at)
     second = ss.sample(target[:, 1], **at | {"position": 51})
-    tokens = torch.stack([first, first, (second + 1) % V, second], 1)  # the right child hangs below the second twin
+    tokens = torch.stack([first, first, (second + 1) % V, second], 1)  # the right child belongs to the second twin
     verdict = ss.verify(target, tokens, parents=[-1, -1, 0, 1], scheme="race", **at)
     assert (verdict.num_accepted == 2).all()
     assert verdict.nodes.tolist() == [[0, 3]] * 20
@@ -266,7 +266,7 @@ FAR_VOCAB = 300
 
 @pytest.fixture(scope="module")
 def far():
-    """A buffer of 4.3 GB, of which only the pages that are written take memory."""
+    """A buffer of 4.3 GB, of which only the pages written take memory."""
     try:
         return torch.empty(FAR + 40 * FAR_VOCAB, dtype=torch.bfloat16)
     except RuntimeError as error:
@@ -274,7 +274,7 @@ def far():
 
 
 def at_far(far, x, start=0):
-    """x [2, R, V] as a view whose two requests lie 2^31 + 64 elements apart."""
+    """x [2, R, V] as a view whose two requests are 2^31 + 64 elements apart."""
     view = far.as_strided(x.shape, (FAR, x.shape[2], 1), start)
     view.copy_(x)
     return view
@@ -294,7 +294,7 @@ def test_offsets_past_2_31_of_verify(backend, scheme, far):
 
 
 def test_offsets_past_2_31_of_packed_rows(backend, scheme, far):
-    """Two rows that lie as far apart: a chain of one node."""
+    """Two rows that far apart: a chain of one node."""
     args = case(1, 1, FAR_VOCAB, torch.bfloat16, scheme, seed=40)
     expected = ss.verify(**args, backend=backend)
     rows = at_far(far, args["target_logits"].transpose(0, 1))[:, 0]
@@ -317,7 +317,7 @@ def test_offsets_past_2_31_of_rows(backend, far):
 @pytest.mark.parametrize("greedy", (False, True))
 @pytest.mark.parametrize("scheme", [name for name, card in ss.schemes().items() if card.trees])
 def test_more_siblings_than_are_looked_at(scheme, greedy):
-    """The first 64 count; some of the others carry the accepted token, and of those some were drawn from nothing. Two levels."""
+    """The first 64 count; some of the others carry the accepted token, and some of those were drawn from nothing. Two levels."""
     require("cpu")
     card, siblings, vocab, batch = ss.schemes()[scheme], 80, 12, 40
     generator = torch.Generator().manual_seed(5)

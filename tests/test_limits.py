@@ -1,4 +1,4 @@
-"""Numbers of the rules that every backend has alike: one home a language, and the homes agree."""
+"""Constants of the rules shared by all backends: defined once per language, and the definitions agree."""
 
 import math
 import re
@@ -38,7 +38,7 @@ def defined(name, files):
     return found
 
 
-RULES = {  # of the streams and of single schemes: (value, header, constant)
+RULES = {  # for the streams and for single schemes: (value, header, constant)
     "refined words": (rng.REFINE_BELOW, "philox.h", "kRefineBelow"),
     "block of refined words": (rng.REFINE_BLOCK, "philox.h", "kRefineBlock"),
     "block of groups": (rng.GROUP_BLOCK, "philox.h", "kGroupBlock"),

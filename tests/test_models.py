@@ -1,4 +1,4 @@
-"""Which models are served, and how: each class is exact or refused; what is tried of a model decides alone."""
+"""Which models are supported, and how: each class is exact or refused; only trials of the model decide."""
 
 import gc
 import inspect
@@ -16,10 +16,10 @@ from specsample.decoding.trial import Trial
 transformers = pytest.importorskip("transformers")
 
 GREEDY = ss.Sampling(temperature=0.0)
-# One for each way to count positions, to mask and to be of no use; `make check-models` tries all.
+# One for each way of counting positions, of masking and of being unusable; `make check-models` tries all.
 SLICE = {
     "LlamaForCausalLM": "masks",
-    "OPTForCausalLM": "masks",  # positions are given, though it could count them
+    "OPTForCausalLM": "masks",  # positions are passed, though it could count them
     "Gemma3ForCausalLM": "paths",  # windows on some layers
     "MistralForCausalLM": "paths",  # on all
     "Llama4ForCausalLM": "paths",  # chunks
@@ -54,7 +54,7 @@ def test_a_class_is_exact_or_refused(name):
 
 
 # -- what is tried ---------------------------------------------------------------------------------------------
-
+# -- trials ----------------------------------------------------------------------------------------------------
 TRIED = {
     "LlamaForCausalLM": (True, True),
     "GPTNeoForCausalLM": (True, False),
@@ -68,14 +68,14 @@ TRIED = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", TRIED)
 def test_the_trial_decides_without_the_config(name, dtype, monkeypatch):
-    """In each dtype: what a config says of windows and slopes is not asked."""
+    """In each dtype: the config's statements about windows and slopes are not consulted."""
     monkeypatch.setattr(models, "_by_slot", lambda config: False)
     for seed in range(2):
         assert models.abilities(build(name, seed).to(dtype))[:2] == TRIED[name]
 
 
 def test_how_far_apart_right_and_wrong_are():
-    """In the dtype with the widest tolerance, what is right is within a third of it and what is wrong beyond three of it."""
+    """In the dtype with the widest tolerance, right results are within a third of it and wrong ones beyond three times it."""
     for name, (batched, masks) in TRIED.items():
         trial = Trial(build(name).to(torch.bfloat16), "cpu", torch.bfloat16)
         trial.fresh()
@@ -87,7 +87,7 @@ def test_how_far_apart_right_and_wrong_are():
         if batched:
             offs.clear()
             assert trial.masked() == masks
-            tree = max(offs, default=torch.inf) / trial.spread  # none: it took no such mask
+            tree = max(offs, default=torch.inf) / trial.spread  # none: it accepts no such mask
             assert tree < trial.tolerance / 3 if masks else tree > 3 * trial.tolerance
 
 
@@ -97,7 +97,7 @@ def test_a_model_is_tried_once():
     assert models.abilities(model).masks and len(calls) == 4
     models.abilities(model), models.takes_masks(model)
     assert len(calls) == 4
-    assert models.abilities(model.float()).masks and len(calls) == 8  # another dtype: another model to try
+    assert models.abilities(model.float()).masks and len(calls) == 8  # another dtype is another model to try
     key = weakref.ref(model)
     assert key in models._known.keyrefs()
     del model
@@ -114,7 +114,7 @@ def test_made_up_tokens_have_no_meaning_of_their_own():
 
 
 class Forgetful(torch.nn.Module):
-    """A Llama whose cache forgets a token more than it is told to, or is none."""
+    """A Llama whose cache forgets one token more than requested, or is missing."""
 
     def __init__(self, how):
         super().__init__()
@@ -173,7 +173,7 @@ LENGTHS, LONG = [10, 3, 13, 12, 11], 14
 
 
 def alone(model, ids, mask, **settings):
-    """Each request by itself, by transformers: with a cache and without."""
+    """Each request separately, by transformers: with a cache and without."""
     out = []
     for row, seen in zip(ids, mask):
         own = row[seen > 0][None]
@@ -187,7 +187,7 @@ def alone(model, ids, mask, **settings):
 
 
 def test_longrope_is_transformers_own(phi):
-    """Prompts before, at and after the switch, together: plain, chains, paths and trees, greedy."""
+    """Prompts before, at and after the switch, in one batch: plain, chains, paths and trees, greedy."""
     ids, mask = prompts(LENGTHS, vocab=60, seed=2)
     expected = alone(phi, ids, mask, max_new_tokens=LONG)
     settings = {"attention_mask": mask, "max_new_tokens": LONG, "sampling": GREEDY, "return_stats": True, "eos_token_id": []}
@@ -199,7 +199,7 @@ def test_longrope_is_transformers_own(phi):
 
 
 class Eager:
-    """Proposes more than it is asked for: the true text, across the switch."""
+    """Proposes more than requested: the true text, across the switch."""
 
     def __init__(self, truth):
         self.truth = truth
@@ -222,7 +222,7 @@ def test_no_forward_of_the_target_is_on_both_sides_of_the_switch(phi, shape):
 
 
 def test_longrope_texts_that_do_not_switch_share_a_batch(phi, monkeypatch):
-    """Before the switch throughout, or after it: a forward for all requests."""
+    """Before the switch throughout, or after it: one forward for all requests."""
     monkeypatch.setattr(one_by_one, "OneByOne", None)
     monkeypatch.setattr(tree_cache, "OneByOne", lambda each: pytest.fail("one by one"))
     for lengths, new in (([2, 6], 5), ([15, 12, 13], 4)):
@@ -232,7 +232,7 @@ def test_longrope_texts_that_do_not_switch_share_a_batch(phi, monkeypatch):
 
 
 def test_a_longrope_draft_is_a_function_of_its_own_request(phi):
-    """Under `token` the accepted drafts enter the text: companions and padding must not change them."""
+    """Under `token` the accepted drafts enter the text: other requests and padding must not change them."""
     target, (ids, mask) = nearby(tiny_llama(0, vocab=61), 0.0, 0), prompts([10, 3, 13])
     settings = {"max_new_tokens": LONG, "scheme": "block", "depth": 3}
     together = ss.generate(target, phi, ids, attention_mask=mask, seed=7, **settings)[:, ids.shape[1] :]
@@ -242,9 +242,9 @@ def test_a_longrope_draft_is_a_function_of_its_own_request(phi):
 
 
 def test_a_longrope_draft_reads_afresh_what_it_read_by_other_frequencies(phi):
-    """Its own drafts cross the switch, so they have keys of both kinds; the next round's law is again that of the text."""
+    """Its own drafts cross the switch, so it has keys of both kinds; the next round's law is again that of the text."""
     text, drafter = torch.arange(3, 23)[None], ModelDrafter(phi)
-    for length in (10, 11, 12, 13):  # a token a round, none of its drafts
+    for length in (10, 11, 12, 13):  # one token per round, none of its drafts
         at = torch.tensor([length])
         info = RoundInfo(at, at, (ss.Sampling(),), "token", "iid", torch.ones(1, dtype=torch.bool), None)
         proposal = drafter.propose(Prefixes(text, at), 4, info)
@@ -268,7 +268,7 @@ def test_dynamic_rotary_is_served_up_to_its_limit():
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_requests_one_by_one(shape):
     """A model that counts positions by slot, as target and as draft, in a batch of unequal prompts that end at different times:
-    each request's text is that of itself alone."""
+    each request has the text it has alone."""
     bart, lengths = build("BartForCausalLM"), [5, 2, 7]
     target, (ids, mask) = tiny_llama(0, vocab=61), prompts([5, 2, 7], vocab=60)
     scheme = "token" if shape is SHAPES["chain"] else "recursive"

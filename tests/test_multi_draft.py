@@ -1,5 +1,5 @@
-"""Multi-draft schemes on trees: exact laws by enumeration, the selection, one child a node, equality of tokens, and what must not be
-done with several drafts (negative controls)."""
+"""Multi-draft schemes on trees: exact laws by enumeration, the selection, one child per node, equality of tokens, and mistakes with
+several drafts (negative controls)."""
 
 import itertools
 
@@ -25,7 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def fewer(backend, usual, emulated):
-    """How many cases a backend takes: kernels that run on the CPU are slow there."""
+    """How many cases a backend runs: GPU kernels are slow on the CPU."""
     return emulated if backend == cuda_on_cpu.NAME else usual
 
 
@@ -83,7 +83,7 @@ def optimum(target, draft, k):
 @pytest.mark.parametrize("k", [2, 3, 4, 8, 33])
 @pytest.mark.parametrize("vocab", [2, 3, 6, 40])
 def test_selection_is_a_martingale_coupling(vocab, k):
-    """E[G(U) | v] = ρ and the exchange v ↔ w is an involution that balances: so U is uniform and Y has law b, exactly."""
+    """E[G(U) | v] = ρ and the exchange v ↔ w is an involution in detailed balance: so U is uniform and Y has law b, exactly."""
     target, draft = laws(vocab, seed=vocab + k)
     places = np.linspace(0.0005, 0.9995, 1500)
     bins, ratio, exchanges, _ = native.load().coupling(target, draft, k, 1024, places)
@@ -97,7 +97,7 @@ def test_selection_is_a_martingale_coupling(vocab, k):
     mean = (1 - move) * density(v) + move * density(w)
     assert np.abs(mean - rho)[span > 1e-9].max(initial=0) < 1e-9
     assert np.abs(density(v) - rho)[span <= 1e-9].max(initial=0) < 1e-6
-    # Back from w: v again. (Where densities are flat the solution is not sharp, hence the slope.)
+    # From w back to v. (Where densities are flat the solution is ill-conditioned, hence the slope.)
     back = native.load().coupling(target, draft, k, 1024, w)[2]
     slope = np.maximum(np.abs(density(v) - rho), 1e-3)
     assert (np.abs(np.array(back)[:, 2] - v) * slope).max() < 1e-7
@@ -122,7 +122,7 @@ def test_both_texts_of_the_selection_agree(k):
 
 @pytest.mark.parametrize("k", [2, 4, 8])
 def test_bins_cost_little_acceptance(k):
-    """On Zipf-like laws of 32 000 tokens, through the reference: optimum (a scan over sorted ratios) less at most 1e-3."""
+    """On Zipf-like laws of 32 000 tokens, through the reference: at most 1e-3 below the optimum (a scan over sorted ratios)."""
     rng = np.random.default_rng(5)
     logits = -1.1 * np.log(np.arange(1, 32001)) + rng.normal(0, 1, 32000)
     target, draft = (torch.from_numpy(np.exp(z) / np.exp(z).sum()) for z in (logits, logits + rng.normal(0, 1, 32000)))
@@ -165,7 +165,7 @@ def test_block_verification_of_the_selected_path_accepts_more():
         assert block >= optimal - 1e-6
 
 
-# -- one child a node, equality of tokens ------------------------------------------------------------------------------
+# -- one child per node, equality of tokens ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", [s for s in CARDS if CARDS[s].trees and s != "race"])
@@ -207,7 +207,7 @@ def test_same_integers(compiled, scheme, dtype):
 @pytest.mark.parametrize("scheme", MULTI)
 @pytest.mark.parametrize("compiled", COMPILED)
 def test_large_vocabulary_and_threads(compiled, scheme):
-    """A row split over threads, drafts of a narrower and of a wider vocabulary."""
+    """A row split over threads, drafts with a narrower and a wider vocabulary."""
     compiled = require(compiled)
     require_scheme(compiled, scheme)
     for draft_vocab in (16_011, 18_000):
@@ -229,7 +229,7 @@ def test_large_vocabulary_and_threads(compiled, scheme):
 @pytest.mark.parametrize("scheme", MULTI + ("lists",))
 @pytest.mark.parametrize("backend", ("reference", *COMPILED))
 def test_requests_are_independent(backend, scheme):
-    """Reversed, one by one, packed with an empty request between: the same tokens."""
+    """Reversed, one by one, packed with an empty request in between: the same tokens."""
     backend = require(backend)
     require_scheme(backend, scheme)
     args = drafted_tree(6, 3, 2, 40, scheme, sampling=ss.Sampling(0.8, 12))
@@ -319,7 +319,7 @@ def test_joint_law_over_two_rounds(scheme):
 
 @pytest.mark.parametrize("scheme", ["optimal", "kseq", "importance", "recursive"])
 def test_control_siblings_drafted_from_one_stream(scheme):
-    """Every child of the root drawn with the node index of the first: they are all the same token, and not i.i.d."""
+    """Every child of the root drawn with the node index of the first: all are the same token, not i.i.d."""
     require("cpu")
     args = drafted_tree(1, 3, 1, 4, scheme, trials=TRIALS) | coarse(scheme)
     args["draft_tokens"] = args["draft_tokens"][:, :1].expand(-1, 3)
@@ -327,7 +327,7 @@ def test_control_siblings_drafted_from_one_stream(scheme):
     assert p_value(code(complete(args, depth=1)), torch.einsum("i,j->ij", *law)) < CAUGHT
 
 
-# -- what must not be done with several drafts: each is biased, and caught ---------------------------------------------
+# -- mistakes with several drafts: each is biased, and caught ----------------------------------------------------------
 
 
 def test_control_residual_not_updated_between_siblings():
@@ -360,7 +360,7 @@ def test_control_duplicates_merged(scheme):
     assert gap(right, target, 3, 1) < tolerance(scheme) and gap(wrong, target, 3, 1) > 1e-3
     if scheme == "kseq":
         first = completed(wrong, target, 3, 1).sum(1)
-        np.testing.assert_allclose(first, [0.554, 0.360, 0.086], atol=2e-3)  # at the exact root; the bins move it a little
+        np.testing.assert_allclose(first, [0.554, 0.360, 0.086], atol=2e-3)  # at the exact root; the bins move it slightly
 
 
 @pytest.mark.parametrize("scheme", IID)
@@ -372,7 +372,7 @@ def test_control_a_drawn_child_dropped_for_its_value(scheme):
 
 
 def test_control_wrong_number_of_draws():
-    """The law b of three draws where one is left on the path: its draw has law d, not b."""
+    """The law b of three draws when one is left on the path: its draw has law d, not b."""
     target, draft = laws(4, seed=1)
     ratio = np.array(native.load().coupling(target, draft, 3, BINS, [])[1])
     law = ratio * draft
@@ -383,14 +383,14 @@ def test_control_wrong_number_of_draws():
 
 
 def test_control_binned_mass_in_kseq():
-    """`kseq` with Z(c) from the histogram's bins instead of the row, near t = d: off in law, where the exact one is not."""
+    """`kseq` with Z(c) from the histogram's bins instead of the row, near t = d: wrong in law, where the exact one is not."""
     rng = np.random.default_rng(2)
     draft = rng.dirichlet(np.full(6, 2.0))
     target = draft * (1 + 0.02 * rng.normal(size=6))
     target /= target.sum()
 
     def law(mass, k=3):
-        """Output with the least edge c (of a grid) at which mass(c) allows it."""
+        """Output with the smallest edge c (of a grid) at which mass(c) allows it."""
         for c in np.arange(1, k, 0.001):
             gamma = sum((1 - (1 - mass(c)) / c) ** j for j in range(k))
             if gamma <= c:

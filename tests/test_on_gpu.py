@@ -1,6 +1,6 @@
 """What only a GPU can show: graph capture and replay, streams, torch.compile, no synchronisation, large offsets, memory.
 
-That its tokens are the reference's is in the other files, whose cases run on `cuda` and `triton` where they are available.
+That its tokens are the reference's is tested in the other files, whose cases run on `cuda` and `triton` if available.
 """
 
 import pytest
@@ -14,7 +14,7 @@ import specsample as ss
 
 @pytest.fixture(params=NAMES, autouse=True)
 def backend(request):
-    """Of tensors on the GPU"""
+    """For tensors on the GPU"""
     require(request.param)
     return request.param
 
@@ -29,7 +29,7 @@ def back(verdict):
 
 @pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_the_default_backend_runs_on_the_gpu_and_is_right(backend, scheme):
-    """Unasked, the first of the available ones that reads the tensors where they are."""
+    """By default, the first available one that reads the tensors where they are."""
     args = case(7, 3, 5000, torch.bfloat16, scheme, seed=1, sampling=ss.Sampling(0.9, 50, 0.95))
     there = ss.build_info()["backends"]
     if backend != ("cuda" if "cuda" in there else "triton"):
@@ -42,7 +42,7 @@ def test_the_default_backend_runs_on_the_gpu_and_is_right(backend, scheme):
 @pytest.mark.parametrize("B", [4, 16], ids=["rows ahead and an early round", "a round alone"])
 @pytest.mark.parametrize("scheme", ALL_SCHEMES)
 def test_a_captured_graph_replays_on_new_inputs(backend, scheme, B):
-    """With teams, and where all rows are read before the round, with the programmatic launch of the latter."""
+    """With teams, and if all rows are read before the round, with the round's programmatic launch."""
     require_scheme(backend, scheme)
     V = 50_000  # for teams of 8 blocks
     if scheme in CHAIN_SCHEMES:
@@ -50,7 +50,7 @@ def test_a_captured_graph_replays_on_new_inputs(backend, scheme, B):
     else:  # its lists are on the device after the first call
         first, second = (drafted_tree(B, 3, 2, V, scheme, seed=s, dtype=torch.bfloat16) | {"max_depth": 2} for s in (2, 3))
     held = on_gpu(first) | {"backend": backend}
-    ss.verify(**held, logprobs="filtered")  # kernels are loaded outside the capture
+    ss.verify(**held, logprobs="filtered")  # loads the kernels outside the capture
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -86,7 +86,7 @@ def test_nothing_waits_for_the_device(backend):
 
 
 def test_calls_run_on_the_current_stream(backend):
-    """Logits that a side stream writes late are seen by a call on that stream."""
+    """Logits written late by a side stream are seen by a call on that stream."""
     good = torch.full((2, 20_000), -5.0)
     good[:, 777] = 50.0
     source, logits = good.cuda(), torch.zeros(2, 20_000, device="cuda")
@@ -130,7 +130,7 @@ def test_a_request_whose_rows_lie_beyond_2_31_elements(backend):
     if torch.cuda.mem_get_info()[0] < 2 * vocab * rows + (1 << 30):
         pytest.skip("not enough GPU memory for 4.3 GB")
     args = on_gpu(case(1, depth, vocab, torch.bfloat16, "token", seed=8))
-    large = torch.zeros(rows // 2, 2, vocab, dtype=torch.bfloat16, device="cuda")  # target rows, and draft rows beside them
+    large = torch.zeros(rows // 2, 2, vocab, dtype=torch.bfloat16, device="cuda")  # target rows, and draft rows next to them
     large[-depth - 1 :, 0], large[-depth - 1 : -1, 1] = args["target_logits"][0], args["draft_logits"][0]
     far = {"target_logits": large[None, -depth - 1 :, 0], "draft_logits": large[None, -depth - 1 : -1, 1]}
     assert far["draft_logits"].storage_offset() > 1 << 31

@@ -1,7 +1,7 @@
 """The ops of the CPU and of CUDA in one shared object, as in the extension: of two functions of one name the linker keeps one.
 
-Every test of the backend "cuda on cpu" runs it from such an object, linked in the order of setup.py. Here: the CPU's ops of that
-object, both from one linked in the other order, and the objects themselves, those of nvcc included.
+Every test of the backend "cuda on cpu" runs it from such an object, linked in the order of setup.py. Here: the CPU's ops from that
+object, both from one linked in the other order, and the objects themselves, including nvcc's.
 """
 
 import os
@@ -85,7 +85,7 @@ def test_no_two_definitions_with_the_emulator(cpu_objects):
 
 @pytest.mark.skipif(nvcc() is None, reason="no nvcc in CUDA_HOME or on the path")
 def test_no_two_definitions_with_nvcc(cpu_objects, tmp_path):
-    """What nvcc gives the host compiler; the GPU's code, which takes minutes, is not optimised here."""
+    """What nvcc passes to the host compiler; the GPU code, which takes minutes, is not optimised here."""
     running = []
     for source in sorted((native.ROOT / "csrc/cuda").glob("*.cu")):
         command = [nvcc(), "-std=c++17", "-O2", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xcicc=-O0", *native.TORCH]
@@ -97,7 +97,7 @@ def test_no_two_definitions_with_nvcc(cpu_objects, tmp_path):
 
 
 def test_instruction_sets_keep_to_themselves(cpu_objects):
-    """Nothing that other objects may define too is compiled for AVX: the linker could hand it to a machine without."""
+    """Nothing that other objects may also define is compiled for AVX: the linker could pick it for machines without it."""
     for name in ("avx2", "avx512"):
         (path,) = (path for path in cpu_objects if path.stem == f"isa_{name}")
         names = weak_symbols.readable(weak_symbols.weak(path))
@@ -116,7 +116,7 @@ def test_control_two_definitions_are_found(tmp_path):
 
 
 def types_that_differ(sources, folder, *flags):
-    """What the link-time optimiser says of types that two objects define differently"""
+    """The link-time optimiser's report on types that two objects define differently"""
     flags = ["-std=c++17", "-O0", "-flto", "-fPIC", "-fvisibility=hidden", "-w", *native.FLAGS, *flags]
     built = []
     for source in sources:

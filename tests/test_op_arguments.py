@@ -1,5 +1,5 @@
-"""What callers of torch.ops are told, who have not come through the Python functions: the same on every device, whose ops share their
-checks (csrc/arguments.h). What is refused here would otherwise be read beyond its end."""
+"""Messages for callers of torch.ops that bypass the Python functions: the same on every device, since their ops share the checks
+(csrc/arguments.h). Whatever is rejected here would otherwise be read out of bounds."""
 
 import re
 
@@ -34,7 +34,7 @@ KIND = {"depth": 0, "depths": None, "node": 0, "nodes": None}
 DRAFTS = {"logits": TARGET[:, 0], "k": 2, "kind": "iid", **{k: v for k, v in SAMPLE.items() if k != "logits"}, **KIND}
 STATS = {"draft_max": INTS.float(), "draft_logsumexp": INTS.float(), "draft_cutoff": INTS.float()}
 WIDE = torch.zeros(4, B + 1, dtype=torch.float64)
-REFUSED = [  # op, what is good, what is not, the argument that is named
+REFUSED = [  # op, the good value, the bad one, the argument named
     ("verify", VERIFY, {"target_logits": TARGET[0]}, "target_logits"),
     ("verify", VERIFY, {"target_logits": TARGET.double()}, "target_logits"),
     ("verify", VERIFY, {"target_logits": TARGET.transpose(1, 2)}, "target_logits"),
@@ -88,13 +88,13 @@ def test_the_same_is_said_on_every_device(op, good, bad, name):
         getattr(ops, op)(*good.values())
         with pytest.raises(RuntimeError) as caught:
             getattr(ops, op)(*{**good, **bad}.values())
-        said.add(re.sub(r"^\w+(\(\))?, \S+:\d+, ", "", str(caught.value).splitlines()[0]))  # without the place in the source
+        said.add(re.sub(r"^\w+(\(\))?, \S+:\d+, ", "", str(caught.value).splitlines()[0]))  # without the location in the source
     (text,) = said
     assert text.startswith(f"{name}: ")
 
 
 def test_packed_requests_beyond_the_rows_have_no_rows():
-    """Of those no row number is read: there is none."""
+    """No row number of theirs is read: they have none."""
     beyond = torch.tensor([0, 3, 100, 103], dtype=torch.int32)
     good = {**PACKED, "cu_rows": beyond, "rows": torch.arange(9)}
     out = [ops.verify(*good.values()) for ops in libraries().values()]

@@ -1,4 +1,4 @@
-"""The papers' experiments on tiny models: decoding accepts what theory says, and every experiment runs to its files."""
+"""The papers' experiments on tiny models: decoding accepts what theory predicts, and every experiment runs through to its files."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ from specsample.tools import acceptance, pair
 
 @pytest.fixture
 def experiments(monkeypatch):
-    """Imports an experiment whose pair is tiny: name -> module"""
+    """Imports an experiment with a tiny pair of models: name -> module"""
     pytest.importorskip("tqdm")
     torch.manual_seed(0)
     target = tiny_llama(3, dtype=torch.float32)
@@ -29,7 +29,7 @@ def experiments(monkeypatch):
 
 @pytest.mark.parametrize("scheme, paths", [(s, 4 if card.trees else 1) for s, card in ss.schemes().items()])
 def test_decoding_accepts_what_theory_says(experiments, scheme, paths):
-    """Within five standard deviations; `weighted` has no one law that theory knows."""
+    """Within five standard deviations; `weighted` has no single law that theory knows."""
     if scheme == "weighted":
         pytest.skip("its acceptance depends on several draft laws")
     common, check = experiments("common"), experiments("check")
@@ -38,7 +38,7 @@ def test_decoding_accepts_what_theory_says(experiments, scheme, paths):
     row = check.total([check.one(bench, setting, i) for i in range(len(bench.prompts))])
     assert row["rounds"] > 80 and abs(row["deviations"]) < 5, row
     spread = (row["theory"] * (1 - row["theory"]) / row["rounds"]) ** 0.5
-    assert 0.2 < row["theory"] < 0.95 and spread < 0.06  # so that a wrong figure would show
+    assert 0.2 < row["theory"] < 0.95 and spread < 0.06  # so that a wrong figure would be noticed
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_experiments_run(experiments, tmp_path, name, arguments):
 
 
 def test_expected_efficiency_is_that_of_equal_laws(experiments):
-    """A draft that is the target: every draft is accepted, so each call gives depth + 1 tokens but for the texts' ends."""
+    """A draft that is the target: every draft is accepted, so each call gives depth + 1 tokens except at the texts' ends."""
     races, common = experiments("races"), experiments("common")
     bench = common.Bench(common.parser("", "x").parse_args(["--positions", "36", "--prompts", "3"]))
     found = races.expected_efficiency(bench, [1, 2])
@@ -77,7 +77,7 @@ def test_expected_efficiency_is_that_of_equal_laws(experiments):
 
 
 def test_bounds_hold_for_races(experiments):
-    """Against the exact tokens a call of one target law: chains and K first arrivals, and the likeliest K of a node."""
+    """Against the exact tokens per call for one target law: chains and K first arrivals, and the likeliest K of a node."""
     pytest.importorskip("matplotlib")
     races, common = experiments("races"), experiments("common")
     bench = common.Bench(common.parser("", "x").parse_args(["--positions", "60", "--prompts", "6"]))
@@ -90,7 +90,7 @@ def test_bounds_hold_for_races(experiments):
         likeliest = np.mean([t[np.argsort(-d)[:k]].sum() for t, d in zip(*laws)])
         assert 1 + first <= limits["arrivals"][k] < 4 and 1 + likeliest <= limits["likeliest"][k] < 4
         assert likeliest != pytest.approx(first, abs=0.01)
-    for order in limits.values():  # more tokens have more room
+    for order in limits.values():  # more tokens give more room
         assert order[1] < order[2] < order[8]
     assert races.entropies(np.array([0.5, 1.0, 1.0])) == pytest.approx([np.log(2)] * 3)
 
@@ -102,7 +102,7 @@ def test_unknown_parts_are_named(experiments):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A folder with models target and draft, prompts as text and as .jsonl: arguments that name them"""
+    """A folder with models target and draft, and prompts as text and as .jsonl: arguments that name them"""
     target = tiny_llama(1, vocab=256, dtype=torch.float32)
     for name, model in (("target", target), ("draft", nearby(target, 1.0, 2))):
         model.save_pretrained(tmp_path / name)
@@ -143,7 +143,7 @@ def test_what_is_not_there_is_named(experiments, monkeypatch, saved, tmp_path, c
 
 
 def test_interrupted_runs_keep_what_they_have(experiments, monkeypatch, tmp_path):
-    """Ctrl-C in the third prompt of the second scheme: the first has three, the second two."""
+    """Ctrl-C in the third prompt of the second scheme: the first has three results, the second two."""
     check, calls = experiments("check"), []
     one = check.one
 
@@ -162,10 +162,10 @@ def test_interrupted_runs_keep_what_they_have(experiments, monkeypatch, tmp_path
 
 
 def test_time_that_is_used_up_takes_no_new_prompts(experiments, monkeypatch, tmp_path):
-    """All cells have as many prompts, but for those of the last round; none at all are named."""
+    """All cells have the same number of prompts, except in the last round; cells with none are reported."""
     which, common = experiments("which"), experiments("common")
     for cells, reached in ((5, [2, 2, 1]), (2, [1, 1, None])):
-        left = iter([False] * (1 + 3 + cells))  # the first call of all, every cell against the clock, the sample's cells
+        left = iter([False] * (1 + 3 + cells))  # the very first call, every cell against the clock, the sample's cells
         monkeypatch.setattr(common.Bench, "late", lambda self: next(left, True))
         few = ["--prompts", "3", "--batch", "1", "--timed", "1", "--tokens", "5"]
         few += ["--temperatures", "1", "--depths", "1", "-k", "1", "--schemes", "token", "race"]

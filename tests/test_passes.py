@@ -1,4 +1,4 @@
-"""The row passes of every instruction set of this machine: against float64, and equal to the bit between instruction sets."""
+"""The row passes of every instruction set of this machine: against float64, and bit-identical between instruction sets."""
 
 import native
 import numpy as np
@@ -40,7 +40,7 @@ def test_max_and_sum(size, dtype):
             assert module.row_max(isa, array, dtype, 0, size) == top, isa
             assert got == pytest.approx(want, rel=3e-7), isa
         exact = {got for isa, got in sums.items() if isa != "base"}
-        assert len(exact) <= 1, sums  # AVX2 and AVX-512 to the bit; `base` has no fused multiply-add on x86
+        assert len(exact) <= 1, sums  # AVX2 and AVX-512 bit for bit; `base` has no fused multiply-add on x86
     want = np.exp((z - top) * scale).sum()
     tiles = {isa: module.row_tile(isa, array, dtype, scale, 0, size) for isa in capabilities()}
     for isa, (most, got) in tiles.items():
@@ -51,7 +51,7 @@ def test_max_and_sum(size, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1.0, 1 / 0.7, 1 / 1e30, 1e-38, 1e5, 1e30])
 def test_sum_of_unusual_tiles(scale, dtype):
-    """Maxima found from the bits; NaN of either sign, infinities, weights that vanish, and scales beyond what an exponent holds."""
+    """Maxima found from the bits; NaN of either sign, infinities, weights that underflow, scales beyond the exponent's range."""
     module = native.load()
     nans = [np.uint32(0x7FC00000), np.uint32(0xFFC00000), np.uint32(0x7F800001 | 1 << 16), np.uint32(0xFF800001 | 1 << 16)]
     rows = {
@@ -131,7 +131,7 @@ def test_race_without_a_finite_logit_has_no_winner(value):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [1, 2, 50, 1024, 1025, 3000, 4096, 5000])
 def test_kth_largest(k, dtype):
-    """The heap of small k and the digit search of large k, with ties, signed zeros and fewer tokens than k."""
+    """The heap for small k and the digit search for large k, with ties, signed zeros and fewer tokens than k."""
     array, z = row(4096, dtype, 4, scale=1.0)
     want = np.sort(z)[::-1][k - 1] if k <= len(z) else -LARGEST
     for isa in capabilities():
@@ -159,7 +159,7 @@ def test_top_p_cutoff(shape, top_p):
     kept = weight[z >= want].sum()
     for isa in capabilities():
         got = native.load().top_p_cutoff(isa, z, "float32", 1.0, float(z.max()), goal, float(weight.sum()))
-        if got != want:  # only where the goal falls within float rounding of a token's edge
+        if got != want:  # only if the goal is within float rounding of a token's edge
             assert abs(weight[z >= got].sum() - kept) <= 2e-6 * weight.sum() + weight[z == got].max(), isa
             assert min(abs(above[z[order] == v] - goal).min() for v in (got, want)) < 1e-6 * weight.sum(), isa
 

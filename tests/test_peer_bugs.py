@@ -1,6 +1,6 @@
-"""Bugs that speculative samplers shipped, each as a test, most with a negative control that shows the test's power.
+"""Bugs that speculative samplers have shipped, one test each, most with a negative control that shows the test's power.
 
-Laws are tested by chi-square over many requests at once (failure rate and threshold of the controls: conftest.py).
+Laws are tested by chi-square over many requests at once (failure rate and threshold for the controls: conftest.py).
 """
 
 import pytest
@@ -25,12 +25,12 @@ from specsample.reference import rng
 from specsample.reference.rows import race, winner
 
 TRIALS = 200_000
-TRIALS_OF = {"reference": 20_000}  # it is slow; fewer find the same bugs, with less to spare
+TRIALS_OF = {"reference": 20_000}  # it is slow; fewer trials find the same bugs, with less margin
 LOSSY = [name for name, card in ss.schemes().items() if card.uses_draft_logits]  # those that compare two laws
 
 
 def every(law, rows=1, trials=TRIALS, dtype=torch.float32):
-    """One law's logits [V] for all requests and rows, [trials, rows, V]; trials: how many, or of which backend"""
+    """One law's logits [V] for all requests and rows, [trials, rows, V]; trials: a number, or a backend that determines it"""
     trials = TRIALS_OF.get(trials, TRIALS) if isinstance(trials, str) else trials
     return torch.as_tensor(law, dtype=dtype).expand(trials, rows, -1)
 
@@ -47,7 +47,7 @@ TARGET_16, DRAFT_16 = numbers(NARROW, seed=1, scale=1.0), numbers(NARROW, seed=2
 
 @pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_bug_1_draft_noise_is_not_reused(backend, scheme):
-    """Bug 1 (vLLM #47386, #54282): the noise that had drawn the draft also decided its acceptance or the residual."""
+    """Bug 1 (vLLM #47386, #54282): the noise that drew the draft also decided its acceptance or the residual."""
     kind, at = ss.schemes()[scheme].draft_kind, {"seed": 0, "position": 40, "backend": backend}
     tokens = ss.draft(every(DRAFT_16, 1, backend)[:, 0], kind=kind, **at)
     verdict = ss.verify(every(TARGET_16, 2, backend), tokens, every(DRAFT_16, 1, backend), scheme=scheme, **at)
@@ -58,13 +58,13 @@ def test_bug_1_draft_noise_is_not_reused(backend, scheme):
 
 @pytest.mark.parametrize("reused", ["nothing", "acceptance", "group's, acceptance", "residual", "group's, residual"])
 def test_bug_1_control(reused, monkeypatch):
-    """The same test on a sampler that reuses the draft's clocks, or of them only the words of the groups: caught; without: not."""
+    """The same test on a sampler that reuses the draft's clocks, or only the words of their groups: caught; without reuse: not."""
     target, draft = (probabilities(x[None]) for x in (TARGET_16, DRAFT_16))
     seed, position, slot = torch.arange(TRIALS), torch.full((TRIALS,), 40), torch.zeros(TRIALS, dtype=torch.int64)
     clocks = rng.clocks(seed, position, rng.DRAFT, slot, NARROW)
     least = rng.least_clocks(seed, position, rng.DRAFT, slot, NARROW // 8)[0]
     drafted = winner(draft.log() - clocks.log())
-    # Uniforms made of the drafted token's clock, and of its group's least clock.
+    # Uniforms derived from the drafted token's clock, and from its group's least clock.
     own = -torch.expm1(-clocks.gather(1, drafted[:, None])[:, 0])
     group = -torch.expm1(-rng.GROUP * least.gather(1, rng.group_of(drafted)[:, None])[:, 0])
     fresh = rng.uniforms(seed, position, rng.ACCEPT, slot)[:, 0]
@@ -87,7 +87,7 @@ TARGET_3, DRAFT_3 = (0.5, 0.3, 0.2), (0.1, 0.3, 0.6)
 
 
 def two_tokens(first, second, other):
-    """Joint outcome of two tokens; where a round ended after the first, the second is sampled from the target."""
+    """Joint outcome of two tokens; if a round ended after the first, the second is sampled from the target."""
     return first * 3 + torch.where(second >= 0, second, other)
 
 
@@ -109,7 +109,7 @@ def test_bug_4_whole_rounds_have_the_targets_law(backend, scheme):
 
 @pytest.mark.parametrize("mistake", ["none", "token-wise test inside", "u is 0"])
 def test_bug_4_control(mistake):
-    """Block verification of two drafts, written again, right and wrong."""
+    """Block verification of two drafts, reimplemented, right and wrong."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(weights):
@@ -138,7 +138,7 @@ def test_bug_4_control(mistake):
 # -- 5 -------------------------------------------------------------------------------------------------------------
 
 WARPED = ss.Sampling(0.7, 6, 0.9)
-FAR_FROM_ZERO = 180.0  # shifts logits to where bfloat16 has steps of 1
+FAR_FROM_ZERO = 180.0  # shifts logits to where bfloat16 has a spacing of 1
 
 
 def first_token_p(backend, scheme, drafted_from, tested_with, drawn_with, test_as, sampling=ss.Sampling()):
@@ -157,7 +157,7 @@ def first_token_p(backend, scheme, drafted_from, tested_with, drawn_with, test_a
 @pytest.mark.parametrize("scheme", LOSSY)
 @pytest.mark.parametrize("sampling", [ss.Sampling(), ss.Sampling(1.2, 12)], ids=["plain target", "filtered target"])
 def test_bug_5_filters_of_the_draft(backend, scheme, sampling):
-    """Bug 5 (transformers #47932): the draft law that the test used was not the filtered one that was sampled from."""
+    """Bug 5 (transformers #47932): the test used a draft law other than the filtered one that was sampled from."""
     laws = (DRAFT_16, DRAFT_16, WARPED)
     assert first_token_p(backend, scheme, *laws, WARPED, sampling) > FAILURE_RATE
     assert first_token_p(backend, scheme, *laws, ss.Sampling(), sampling) < CAUGHT
@@ -199,7 +199,7 @@ def test_bug_7_placeholders(backend, scheme):
         }
         identical(got, widened(ss.verify(**args | shorter, backend=backend), 3))
     tokens = args["draft_tokens"].clone()
-    tokens[:, 0] = -1  # at the start: what follows hangs on nothing
+    tokens[:, 0] = -1  # at the start: everything after it is ignored
     verdict = ss.verify(**args | {"draft_tokens": tokens}, backend=backend)
     assert (verdict.num_accepted == 0).all() and (verdict.tokens[:, 0] >= 0).all()
 
@@ -245,7 +245,7 @@ def test_bug_9_every_request_has_its_own_seed(backend, scheme):
     tokens = torch.tensor([[5, 6]]).expand(requests, 2)
     at = {"position": 9, "scheme": scheme, "backend": backend}
     each = ss.verify(target, tokens, draft, seed=torch.arange(requests), **at)
-    assert len(each.tokens[:, 0].unique()) >= 10  # one seed for all would give one token
+    assert len(each.tokens[:, 0].unique()) >= 10  # a single seed would give one token
     one = ss.verify(target, tokens, draft, seed=torch.full((requests,), 7), **at)
     assert (one.tokens == one.tokens[0]).all() and torch.equal(one.tokens[0], each.tokens[7])
 
@@ -261,7 +261,7 @@ def test_bug_9_a_stream_does_not_belong_to_a_slot(backend, scheme):
 
 
 def test_bug_9_no_two_unseeded_requests_share_a_stream(backend):
-    """Bug 9 (vLLM #19487): requests without a seed shared a stream. An int seed is another one for each."""
+    """Bug 9 (vLLM #19487): requests without a seed shared a stream. An int seed gives each request a different one."""
     rows = numbers(1, 5000, seed=13, scale=0.1).expand(40, 5000)
     assert len(ss.sample(rows, seed=0, position=0, backend=backend).unique()) > 35
 
@@ -280,7 +280,7 @@ def test_bug_10_equal_laws_accept_every_draft(backend, scheme, sampling, dtype):
 
 @pytest.mark.parametrize("scheme", LOSSY)
 def test_bug_10_a_forced_rejection_without_residual_mass(backend, scheme):
-    """Bug 10 (transformers): equal laws and a rejected token left nothing to normalise. The target's law it is then."""
+    """Bug 10 (transformers): equal laws and a rejected token left nothing to normalise. The result is then the target's law."""
     trials = 20_000
     law = numbers(9, seed=15)
     law[4] = -torch.inf  # the drafted token has probability 0 under both
@@ -292,7 +292,7 @@ def test_bug_10_a_forced_rejection_without_residual_mass(backend, scheme):
 
 @pytest.mark.parametrize("scheme", LOSSY)
 def test_bug_10_one_hot_target_and_draft(backend, scheme):
-    """All the mass on one token, and another one drafted: the residual has none either."""
+    """All mass on one token, and another one drafted: the residual has no mass either."""
     law = torch.full((9,), -torch.inf)
     law[3] = 0.0
     at = {"seed": 0, "position": 3, "backend": backend, "scheme": scheme}
@@ -305,7 +305,7 @@ def test_bug_10_one_hot_target_and_draft(backend, scheme):
 
 
 def test_bug_12_offsets_past_2_31(backend, scheme):
-    """Bug 12: 32-bit offsets. The last request of a batch whose logits end beyond 2³¹ elements, against it alone."""
+    """Bug 12: 32-bit offsets. The last request of a batch whose logits end beyond 2³¹ elements, against the same request alone."""
     vocab, rows = 2**27, 3
     try:
         buffer = torch.empty(2**31 + 2**20, dtype=torch.bfloat16)  # only the pages that are written take memory

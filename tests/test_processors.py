@@ -1,4 +1,4 @@
-"""generate's logits_processor and stopping_criteria: the law that is verified is the processed one, whatever drafts."""
+"""generate's logits_processor and stopping_criteria: the verified law is the processed one, whatever drafts."""
 
 import warnings
 
@@ -18,7 +18,7 @@ SHAPES = {"chain": {}, "paths": {"paths": 2, "depth": 3}, "bushy": {"tree": [-1,
 
 
 def grammar(request, ids):
-    """After an even token an odd one, of a range that depends on the request; after an odd one any multiple of 4, or 7."""
+    """After an even token an odd one, from a range that depends on the request; after an odd one any multiple of 4, or 7."""
     last = int(ids[-1])
     return [7, *range(0, 60, 4)] if last % 2 else list(range(11 + 20 * request, 31 + 20 * request, 2))
 
@@ -51,7 +51,7 @@ def test_greedy_is_transformers_greedy(target, draft, name):
         expected.append(text.tolist() + [EOS] * (NEW - len(text)))
         other = target.generate(ids[b : b + 1, -n:], **rest)[0, n:].tolist()
         free += other + [EOS] * (NEW - len(other)) != expected[-1]
-    assert free or name == "typical"  # the processors do change the text; what they keep has the likeliest token
+    assert free or name == "typical"  # the processors do change the text; typical filtering keeps the likeliest token
     runs = [(None, "token", {}), (draft, "block", {}), (draft, "optimal", SHAPES["paths"]), (draft, "race", SHAPES["budget"])]
     for drafter, scheme, shape in [*runs, (ss.NgramDrafter(1), "race", {"paths": 2})]:
         output = ss.generate(target, drafter, ids, scheme=scheme, sampling=GREEDY, **shape, **settings)[:, ids.shape[1] :]
@@ -60,7 +60,7 @@ def test_greedy_is_transformers_greedy(target, draft, name):
 
 
 class Witness:
-    """Forbids by the last token and the length, and keeps the texts that it was asked about."""
+    """Forbids tokens by the last token and the length, and records the texts it was asked about."""
 
     def __init__(self):
         self.seen = []
@@ -75,7 +75,7 @@ class Witness:
         for row, text in zip(out, input_ids.tolist()):
             self.seen.append(tuple(text))
             row[list(self.forbidden(text))] = -torch.inf
-        scores.fill_(torch.nan)  # what it is given is its own
+        scores.fill_(torch.nan)  # it is given a copy of its own
         return out
 
 
@@ -101,7 +101,7 @@ def test_race_is_plain_sampling_and_only_allowed_texts_are_asked_about(target, d
 
 
 class Drafted:
-    """A drafter of one's own that proposes what is forbidden, beside what is not."""
+    """A custom drafter that proposes forbidden tokens as well as permitted ones."""
 
     def propose(self, prefixes, shape, round):
         return ss.Proposal(torch.tensor([[1, 2, 3, 99, 4]] * len(prefixes)), [-1, 0, -1, 2, 3])
@@ -130,7 +130,7 @@ D = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.1, 0.1, 0.4], [0.1, 0.5, 0.3, 0.
 
 
 def penalty(input_ids, scores):
-    """Depends on the whole text: −1 for a token each time that it was said, and token 3 is forbidden after token 2."""
+    """Depends on the whole text: −1 for a token each time it occurred, and token 3 is forbidden after token 2."""
     counts = torch.nn.functional.one_hot(input_ids, scores.shape[1]).sum(1)
     scores = scores - counts
     scores[input_ids[:, -1] == 2, 3] = -torch.inf
@@ -152,7 +152,7 @@ def joint_law(new, process):
 
 @pytest.mark.parametrize("scheme", ALL_SCHEMES)
 def test_the_law_is_the_processed_one(scheme):
-    """Joint law of three tokens, several rounds; without the processor it is another."""
+    """Joint law of three tokens, several rounds; without the processor it is different."""
     trees, new, count = ss.schemes()[scheme].trees, 3, 400 if scheme == "weighted" else 1500  # its rows are slow on the CPU
     shape = {"paths": 2, "depth": 2} if trees else {"depth": 2}
     ids = torch.zeros(count, 1, dtype=torch.int64)
@@ -165,7 +165,7 @@ def test_the_law_is_the_processed_one(scheme):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_drafts_are_processed_too(target, shape):
-    """A draft that is the target agrees with it in all, under processors as without."""
+    """A draft that is the target always agrees with it, under processors as without."""
     ids, mask = prompts(LENGTHS)
     scheme = {"chain": "block", "budget": "race"}.get(shape, "recursive")
     settings = {"attention_mask": mask, "max_new_tokens": 10, "seed": 1, "scheme": scheme, "return_stats": True}
@@ -178,7 +178,7 @@ def test_drafts_are_processed_too(target, shape):
 
 
 def test_a_row_number_is_that_of_the_request(target, draft):
-    """transformers' constraint by a function of (request, text), one for the whole batch."""
+    """transformers' constraint as a function of (request, text), one for the whole batch."""
     ids, mask = prompts([4, 4])
     constraint = transformers.PrefixConstrainedLogitsProcessor(grammar, 1)
     expected = target.generate(
@@ -192,7 +192,7 @@ def test_a_row_number_is_that_of_the_request(target, draft):
 
 
 def test_the_only_request_is_number_0(target, draft):
-    """Also where several nodes of it are asked about at once."""
+    """Also if several of its nodes are asked about at once."""
     asked = []
     constraint = transformers.PrefixConstrainedLogitsProcessor(lambda request, ids: asked.append(request) or grammar(0, ids), 1)
     ids = prompts([4])[0]
@@ -212,7 +212,7 @@ def test_nothing_allowed_ends_the_text():
 
 
 class Until:
-    """Ends a text that ends with `token`, and keeps what it was asked about."""
+    """Ends a text at `token`, and records what it was asked about."""
 
     def __init__(self, token, kind):
         self.token, self.kind, self.seen = token, kind, []
@@ -235,7 +235,7 @@ def test_stopping_criteria(draft, kind):
     drafter = None if draft is None else TableModel(circle)
     output = ss.generate(model, drafter, ids, stopping_criteria=[until], **settings)
     assert output.tolist() == [[1, 2, 3, 4, 5, 6, 7], [0, 5, 6, 7, 0, 0, 0]]
-    # Each kept token once, in order, nothing beyond the end.
+    # Each emitted token once, in order, nothing beyond the end.
     for prompt, text in (([1, 2], [3, 4, 5, 6, 7]), ([5], [6, 7])):
         assert [s for s in until.seen if s[: len(prompt)] == prompt] == [prompt + text[: i + 1] for i in range(len(text))]
     longest = transformers.StoppingCriteriaList([transformers.MaxLengthCriteria(4)])
@@ -262,7 +262,7 @@ def test_processors_that_are_refused(target):
 
 # -- GenerationConfig ------------------------------------------------------------------------------------------
 
-# Settings that change neither the law of a text nor where it ends, or that arguments of generate stand for.
+# Settings that change neither the law of a text nor where it ends, or that arguments of generate replace.
 HARMLESS = set(
     """max_length max_new_tokens early_stopping do_sample use_cache cache_implementation cache_config temperature top_k top_p min_p
     length_penalty num_return_sequences output_attentions output_hidden_states output_scores output_logits return_dict_in_generate
@@ -275,7 +275,7 @@ HARMLESS = set(
 
 
 def test_every_setting_of_transformers_is_known():
-    """A setting that a new transformers brings must be sorted: honoured, harmless, or named in the warning."""
+    """A setting added by a new transformers must be classified: honoured, harmless, or named in the warning."""
     fields = {name for name in transformers.GenerationConfig().to_dict() if not name.startswith("_")}
     assert fields - HARMLESS - {*unhonoured.LAW, *unhonoured.END, *unhonoured.METHOD} == set()
     for how, _ in ((how, name) for table in (unhonoured.LAW, unhonoured.END) for name, (_, how) in table.items()):
@@ -299,7 +299,7 @@ def test_settings_that_are_not_honoured_are_named(name):
     settings = {"max_new_tokens": 1, "eos_token_id": 3}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ss.generate(model, None, ids, **settings)  # the defaults say nothing
+        ss.generate(model, None, ids, **settings)  # the defaults cause no warning
         setattr(model.generation_config, name, VALUES[name])
         told = rf"does not apply these settings of model.generation_config: {name}=.*(pass|not supported)"
         with pytest.warns(UserWarning, match=told) as caught:

@@ -1,8 +1,8 @@
-"""The CUDA kernels as nvcc compiles them, their PTX executed on the CPU and launched by the shipped code (ptx_machine.py).
+"""The CUDA kernels as compiled by nvcc, their PTX executed on the CPU and launched by the shipped code (ptx_machine.py).
 
-Here: every scheme's tokens are the reference's, on the text of each architecture, in teams of every size, rows read ahead or not; the
-launch code's ways to fail; and edits of that text, each a mistake that the machine must find. The default run takes a part of the cases;
-`make check-ptx` (SPECSAMPLE_CHECK_PTX=1) takes all.
+Here: every scheme's tokens equal the reference's, on each architecture's text, in teams of every size, with rows read ahead or not;
+the launch code's failure modes; and edits of that text, each a mistake that the machine must find. The default run takes some of
+the cases; `make check-ptx` (SPECSAMPLE_CHECK_PTX=1) takes all.
 """
 
 import os
@@ -27,9 +27,9 @@ KINDS = ("iid", "distinct", "arrivals", "lists", "top", "topk")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FILTERED = ss.Sampling(0.8, 700, 0.95, 0.001)
 SAMPLINGS = (ss.Sampling(), FILTERED, ss.Sampling(1.2, top_p=0.9), ss.Sampling(0.0), ss.Sampling(min_p=0.01))
-# Vocabularies for which the launch code chooses teams of so many blocks (capacity.h), on a GPU with room for them.
+# Vocabularies for which the launch code chooses teams of this many blocks (capacity.h), on a GPU with room for them.
 WIDE = {1: 777, 2: 5641, 4: 11_300, 8: 22_600}
-MANY_BINS = 1200  # their histogram does not fit shared memory
+MANY_BINS = 1200  # their histogram does not fit in shared memory
 LIMITS = {"rtol": 1e-5, "atol": 2e-5}
 
 
@@ -68,7 +68,7 @@ def test_every_opcode_is_in_the_table(machine, arch, kernel):
 @pytest.mark.parametrize("scheme", NAMES)
 @pytest.mark.parametrize("arch", ARCHS)
 def test_schemes(arch, scheme):
-    """Dense, one block a request, in some order of the warps; log-probabilities too."""
+    """Dense, one block per request, in some order of the warps; also log-probabilities."""
     accepted = 0
     at = NAMES.index(scheme) + ARCHS.index(arch)
     settings = [(V, sampling) for V in (7, 130, 1025) for sampling in SAMPLINGS]
@@ -103,7 +103,7 @@ def test_teams(scheme, team, early):
     if not ALL and (at + early) % 4:
         pytest.skip("make check-ptx takes every scheme with every team")
     args = args_of(scheme, 2, WIDE[team], dtype=DTYPES[at % 3], seed=at, sampling=(None, FILTERED)[at // 3 % 2])
-    processors = 132 if early else 16  # of which twice the rows must be fewer; 16 have room for both requests' teams
+    processors = 132 if early else 16  # read ahead needs fewer than half as many rows; 16 have room for both requests' teams
     with on("sm_90", processors, shuffle=at):
         same(args, "filtered" if at % 2 else None)
         rounds = [(cluster, is_early) for kernel, _, blocks, cluster, is_early in launches() if blocks == 2 * team]
@@ -122,7 +122,7 @@ def test_bins_in_global_memory(arch, scheme):
 @pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 @pytest.mark.parametrize("arch", ARCHS)
 def test_residuals_and_kept_statistics(arch, scheme):
-    """Of a draft without logits, and of one whose statistics were kept"""
+    """With a draft without logits, and with one whose statistics were kept"""
     with on(arch, shuffle=2):
         args = case(3, 3, 300, torch.bfloat16, scheme, seed=1, one_hot=True, sampling=FILTERED)
         assert (same(args, "raw").num_accepted < 3).any()
@@ -159,7 +159,7 @@ def test_known_races_and_odd_rows(arch):
 
 @pytest.mark.parametrize("scheme", NAMES)
 def test_no_token_depends_on_the_last_bits_of_approximations(scheme):
-    """ex2, lg2 and rcp off by as much as is documented, each argument's result in a direction of its own"""
+    """ex2, lg2 and rcp off by the full documented error, in a direction that depends on the argument"""
     at = NAMES.index(scheme)
     for seed in range(1, 9 if ALL else 3):
         args = args_of(scheme, 4, 500, dtype=DTYPES[seed % 3], seed=at + seed, sampling=SAMPLINGS[(at + seed) % 5])
@@ -168,7 +168,7 @@ def test_no_token_depends_on_the_last_bits_of_approximations(scheme):
 
 
 def test_control_approximations_are_perturbed():
-    """Statistics of a row do depend on them, by a unit in the last place; over many tokens the errors cancel."""
+    """A row's statistics do depend on them, by a unit in the last place; over many tokens the errors cancel."""
     rows = numbers(64, 3, seed=1, scale=2.0)
     with on("sm_90"):
         exact = ss.row_stats(rows, backend=NAME)
@@ -211,7 +211,7 @@ def test_the_first_call_may_not_be_captured(machine):
             first = ss.sample(ROWS, seed=1, position=2, backend=NAME)
             assert torch.equal(first, ss.sample(ROWS, seed=1, position=2, backend="reference"))
             machine.specsample_ptx_capturing(1)
-            ss.sample(ROWS, seed=1, position=2, backend=NAME)  # launched into the graph; and verify is loaded already
+            ss.sample(ROWS, seed=1, position=2, backend=NAME)  # launched into the graph; verify is already loaded
             ss.verify(**case(2, 3, 100), backend=NAME)
         finally:
             machine.specsample_ptx_capturing(0)
@@ -251,7 +251,7 @@ def test_a_gpu_without_room_for_large_clusters_has_smaller_teams(machine):
                 ss.sample(rows, seed=1, position=2, backend=NAME), ss.sample(rows, seed=1, position=2, backend="reference")
             )
             assert launches() == [("row_kernel", "sm_90", clusters, clusters, False)]
-    with on("sm_90", fresh=True):  # where the question fails, teams are blocks alone
+    with on("sm_90", fresh=True):  # if the query fails, teams are single blocks
         machine.specsample_ptx_fail(b"cudaOccupancyMaxActiveClusters")
         try:
             ss.sample(rows, seed=1, position=2, backend=NAME)
@@ -271,7 +271,7 @@ def test_teams_of_one_device_are_not_those_of_another():
 
 @pytest.mark.parametrize("gpu, text, team", [("sm_86", "sm_80", 1), ("sm_100", "sm_90", 2), ("sm_120", "sm_90", 2)])
 def test_later_gpus_run_the_text_of_an_older_one(gpu, text, team):
-    """A kernel of an older text knows blocks alone, whatever the GPU."""
+    """A kernel of an older text uses only single blocks, whatever the GPU."""
     args = case(2, 2, WIDE[2], torch.bfloat16, "block", seed=1)
     with on(gpu):
         same(args)
@@ -279,7 +279,7 @@ def test_later_gpus_run_the_text_of_an_older_one(gpu, text, team):
 
 
 def smoke(arch, team, **variables):
-    """test_schemes in a process of its own, whose variables are read once; every launch in teams of `team`"""
+    """test_schemes in a separate process, since its variables are read once; every launch in teams of `team`"""
     code = f"import test_ptx as t; print(t.of_every_kind({arch!r}))"
     env = {
         **os.environ,
@@ -291,7 +291,7 @@ def smoke(arch, team, **variables):
 
 
 def of_every_kind(arch):
-    """The clusters of all launches of short rows, most of whose blocks then have nothing to do"""
+    """The clusters of all launches with short rows, most of whose blocks then have nothing to do"""
     ptx_machine.load()
     with on(arch, shuffle=5):
         for i, scheme in enumerate(NAMES):
@@ -316,7 +316,7 @@ def test_no_teams_before_sm_90():
 
 
 def barriers(text, names=r"bar\.sync"):
-    """Where in the text they stand"""
+    """Their lines in the text"""
     return [m.start() for m in re.finditer(rf"^\s*(?:TRY: )?(?:{names})[^;]*;", text, re.M)]
 
 
@@ -328,7 +328,7 @@ def plainly(match):
     return f"ld.shared.u32 {match[1]}, {match[2]};\nst.shared.u32 {match[2]}, {match[1]};"
 
 
-EDITS = {  # what is wrong: (kernel, architecture, the edit, what is found)
+EDITS = {  # the mistake: (kernel, architecture, the edit, the diagnosis)
     "the first meeting is missing": ("row", "sm_80", instead(r"bar\.sync %r\d+, %r\d+;", "", 1), "uninitialised|race: "),
     "a crew that leaves": ("row", "sm_90", instead(r"bar\.sync %r\d+, %r\d+;", "ret;", 1), "deadlock: "),
     "a meeting for the crew alone": (
@@ -396,7 +396,7 @@ EDITS = {  # what is wrong: (kernel, architecture, the edit, what is found)
 
 
 def calls(kernel):
-    """Of rows that have a team of 2 on sm_90"""
+    """With rows that have a team of 2 on sm_90"""
     if kernel == "verify":
         return list(ss.verify(**case(2, 3, WIDE[2], torch.bfloat16, "race", seed=1), backend=NAME)[:3])
     rows = numbers(2, WIDE[2] + 7, seed=1, scale=2.0, dtype=torch.bfloat16)[:, : WIDE[2] - 1]
@@ -423,8 +423,8 @@ def test_control_mistakes_are_found(name):
 @pytest.mark.skipif(not ALL, reason="make check-ptx: every barrier of a kernel taken out, one after the other")
 @pytest.mark.parametrize("arch", ARCHS)
 def test_control_every_barrier_is_missed(machine, arch):
-    """Those that run in these calls. The second of a pair, before memory is used again, is not missed where another barrier comes first;
-    without it no result is another one either."""
+    """Those that run in these calls. The second of a pair, before memory is reused, is not missed if another barrier comes first;
+    then no result changes without it either."""
     with on(arch):
         good = calls("row")
         text = ptx_machine.text("row", arch)

@@ -1,5 +1,5 @@
-"""The PTX machine itself (csrc/emulator/ptx): known answers of its instructions. What it finds wrong: test_ptx_mistakes.py; the kernels
-on it: test_ptx.py.
+"""The PTX machine itself (csrc/emulator/ptx): known answers of its instructions. The mistakes it finds: test_ptx_mistakes.py; the
+kernels on it: test_ptx.py.
 """
 
 import math
@@ -22,7 +22,7 @@ F32, F64 = lambda x: struct.unpack("<I", struct.pack("<f", x))[0], lambda x: str
 NAN, INF = F32(math.nan), F32(math.inf)
 CANONICAL = 0x7FFFFFFF
 U32, U64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-ANSWERS = [  # opcode, operands as bits or, of other widths, (prefix, bits); result
+ANSWERS = [  # opcode, operands as bits or, for other widths, (prefix, bits); result
     ("add.s32", [U32, 2], 1),
     ("sub.s32", [1, 3], U32 - 1),
     ("add.s64", [U64, 2], 1),
@@ -132,7 +132,7 @@ def kind(name):
 
 @pytest.mark.parametrize("opcode, operands, result", ANSWERS, ids=[f"{a[0]}-{i}" for i, a in enumerate(ANSWERS)])
 def test_known_answers(opcode, operands, result):
-    """From registers, by all lanes and by one alone."""
+    """From registers, by all lanes and by a single one."""
     parts = opcode.split(".")
     to = next(
         p
@@ -146,7 +146,7 @@ def test_known_answers(opcode, operands, result):
         own, bits = "r", 32
     lines, names = [], []
     for i, operand in enumerate(operands):
-        if isinstance(operand, str):  # as it stands; selp's predicate from a register
+        if isinstance(operand, str):  # literally; selp's predicate from a register
             if parts[0] == "selp":
                 lines.append(f"setp.eq.s32 %p1, {operand}, 1;")
                 operand = "%p1"
@@ -170,7 +170,7 @@ def test_known_answers(opcode, operands, result):
 
 
 def lanes(body, **how):
-    """What each of 32 lanes leaves in %r19"""
+    """The value that each of 32 lanes leaves in %r19"""
     out = torch.zeros(32, dtype=torch.int32)
     assert found(body + "\n" + STORE, out, **how) == ""
     return [x & U32 for x in out.tolist()]
@@ -198,12 +198,12 @@ def test_votes_and_reductions():
     assert lanes("redux.sync.or.b32 %r19, %r2, -1;") == [31] * 32
     assert lanes("redux.sync.add.u32 %r19, %r2, -1;") == [496] * 32
     assert lanes("shr.u32 %r10, %r2, 4;\nmatch.any.sync.b32 %r19, %r10, -1;") == [0xFFFF] * 16 + [0xFFFF0000] * 16
-    # some lanes only, by their mask
+    # only some lanes, selected by the mask
     assert lanes(odd + "mov.u32 %r19, 0;\n@%p1 redux.sync.max.s32 %r19, %r2, 0xAAAAAAAA;") == [31 * (i % 2) for i in range(32)]
 
 
 def test_lanes_meet_again():
-    """A loop of as many turns as the lane's number, a branch in it, and a shuffle behind it by all lanes"""
+    """A loop with as many iterations as the lane's number, a branch in it, and a shuffle by all lanes after it"""
     body = (
         "mov.u32 %r10, 0;\nmov.u32 %r11, 0;\n"
         "LOOP:\nsetp.ge.u32 %p1, %r10, %r2;\n@%p1 bra DONE;\nadd.u32 %r10, %r10, 1;\nand.b32 %r12, %r10, 1;\nsetp.eq.s32 %p2, %r12, 0;\n"
@@ -216,7 +216,7 @@ def test_lanes_meet_again():
 
 
 def test_lanes_wait_for_each_other_in_different_branches():
-    """bar.warp.sync need not be the same instruction's turn: the first lanes wait in theirs while the others are on their way."""
+    """bar.warp.sync need not be reached in one step: the first lanes wait at theirs while the others are on their way."""
     body = (
         "setp.lt.u32 %p1, %r2, 16;\nmov.u32 %r10, 0;\n@%p1 bra MEET;\n"
         "WAIT:\nadd.u32 %r10, %r10, 1;\nsetp.lt.u32 %p2, %r10, 50;\n@%p2 bra WAIT;\n"
@@ -276,7 +276,7 @@ def test_launches_that_wait_for_the_one_before():
 
 
 def test_blocks_wait_for_each_other_through_global_memory():
-    """The last block spins for the first one's flag: both have to be resident."""
+    """The last block spins on the first one's flag: both must be resident."""
     body = (
         "setp.eq.s32 %p1, %r3, 0;\n@%p1 bra FIRST;\nSPIN:\nld.acquire.gpu.global.u32 %r10, [%l0];\nsetp.eq.s32 %p2, %r10, 0;\n@%p2 bra SPIN;\n"
         "ld.global.u32 %r19, [%l0+4];\nst.global.u32 [%l0+8], %r19;\nret;\n"
@@ -298,7 +298,7 @@ def test_blocks_wait_for_each_other_through_global_memory():
 
 
 def test_approximations_are_perturbed_within_their_bounds():
-    """Every result within the documented error; some differ from the exact one, both ways; like arguments give like results."""
+    """Every result is within the documented error; some differ from the exact one, both ways; equal arguments, equal results."""
     x = torch.linspace(0.6, 30.0, 32)
     for opcode, exact, bound in (
         ("ex2", torch.exp2(x.double()), 2**-22),

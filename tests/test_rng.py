@@ -1,5 +1,5 @@
 """Philox4x32-10 and the stream map: published and known answers, Python against C++ (scalar and every instruction set), clocks of
-words at the ends of their range, and the tokens that the streams give on every backend. test_clocks.py has their law."""
+words at the ends of their range, and the tokens that the streams give on every backend. Their law: test_clocks.py."""
 
 import math
 
@@ -54,7 +54,7 @@ def by_hand(seed, position, purpose, slot, block):
 
 @pytest.mark.parametrize("case", WORDS["streams"], ids=lambda c: f"purpose {c['purpose']}")
 def test_words_by_hand(case):
-    """Key, counter and word layout, written once more: the two top bits of the block name the sub-stream."""
+    """Key, counter and word layout, written independently: the two top bits of the block name the sub-stream."""
     for name, top in (("words", 0), ("refine", 1 << 31)):
         assert as_ints(case[name]) == [by_hand(*of(case), top + i // 4)[i % 4] for i in range(10)]
     for name, top in (("group_words", 1 << 30), ("second_group_words", (1 << 31) + (1 << 30))):
@@ -91,7 +91,7 @@ def test_vector_words_equal_scalar_words(stream):
 
 
 def test_groups_partition_the_tokens():
-    """Two tiles: 64 groups of 32 tokens, each of whose places is taken once: eight neighbours in each of four rows of 256."""
+    """Two tiles: 64 groups of 32 tokens, with each place taken once: eight neighbours in each of four rows of 256."""
     token = torch.arange(2048)
     at = rng.group_of(token) * 32 + rng.place_of(token)
     assert torch.equal(at.sort().values, token)
@@ -107,7 +107,7 @@ CLOSE = {"rel": 1e-14, "abs": 0}  # log1p of two libraries
 
 @pytest.mark.parametrize("a", sorted({case["a"] for case in CLOCKS["least"]}))
 def test_least_clocks_of_given_words(a):
-    """Both ends of A and of what refines it: M positive and finite, the same in Python and C++, and accurate in relative terms
+    """Both ends of A and of its refinement: M positive and finite, the same in Python and C++, and accurate in relative terms
     against 60-digit arithmetic."""
     mpmath = pytest.importorskip("mpmath")
     for case in (case for case in CLOCKS["least"] if case["a"] == a):
@@ -132,7 +132,7 @@ def test_clocks(case):
 
 @pytest.mark.parametrize("case", CLOCKS["of_words"], ids=lambda c: c["word"])
 def test_clocks_of_given_words(case):
-    """E = M + Exp(1), the exponential with the token's second word where its own is small: Python, C++ and 60-digit arithmetic."""
+    """E = M + Exp(1), where the exponential uses a second word if the token's own is small: Python, C++ and 60-digit arithmetic."""
     mpmath = pytest.importorskip("mpmath")
     word, token, want = int(case["word"], 16), case["token"], float.fromhex(case["clock"])
     a, s = (rng.group_words(*tensors(*of(case)), 3, second)[0, rng.group_of(token)].item() for second in (False, True))
@@ -158,12 +158,12 @@ def test_known_races(backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_odd_rows(backend, dtype):
-    """NaN, +inf, excluded tokens, ties and tails, wherever in a group they stand."""
+    """NaN, +inf, excluded tokens, ties and tails, anywhere in a group."""
     known_answers.check_odd_rows(backend, dtype)
 
 
 def test_control_known_races_notice_another_stream(monkeypatch):
-    """Of each sub-stream and of the layout: a change changes tokens of the file."""
+    """For each sub-stream and for the layout: a change changes tokens of the file."""
     words, group_words, place_of = rng.words, rng.group_words, rng.place_of
     wrong = {
         "words": lambda *stream, refine=False: words(*stream, refine=refine).flip(-1),
@@ -179,12 +179,12 @@ def test_control_known_races_notice_another_stream(monkeypatch):
 
 
 def test_version_of_the_streams():
-    """Known answers belong to a version: they are written again only with a new one."""
+    """Known answers belong to a version: they are rewritten only with a new one."""
     assert WORDS["stream_version"] == CLOCKS["stream_version"] == ss.STREAM_VERSION == ss.build_info()["stream_version"]
 
 
 def test_an_extension_of_other_streams_is_refused(monkeypatch):
-    """Built from other sources and left in place, it would emit other tokens."""
+    """Built from other sources and left in place, it would emit different tokens."""
     require("cpu")
     assert extension.load()[1] is None
     monkeypatch.setattr(extension, "STREAM_VERSION", ss.STREAM_VERSION + 1)

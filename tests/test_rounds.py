@@ -1,8 +1,8 @@
 """The law of several rounds together, through generate's own seeds and positions.
 
-Each round may be exact and their sequence still biased: that is what happens when a draft that has just decided about
-an earlier token is drawn again by the next round. So the joint law of three consecutive tokens is tested, and so is
-that the test finds such a bias.
+Each round may be exact and their sequence still biased: this happens if a draft that has just decided about an earlier
+token is drawn again by the next round. So the joint law of three consecutive tokens is tested, and also that the test
+detects such a bias.
 """
 
 import gc
@@ -15,8 +15,8 @@ from scipy.stats import chi2
 
 import specsample as ss
 
-REQUESTS, CALL = 200_000, 20_000  # in all, and in one call of generate
-# A correct implementation fails one test in a million sets of seeds; with these, fixed, always or never.
+REQUESTS, CALL = 200_000, 20_000  # in total, and per call of generate
+# A correct implementation fails one test in a million sets of seeds; with these fixed ones, always or never.
 FAILURE_RATE = 1e-6
 
 CONSTANT = ([[0.5, 0.3, 0.2]] * 3, [[0.1, 0.3, 0.6]] * 3)
@@ -29,7 +29,7 @@ MARKOV = (
 @pytest.fixture(autouse=True)
 def one_thread():
     """These are many small operations, which several threads only slow down; and lists of many requests, which the garbage
-    collector would go over again and again, for two thirds of the time."""
+    collector would traverse again and again, for two thirds of the time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     gc.disable()
@@ -57,7 +57,7 @@ class TokenPositions:
 
 
 def three_tokens(target, draft, new, seed, **settings):
-    """The first three new tokens of many requests with seeds of their own; draft: a table or a drafter.
+    """The first three new tokens of many requests with separate seeds; draft: a table or a drafter.
     -> int64 [REQUESTS, 3]"""
     prompt, outputs = torch.zeros(CALL, 1, dtype=torch.int64), []
     for start in range(0, REQUESTS, CALL):
@@ -101,7 +101,7 @@ def test_joint_law_when_rounds_are_cut(scheme):
 
 
 def test_streams_keyed_by_the_tokens_position_are_caught():
-    """Negative control: under `block` the second token comes out (.494, .289, .217) instead of (.5, .3, .2)."""
+    """Negative control: under `block` the second token's law is (.494, .289, .217) instead of (.5, .3, .2)."""
     target, draft = CONSTANT
     tokens = three_tokens(target, TokenPositions(draft), 4, depth=2, scheme="block", seed=1)
     assert p_value(tokens, target) < 1e-30

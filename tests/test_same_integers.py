@@ -1,7 +1,7 @@
 """Every compiled backend emits the reference's integers.
 
-An excuse (a draw within 1e-5 of its boundary) is allowed by the contract for one token in 10 000. With the fixed seeds
-here none is needed, so the comparison is exact.
+The contract excuses one token in 10 000 (a draw within 1e-5 of its boundary). With the fixed seeds used here no excuse
+is needed, so the comparison is exact.
 """
 
 import cuda_on_cpu
@@ -32,7 +32,7 @@ SAMPLINGS = {
     ),
     "greedy among random": ss.Sampling(torch.tensor([0.0, 1.0, 0.0, 0.8, -1.0])),
 }
-# Small vocabularies take every setting; of the large ones, which the reference reads slowly, each takes some.
+# Small vocabularies run every setting; large ones, which are slow on the reference, run some.
 SMALL = {1: 3, 2: 4, 7: 5, 16: 5, 1000: 4}
 LARGE = {
     32000: ("plain", "all", "greedy among random"),
@@ -48,7 +48,7 @@ def compiled(request):
 
 
 def few(compiled, takes_part):
-    """Kernels that run on the CPU are slow there: they take some of the many cases."""
+    """GPU kernels are slow on the CPU: they run some of the many cases."""
     if compiled == cuda_on_cpu.NAME and not takes_part:
         pytest.skip(f"{compiled} takes a part of these cases")
 
@@ -106,7 +106,7 @@ def test_one_hot_drafts(compiled, scheme, setting):
 @pytest.mark.parametrize("setting", ["plain", "all", "greedy", "a request"])
 @pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_draft_stats(compiled, scheme, setting):
-    """Kept statistics spare a pass and change no token."""
+    """Kept statistics save a pass and change no token."""
     N, sampling = 3, SAMPLINGS[setting]
     args = case(B_MIXED, N, 700, torch.bfloat16, scheme, seed=4, sampling=sampling)
     a_row = ss.Sampling(*(x.repeat_interleave(N) if isinstance(x, torch.Tensor) else x for x in sampling))
@@ -127,7 +127,7 @@ def test_draft_vocabulary(compiled, scheme, draft_vocab):
 
 @pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_draft_sampling(compiled, scheme):
-    """A draft law with settings of its own: one for all, a request, a draft row."""
+    """A draft law with separate settings: one for all, per request, per draft row."""
     B, N, V = 4, 3, 200
     each = ss.Sampling(torch.linspace(0.5, 1.5, B), torch.arange(B) * 9)
     rows = ss.Sampling(torch.linspace(0.0, 1.5, B * N), top_p=torch.linspace(0.5, 1.0, B * N))
@@ -169,7 +169,7 @@ def test_rows(compiled, V, dtype):
 
 @pytest.mark.parametrize("shift", [1e4, -1e6, 1e8, -1e16, 1e20, -1e36])
 def test_large_logits(compiled, shift):
-    """A law does not depend on what is added to its logits (beyond 2^24 it becomes flat), and neither do the clocks."""
+    """A law is unchanged if a constant is added to its logits (beyond 2^24 it becomes flat), and so are the clocks."""
     logits = numbers(200, 50, seed=20, scale=2.0) + shift
     for sampling in (SAMPLINGS["plain"], SAMPLINGS["temperature"], SAMPLINGS["top-p"]):
         at = {"sampling": sampling, "seed": 0, "position": 0}

@@ -1,7 +1,7 @@
 """The compiled kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on the inputs of the other tests.
 
-The extension and the test bindings are built again with both; each chosen test file then runs in a process of its own
-that loads them in the place of the ordinary ones. A read or write outside a row, an overflow or a bad shift ends that process.
+The extension and the test bindings are rebuilt with both; each selected test file then runs in a separate process that
+loads them in place of the ordinary ones. An access outside a row, an overflow or a bad shift ends that process.
 """
 
 import os
@@ -14,7 +14,7 @@ import native
 import pytest
 
 FLAGS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1")
-# Only compiled code is sanitized, so tests of the reference alone are left out; what compares with it still calls it.
+# Only compiled code is sanitized, so tests of the reference alone are left out; comparisons with it still call it.
 TESTS = [(isa, "test_bad_input.py", "not reference") for isa in ("base", "avx2", "avx512")]
 TESTS += [("avx512", f"test_{name}.py", "not reference") for name in ("passes", "layout", "same_integers")]
 TESTS += [("avx512", "test_independence.py", "threads and not reference")]
@@ -43,7 +43,7 @@ def sanitized():
                 link.symlink_to(path)
     sources = [native.ROOT / "csrc/module.cpp", *sorted((native.ROOT / "csrc/cpu").glob("*.cpp"))]
     flags = [*FLAGS, *native.TORCH]
-    # With the same flags in the same folder, the bindings are linked from the extension's objects of the kernels.
+    # With the same flags in the same folder, the bindings reuse the extension's kernel objects.
     extension = native.build(folder / "objects", flags, sources, package / "_C.abi3.so", native.TORCH_LIBRARIES)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     testing = native.build(folder / "objects", flags, output=folder / f"specsample_testing{suffix}")
@@ -70,6 +70,6 @@ def test_no_sanitizer_report(sanitized, capability, tests, chosen):
         f"assert c.build_info()['cpu_capability'] == {capability!r}; sys.exit(pytest.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, *arguments, str(native.ROOT / "tests" / tests)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder)  # first on the path: its folder
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder)  # its folder comes first on the path
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert " passed" in done.stdout

@@ -1,4 +1,4 @@
-"""The demo's draft model in its file: matrices of 4 bits a weight come back as what was kept, and nothing else is lost."""
+"""The demo's draft model in its file: matrices of 4 bits per weight come back as stored, and nothing else is lost."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_a_scale_fits_its_group(student):
 
 
 def test_rounding_keeps_what_a_layer_gives(student):
-    """On independent inputs each weight is rounded to the nearest level; on others the outputs come out closer than so."""
+    """On independent inputs each weight is rounded to the nearest level; on others this brings the outputs closer than that."""
     from distill.quantise import rounded
 
     generator = torch.Generator().manual_seed(2)
@@ -75,7 +75,7 @@ def test_a_student_comes_back_from_its_file(student, tmp_path):
 
 
 def test_the_file_is_small_and_complete(student):
-    """What the repository ships: every weight of three layers, in less than six million bytes"""
+    """The shipped file: every weight of three layers, in less than six million bytes"""
     from safetensors import safe_open
 
     path = EXAMPLES / "smollm2_student.safetensors"

@@ -1,7 +1,7 @@
-"""Teams of several blocks: every kind of row and call whose passes a team shares, with rows long enough that there is one.
+"""Teams of several blocks: every kind of row and call whose passes a team shares, with rows long enough for a team.
 
-On a GPU the launch chooses: 8 blocks for few requests with V = 50 000, and all rows before the round where these are few too. The
-emulation is told to, with small crews, so that shorter rows do.
+On a GPU the launch chooses: 8 blocks for few requests with V = 50 000, and all rows before the round if these are few too. The
+emulator is set to do so, with small crews, so that shorter rows suffice.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from specsample import backends
 
 NAMES = (*on_gpu.NAMES, cuda_on_cpu.NAME)
 MULTI = tuple(name for name in backends.BACKENDS["cuda"].schemes if name not in CHAIN_SCHEMES)
-WIDE, SHORT = 50_000, 2501  # on a GPU; for the emulation
+WIDE, SHORT = 50_000, 2501  # on a GPU; on the emulator
 FILTERED = ss.Sampling(0.8, 700, 0.95, 0.001)
-# Requests whose rows are all read before the round, and those whose rows are too many for it (csrc/cuda/verify.cu) while each still
-# has a team of 8 blocks: on GPUs of 132 to 148 multiprocessors.
+# Requests whose rows are all read before the round, and requests with too many rows for that (csrc/cuda/verify.cu) that still
+# have a team of 8 blocks each: on GPUs with 132 to 148 multiprocessors.
 FEW, MANY = 2, 16
 
 
@@ -52,7 +52,7 @@ def on(request):
 
 @pytest.fixture(params=["ahead", "not ahead"])
 def requests(request, on):
-    """How many there are; all rows are read before the round, or the round reads what it comes to."""
+    """Number of requests; either all rows are read before the round, or the round reads those it reaches."""
     return FEW if request.param == "ahead" else 3 if on[0] == cuda_on_cpu.NAME else MANY
 
 
@@ -108,7 +108,7 @@ def test_packed_calls(on, requests, scheme, row_a_node):
 
 @pytest.mark.parametrize("scheme", MULTI)
 def test_trees(on, requests, scheme):
-    """With few bins and, where there are bins, with more than shared memory has room for."""
+    """With few bins and, for schemes with bins, with more than fit in shared memory."""
     backend, V = on
     require_scheme(backend, scheme)
     accepted = 0
@@ -135,7 +135,7 @@ def test_kept_statistics_and_rows(on, requests):
 @pytest.mark.parametrize("requests", [FEW, MANY])
 @pytest.mark.parametrize("scheme", [name for name in (*CHAIN_SCHEMES, *MULTI) if name != "lists"])  # which never reads ahead
 def test_rows_are_few_or_many(scheme, requests):
-    """Each case of this file goes the way that its name says on a GPU: ahead where twice its rows fit the multiprocessors."""
+    """On a GPU each case of this file takes the path in its name: ahead if twice its rows fit the multiprocessors."""
     if scheme in CHAIN_SCHEMES:
         cases = [chains(requests, 9, torch.float32, scheme, one_hot=one_hot) for one_hot in (False, True)]
         cases += [packed_chains(requests, 9, scheme, row_a_node)[0] for row_a_node in (False, True)]
@@ -152,8 +152,8 @@ def test_rows_are_few_or_many(scheme, requests):
 
 
 def smoke(*arguments, **variables):
-    """benchmarks/gpu/smoke.py on the emulation, in a process of its own: the variables are read once"""
-    cuda_on_cpu.load()  # built, before processes want it
+    """benchmarks/gpu/smoke.py on the emulator, in a separate process: the variables are read once"""
+    cuda_on_cpu.load()  # built before the processes need it
     program = [sys.executable, "-m", "benchmarks.gpu.smoke", "--backend", cuda_on_cpu.NAME, "--vocabulary", "2500", *arguments]
     env = {**os.environ, "PYTHONPATH": str(native.ROOT), **variables}
     return subprocess.run(program, cwd=native.ROOT, env=env, capture_output=True, text=True, timeout=120)
@@ -165,7 +165,7 @@ def launches(done):
 
 
 def test_launches_are_overridden():
-    """Of each call: all rows ahead, the round, the log-probabilities."""
+    """For each call: all rows ahead, the round, the log-probabilities."""
     require("cpu")
     ahead = {"SPECSAMPLE_AHEAD": "1", "SPECSAMPLE_TRACE": "1"}
     early = launches(smoke("--only", "e, filtered", **ahead, SPECSAMPLE_TEAM="4"))  # race and recursive
@@ -176,7 +176,7 @@ def test_launches_are_overridden():
 
 
 def test_a_round_is_early_only_behind_its_own_launch():
-    """Without any row none is read ahead: what the stream has before the round is somebody else's, and must have ended."""
+    """Without rows nothing is read ahead: the work before the round in the stream is then unrelated, and must have ended."""
     code = (
         "import torch, cuda_on_cpu, specsample as ss; cuda_on_cpu.load()\n"
         "args = torch.zeros(2, 0, 9), torch.zeros(2, 0, dtype=torch.int64)\n"

@@ -1,4 +1,4 @@
-"""specsample.theory against enumeration, linear programs and simulation, with wrong variants that must be noticed."""
+"""specsample.theory against enumeration, linear programs and simulation, with wrong variants that must be detected."""
 
 import itertools
 import math
@@ -45,11 +45,11 @@ def test_optimum_is_the_linear_programs(k):
         best = theory.lp_acceptance(target, draft, k)
         assert abs(theory.optimal_acceptance(target, draft, k) - best) < 1e-7
         wrong = max(wrong, abs(upper_set_scan(target, draft, k) - best))
-    assert k == 1 or wrong > 1e-2  # k = 1 has one D from either side
+    assert k == 1 or wrong > 1e-2  # for k = 1 there is one D, scanned from either side
 
 
 def upper_set_scan(target, draft, k):
-    """A wrong closed form: the scan over tokens of the largest ratios instead of the smallest."""
+    """A wrong closed form: the scan over tokens with the largest ratios instead of the smallest."""
     order = np.argsort(-target / np.maximum(draft, 1e-300))
     return 1 - max(0.0, np.max(np.cumsum(draft[order]) ** k - np.cumsum(target[order])))
 
@@ -226,7 +226,7 @@ def test_curves_are_the_single_values():
 
 
 def heaviest_tree(probabilities, vocab, nodes, depth):
-    """The largest total weight of a prefix-closed set of `nodes` prefixes, over all of them"""
+    """The largest total weight of a prefix-closed set of `nodes` prefixes, over all such sets"""
     prefixes = [p for n in range(1, depth + 1) for p in itertools.product(range(vocab), repeat=n)]
     weight = {p: math.prod(probabilities(p[:i])[p[i]] for i in range(len(p))) for p in prefixes}
     best = 0.0
@@ -256,7 +256,7 @@ def test_drafting_tree_is_the_heaviest(nodes):
 def test_drafting_tree_of_tables():
     tree = theory.drafting_tree([0.6, 0.3, 0.1], 4)
     assert tree == ([-1, 0, -1, 1], [0, 0, 1, 0], pytest.approx([0.6, 0.36, 0.3, 0.216]))
-    assert theory.drafting_tree([[1.0, 0.0], [0.5, 0.5]], 9)[:2] == ([-1, 0, 0], [0, 0, 1])  # no more paths
+    assert theory.drafting_tree([[1.0, 0.0], [0.5, 0.5]], 9)[:2] == ([-1, 0, 0], [0, 0, 1])  # there are no more paths
     assert theory.drafting_tree(torch.tensor([0.5, 0.5]), 0) == ([], [], [])
 
 
@@ -298,7 +298,7 @@ def test_laws_of_a_language_models_size():
             kseq, recursive = (theory.acceptance(target, draft, k, scheme) for scheme in ("kseq", "recursive"))
             assert 0.03 < best - kseq < 0.1 and 0.015 < kseq - recursive < 0.06
             assert 0 <= best - theory.binned_acceptance(target, draft, k) < loss
-            assert best - theory.binned_acceptance(target, draft, k, bins=16) > 10 * loss  # few bins do cost
+            assert best - theory.binned_acceptance(target, draft, k, bins=16) > 10 * loss  # few bins are costly
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_bad_arguments_are_named(call, message):
 
 @pytest.mark.filterwarnings("error")
 def test_vanishing_probabilities():
-    """A draft probability of 1e-17 or 1e-320 is as good as none, without overflow on the way."""
+    """A draft probability of 1e-17 or 1e-320 counts as none, without overflow on the way."""
     target = np.array([0.5, 0.3, 0.2])
     for tiny in (1e-17, 1e-320):
         for scheme in theory.FORMULAS:
@@ -405,7 +405,7 @@ def test_command(tmp_path, capsys):
 
 
 def test_command_of_several_draft_laws(tmp_path, capsys):
-    """A child from each: the rows are the formulas' means, the optimum is the linear program's, and large ones have none."""
+    """One child from each: the rows are the formulas' means, the optimum is the linear program's, and large ones have none."""
     rng = np.random.default_rng(4)
     target, first = zipf_pair(12, 1.0, rng)
     target = np.stack([target, zipf_pair(12, 1.0, rng)[0]])

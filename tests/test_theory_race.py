@@ -1,4 +1,4 @@
-"""Acceptance of the races in closed form: against simulated races, sums over subsets, and the bounds of the paper."""
+"""Acceptance of the races in closed form: against simulated races, sums over subsets, and the paper's bounds."""
 
 import itertools
 import math
@@ -79,7 +79,7 @@ def test_arrivals_interpolated_stay_within_their_error():
 
 
 def test_arrivals_by_power_sums_equal_the_recursion(monkeypatch):
-    """Tokens of small draft probability in the aggregate, against every token by itself; without the third and higher powers the
+    """Tokens of small draft probability in aggregate, against every token separately; without the third and higher powers the
     difference must show."""
     rng = np.random.default_rng(19)
     pairs = [zipf_pair(3000, 1.0, rng), zipf_pair(3000, 3.0, rng)]
@@ -95,7 +95,7 @@ def test_arrivals_by_power_sums_equal_the_recursion(monkeypatch):
 
 
 def index_entropy(target, draft):
-    """H[R], one step after the other"""
+    """H[R], step by step"""
     c, mass, total = 0.0, 1.0, 0.0
     while mass > 1e-12:
         c += mass
@@ -121,7 +121,7 @@ def test_index_entropy():
 
 
 def test_race_bound_holds_for_ranks_and_not_for_iid_indices():
-    """Against the exact tokens per call of chains and K-ary trees of first arrivals, the same laws everywhere."""
+    """Against the exact tokens per call of chains and K-ary trees of first arrivals, with the same laws everywhere."""
     rng = np.random.default_rng(14)
     pairs = list(zip(random_law(rng, 30, 5, 2.0), random_law(rng, 30, 5, 2.0)))
     pairs.insert(0, (np.array([0, 1.0]), np.array([0.75, 0.25])))

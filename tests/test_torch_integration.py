@@ -106,11 +106,11 @@ def equal(a, b):
 
 @pytest.mark.parametrize("call", COMPILED)
 def test_compile(call):
-    """fullgraph, the same as eager, and no new graph for another seed or position."""
+    """fullgraph, equal to eager, and no new graph for another seed or position."""
     function, counter = COMPILED[call], CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(lambda s, p: function(s, p, None), backend=counter, fullgraph=True)
     equal(compiled(5, 70), function(5, 70, None))
-    equal(compiled(6, 71), function(6, 71, None))  # torch learns here that the numbers vary
+    equal(compiled(6, 71), function(6, 71, None))  # here torch learns that the numbers vary
     graphs = counter.frame_count
     assert graphs <= 2
     for seed, position in ((7, 72), (123456789, 1 << 40), (-3, 12)):
@@ -129,7 +129,7 @@ def test_compile_streams_as_tensors(call):
 
 
 def test_compile_with_inductor():
-    """The default compiler, between ordinary operations, with requests and chains of any number."""
+    """The default compiler, between ordinary operations, with any number of requests and drafts."""
 
     def round(target, draft, tokens, seed, position):
         verdict = ss.verify(2 * target, tokens, draft + 1, seed=seed, position=position, scheme="block")
@@ -179,7 +179,7 @@ def test_meta_tensors():
 
 
 def test_inference_mode_and_gradients(scheme):
-    """Logits that ask for gradients are read like others; the integers carry none."""
+    """Logits that require gradients are read like others; the integers carry none."""
     args = case(B, N, V, scheme=scheme, seed=6)
     expected = ss.verify(**args)
     with torch.inference_mode():

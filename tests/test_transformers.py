@@ -1,4 +1,4 @@
-"""The adapter of transformers: its `generate` through our loop. Runs under transformers 5 and 4.57 (make test-transformers-4)."""
+"""The adapter for transformers: its `generate` through our loop. Runs under transformers 5 and 4.57 (make test-transformers-4)."""
 
 import copy
 from types import SimpleNamespace
@@ -41,7 +41,7 @@ def drafting(name, draft):
     return {**settings, "draft": draft} if settings.get("draft") == "model" else settings
 
 
-# What a call of generate may say of processors and ends, for prompts padded to six tokens.
+# Settings of processors and stopping criteria in a call of generate, for prompts padded to six tokens.
 SETTINGS = {
     "nothing": {},
     "eos": {"eos_token_id": [EOS, 11, 17, 23]},
@@ -103,7 +103,7 @@ def test_several_texts_of_a_prompt(target, draft):
 
 
 def test_prefix_functions_are_told_the_prompt(target, draft):
-    """Of each text, whatever rows it comes in, and the padded text, as transformers has it. (In transformers 4 a text that is one
+    """For each text, whatever rows it is in, and for the padded text, as in transformers. (In transformers 4 a text that is one
     of several has its own number.)"""
     for lengths, copies in ((LENGTHS, 1), (LENGTHS, 2), ([6], 1), ([4, 4], 2)):
         asked = set()
@@ -121,7 +121,7 @@ def test_prefix_functions_are_told_the_prompt(target, draft):
 
 
 class Until(transformers.StoppingCriteria):
-    """Ends a text after a token, and keeps the lengths at which it was asked."""
+    """Ends a text after a token, and records the lengths at which it was asked."""
 
     def __init__(self, token):
         self.token, self.lengths = token, []
@@ -142,8 +142,8 @@ def test_stopping_criteria(target, draft):
         until = Until(token)
         output = target.generate(**OURS, **given, stopping_criteria=[until], **drafting(drafter, draft))
         assert same_texts(output, expected), drafter
-        assert min(until.lengths) == 7  # the padded prompt and a token
-    # The caller's own take the place of those of the configuration.
+        assert min(until.lengths) == 7  # the padded prompt and one token
+    # The caller's own replace those of the configuration.
     mine = [transformers.EosTokenCriteria([token]), transformers.MaxLengthCriteria(10)]
     output = target.generate(**OURS, **given, stopping_criteria=transformers.StoppingCriteriaList(mine), draft=draft)
     assert same_texts(output, target.generate(**given, stopping_criteria=transformers.StoppingCriteriaList(mine)))
@@ -152,7 +152,7 @@ def test_stopping_criteria(target, draft):
 
 
 def test_processors_of_the_caller(target, draft):
-    """They act before the filters of the configuration; those that end the list are filters themselves, or are not."""
+    """They run before the configuration's filters; the last ones in the list may be filters themselves."""
 
     def low(ids, scores):
         return scores.masked_fill(torch.arange(60) > 30, -torch.inf)
@@ -215,8 +215,8 @@ def test_stats(target):
 
 @pytest.mark.parametrize("drafter", [*DRAFTERS, "itself"])
 def test_scores(target, draft, drafter):
-    """Those of transformers for the same texts, before and after processors and filters; certain padding after the end."""
-    # Paths of the target's own, whose equal beginnings share rows.
+    """Those of transformers for the same texts, before and after processors and filters; point masses on padding after the end."""
+    # The target's own paths, whose equal beginnings share rows.
     how = {"draft": target, "scheme": "recursive", "paths": 4, "depth": 3} if drafter == "itself" else drafting(drafter, draft)
     law = {"do_sample": True, "temperature": 0.8, "top_k": 12, "repetition_penalty": 1.4}
     wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
@@ -254,11 +254,11 @@ def test_seeds(target, draft):
     explicit = target.generate(**given, seed=9)
     assert torch.equal(torch.random.get_rng_state(), state)  # nothing else is drawn from it
     alone = {name: x[2:3] if isinstance(x, torch.Tensor) else x for name, x in inputs().items()}
-    assert torch.equal(target.generate(**given | alone, seed=11)[0], explicit[2])  # a request each: s, s + 1, …
+    assert torch.equal(target.generate(**given | alone, seed=11)[0], explicit[2])  # one per request: s, s + 1, …
 
 
 def test_generation_config_objects(target, draft):
-    """An object, or the model's own, says the same as keywords."""
+    """An object, or the model's own, has the same effect as keywords."""
     law = {"do_sample": True, "temperature": 0.8, "top_k": 20, "max_new_tokens": NEW, "pad_token_id": PAD, "eos_token_id": [5, 11]}
     given = {name: x for name, x in inputs().items() if name != "pad_token_id"} | {"seed": 3, "draft": draft}
     expected = target.generate(**OURS, **given, **law)
@@ -269,7 +269,7 @@ def test_generation_config_objects(target, draft):
 
 
 def test_gpt2():
-    """Learned positions, and another class."""
+    """Learned positions, and a different class."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
     config = transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=None)
@@ -285,7 +285,7 @@ def test_gpt2():
 
 
 class Liar(ss.decoding.ModelDrafter):
-    """Reports a law that it has not drawn from."""
+    """Reports a law other than the one it has drawn from."""
 
     def propose(self, prefixes, shape, round):
         proposal = super().propose(prefixes, shape, round)

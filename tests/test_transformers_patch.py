@@ -1,4 +1,4 @@
-"""Our verification in assisted generation of transformers: the function alone, and under the patch."""
+"""Our verification in the assisted generation of transformers: the function alone, and under the patch."""
 
 import contextlib
 import copy
@@ -27,13 +27,13 @@ FIFTH = {"nothing": (), "weight": (None,), "certain": (1.0,), "bool": (False,), 
 
 
 def rows(*tokens, width=10, high=10.0, low=-10.0):
-    """Rows that are nearly certain of a token each: float32 [1, n, width]"""
+    """Rows that are each nearly certain of one token: float32 [1, n, width]"""
     return torch.full((1, len(tokens), width), low).scatter(2, torch.tensor(tokens)[None, :, None], high)
 
 
 @pytest.mark.parametrize("fifth", FIFTH)
 def test_rejected_in_the_third_place(fifth):
-    """transformers' own cases: drafts 1 and 4 are what the target is certain of, 5 is impossible; what follows has its law."""
+    """transformers' own cases: the target is certain of drafts 1 and 4, 5 is impossible; the token after them has its law."""
     ids, candidates = torch.tensor([[8, 0, 3, 1, 4, 5]]), rows(1, 4, 5)
     new = rows(1, 4, 0, 0, low=-torch.inf)
     new[0, 2:] = -torch.inf
@@ -56,7 +56,7 @@ def test_all_accepted(fifth):
     ids, candidates, new = torch.tensor([[8, 1, 4, 5]]), rows(1, 4, 5), rows(1, 4, 5, 9, low=-torch.inf)
     valid, count = adapter.speculative_sampling(ids, candidates, 3, new, *FIFTH[fifth])
     assert valid.tolist() == [[1, 4, 5, 9]] and int(count) == 3
-    # In transformers 4 the fifth argument says that the drafts end the text: no token follows, and the last draft stands for it.
+    # In transformers 4 the fifth argument says that the drafts end the text: no token follows, and the last draft takes its place.
     new[:, 3] = -torch.inf
     for done in (True, torch.tensor([True])):
         valid, count = adapter.speculative_sampling(ids, candidates, 3, new, done)
@@ -78,7 +78,7 @@ def test_what_speculative_sampling_refuses():
 
 
 def test_equal_laws_narrow_drafts_and_half_precision():
-    """Where target and draft agree nothing is rejected; the draft may have fewer ids, and another dtype."""
+    """If target and draft agree, nothing is rejected; the draft may have fewer ids, and another dtype."""
     logits = torch.randn(1, 3, 10, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     for _ in range(50):
@@ -95,8 +95,8 @@ def test_equal_laws_narrow_drafts_and_half_precision():
 
 @pytest.mark.parametrize("which", ["ours", "ours without a law", "theirs"])
 def test_greedy_drafts(which):
-    """The likeliest token, with the row it is the likeliest of reported as its law: transformers' own function then has another law
-    than the target's; without a report ours has the target's."""
+    """The likeliest token of a row, with that row reported as its law: transformers' own function then gives a law other than the
+    target's; without a report ours gives the target's."""
     target, candidates = torch.tensor([[[1.0, 0.5, 0.0]] * 2]), torch.tensor([[[0.3, 0.8, 0.0]]])
     drafts, firsts = candidates.argmax(-1), []
     last = (None,) if FIVE else (False,)
@@ -115,7 +115,7 @@ def test_greedy_drafts(which):
 
 
 def assisted(target, prompt, count, skip=0, **given):
-    """Two tokens of each of `count` texts, the first ones but for `skip`, as one number each; seeded by torch."""
+    """Two tokens from each of `count` texts, after skipping `skip`, as one number each; seeded by torch."""
     torch.manual_seed(0)
     given = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 3, "pad_token_id": 0, **given}
     start = prompt.shape[1] + skip
@@ -146,7 +146,7 @@ def test_patch_is_put_in_and_taken_out():
 
 @pytest.mark.parametrize("filters", [{"top_k": 0}, {"temperature": 0.7, "top_k": 4}])
 def test_assistant(small, patched, filters):
-    """The law of assisted generation, with the assistant's stops at unlikely tokens; the texts are torch's seed's."""
+    """The law of assisted generation, with the assistant's stops at unlikely tokens; torch's seed determines the texts."""
     target, draft = small
     draft.generation_config.num_assistant_tokens = 3
     prompt = torch.tensor([[1, 4, 2]])
@@ -180,7 +180,7 @@ def test_an_assistant_that_drafts_greedily(who):
     config = transformers.Gemma4AssistantConfig(text_config=text, backbone_hidden_size=32)
     assistant = transformers.Gemma4AssistantForCausalLM(config).eval()
     assistant.generation_config.num_assistant_tokens = 2
-    first = transformers.LogitsProcessorList([tf.ForcedBOSTokenLogitsProcessor(3)])  # where the prompt is one token
+    first = transformers.LogitsProcessorList([tf.ForcedBOSTokenLogitsProcessor(3)])  # if the prompt is one token
     given = {"assistant_model": assistant, "do_sample": True, "top_k": 0, "logits_processor": first}
     with adapter.patched() if who == "ours" else contextlib.nullcontext():
         got = assisted(target, torch.tensor([[1]]), 300, **given, skip=1)
@@ -196,7 +196,7 @@ def test_greedy_assistance_is_as_before(target, draft, patched):
 @pytest.mark.skipif(not hasattr(candidate_generator, adapter.DRAFT_GREEDILY[0]), reason="this transformers has no such generator")
 @pytest.mark.parametrize("do_sample", [True, False])
 def test_generators_that_draft_greedily_report_no_law(do_sample):
-    """They report the row that they took the likeliest token of; under the patch they do not, and a weight is refused there."""
+    """They report the row whose likeliest token they took; under the patch they report none, and a weight is refused there."""
     generator = object.__new__(getattr(candidate_generator, adapter.DRAFT_GREEDILY[0]))
     logits = torch.tensor([[[0.0, 2.0, 1.0]]])
 

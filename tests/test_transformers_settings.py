@@ -1,4 +1,4 @@
-"""The adapter of transformers and every setting of its generation config: honoured, or refused by name."""
+"""The adapter for transformers and every setting of its generation config: honoured, or refused by name."""
 
 import copy
 
@@ -16,7 +16,7 @@ from transformers_cases import (
 
 # -- every setting -----------------------------------------------------------------------------------------------------
 
-# Settings that change the greedy text or the scores, honoured: the same as transformers' own.
+# Settings that change the greedy text or the scores, honoured: the results are those of transformers.
 HONOURED = {
     "max_length": 9, "max_new_tokens": 4, "min_length": 9, "min_new_tokens": 4, "max_time": 1e3, "repetition_penalty": 1.8,
     "encoder_repetition_penalty": 3.0, "no_repeat_ngram_size": 2, "encoder_no_repeat_ngram_size": 1, "bad_words_ids": [[43], [50]],
@@ -31,7 +31,7 @@ LAWS = {
     "do_sample": True, "temperature": 0.6, "top_k": 3, "top_p": 0.7, "min_p": 0.2, "top_h": 0.4, "typical_p": 0.5,
     "epsilon_cutoff": 0.05, "eta_cutoff": 0.1, "num_return_sequences": 2,
 }  # fmt: skip
-# Without effect in transformers too, for one beam of a decoder-only model that is not compiled; or no settings at all.
+# Without effect in transformers too, for one beam of a decoder-only model that is not compiled; or not settings at all.
 NO_EFFECT = {
     "early_stopping": True, "length_penalty": 2.0, "decoder_start_token_id": 3, "disable_compile": True,
     "transformers_version": "5.0",
@@ -52,13 +52,13 @@ FIELDS = [name for name in vars(transformers.GenerationConfig()) if not name.sta
 
 
 def test_every_setting_is_sorted():
-    """What a new transformers brings must be honoured or refused."""
+    """Any setting added by a new transformers must be honoured or refused."""
     assert set(FIELDS) - {*HONOURED, *LAWS, *NO_EFFECT, *REFUSED} == set()
     assert set(adapter.REFUSED) <= set(REFUSED)
 
 
 def said(model, name, value, **given):
-    """Keywords that set a field, where transformers takes it so; else a configuration that has it."""
+    """Keywords that set a field, if transformers accepts it that way; otherwise a configuration that has it."""
     config = copy.deepcopy(model.generation_config)
     setattr(config, name, value)
     for other, x in given.items():
@@ -111,7 +111,7 @@ def test_settings_that_are_refused(target, name):
     calls = []
     hook = target.register_forward_hook(lambda *_: calls.append(1))
     ids, mask = prompts([6])
-    target.generate(ids, attention_mask=mask, max_new_tokens=1, pad_token_id=PAD, **OURS)  # what is tried once a model
+    target.generate(ids, attention_mask=mask, max_new_tokens=1, pad_token_id=PAD, **OURS)  # triggers the trial, made once per model
     calls.clear()
     given = said(target, name, REFUSED[name], max_new_tokens=4, pad_token_id=PAD)
     try:
@@ -123,7 +123,7 @@ def test_settings_that_are_refused(target, name):
     assert name in BEFORE or str(error.value).startswith(f"{name}: ")
 
 
-# transformers itself refuses these without a tokenizer, which it does not hand on, or without what they need.
+# transformers itself refuses these without a tokenizer, which it does not pass on, or without what they need.
 BEFORE = ("stop_strings", "token_healing", "cache_config", "use_mtp")
 
 

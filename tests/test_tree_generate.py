@@ -16,7 +16,7 @@ NEW = 10
 LENGTHS = [5, 2, 9, 1]
 GREEDY = ss.Sampling(temperature=0.0)
 TREES = [name for name in ALL_SCHEMES if ss.schemes()[name].trees]
-BUSHY = [-1, 0, 0, -1, 3, 1, 1, 3, -1]  # no order of levels, leaves at all depths
+BUSHY = [-1, 0, 0, -1, 3, 1, 1, 3, -1]  # not in level order, leaves at all depths
 PATHS = {"paths": 3, "depth": 3}
 SHAPES = [PATHS, {"tree": BUSHY}, {"tree": [-1, -1, 0, 0, 1, 2, 2, 2]}]
 IDS = ["paths", "bushy", "levels"]
@@ -30,7 +30,7 @@ def no_grad():
 
 @pytest.fixture(params=["masked", "expanded"])
 def reading(request, monkeypatch):
-    """Both ways to read a tree."""
+    """Both ways of reading a tree."""
     if request.param == "expanded":
         monkeypatch.setattr(tree_cache, "takes_masks", lambda model: False)
     return request.param
@@ -46,7 +46,7 @@ def run(target, draft, scheme, new=NEW, **settings):
 
 @pytest.fixture(scope="module")
 def greedy(target):
-    """The prompts and what transformers writes after them."""
+    """The prompts and the tokens that transformers generates after them."""
     ids, mask = prompts(LENGTHS)
     return target.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
 
@@ -91,7 +91,7 @@ def test_race_with_a_model_and_a_temperature_for_each_path(target, draft, readin
 
 @pytest.mark.parametrize("scheme", ["optimal_block", "top", "lists", "recursive_distinct"])
 def test_both_ways_of_reading_are_one(target, draft, scheme, monkeypatch):
-    """At temperature 1 with eos: the tokens and the counts of a fork's mask are those of a batch of paths."""
+    """At temperature 1 with eos: a fork's mask gives the tokens and counts of a batch of paths."""
     settings = {"eos_token_id": [7, 21], "seed": 3, "return_stats": True}
     for shape in SHAPES[:2]:
         output, stats = run(target, draft, scheme, **settings, **shape)
@@ -121,15 +121,15 @@ def test_companions_do_not_matter(target, draft, scheme):
 
 @pytest.mark.parametrize("shape, scheme", [(PATHS, "optimal"), ({"tree": BUSHY}, "kseq"), ({"tree": 6}, "race")])
 def test_caches_hold_the_accepted_tokens(target, draft, shape, scheme, reading, monkeypatch):
-    """In every round, target and draft: keys and values are those of a fresh forward over the prefix, and so are the logits
-    of all places read."""
+    """In every round, for target and draft: keys and values are those of a fresh forward over the prefix, and so are the logits
+    at all places read."""
     checked, begin, read = [0, 0], tree_cache._Tree.start, tree_cache._Tree.read
 
     def start(self, prefixes):
         before = list(self.cached)
         begin(self, prefixes)
         self.prefixes, kept = [prefix.clone() for prefix in prefixes], self.before
-        # No more is read again than the request that lacks most has to read.
+        # No more is read again than the request that lacks most needs.
         columns = max(len(p) - min(n, len(p) - 1) for n, p in zip(before, prefixes))
         assert kept == [max(0, len(p) - columns) for p in prefixes]
         for layer in range(len(getattr(self.cache, "layers", ()))):
@@ -160,13 +160,13 @@ def test_caches_hold_the_accepted_tokens(target, draft, shape, scheme, reading, 
     monkeypatch.setattr(tree_cache._Tree, "start", start)
     monkeypatch.setattr(tree_cache._Tree, "read", checked_read)
     run(target, draft, scheme, new=6, seed=1, **shape)
-    for seed in range(3):  # one request: its cache is not gathered, but moved within
+    for seed in range(3):  # one request: its cache is not gathered, but moved in place
         ss.generate(target, draft, prompts([4])[0], max_new_tokens=12, scheme=scheme, seed=seed, **shape)
     assert checked[0] > 1000 and checked[1] > 50
 
 
 def test_equal_prefixes_are_read_once():
-    """A certain draft: three equal paths cost the widths of one, in the target and in the draft."""
+    """A certain draft: three equal paths cost the width of one, in the target and in the draft."""
     certain = [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     model, draft = TableModel(certain), TableModel(certain)
     prompt = torch.zeros(1, 4, dtype=torch.int64)
@@ -217,12 +217,12 @@ def test_trees():
     assert Tree([-1, 0, 1]).is_chain and not paths.is_chain
     bushy = Tree(BUSHY)
     assert bushy.levels == [[0, 3, 8], [1, 2, 4, 7], [5, 6]] and bushy.inner == {0, 1, 3}
-    assert bushy.lists == [0, 0, 3, 1, 1, 0, 4, 5, 2]  # siblings have lists of their own, and so have root's children
+    assert bushy.lists == [0, 0, 3, 1, 1, 0, 4, 5, 2]  # siblings have separate lists, and so have the root's children
 
 
 @pytest.mark.parametrize("kind", ["iid", "distinct", "top", "lists", "arrivals"])
 def test_a_level_is_drawn_from_the_streams_of_its_nodes(kind):
-    """Each node of a drafted tree, drawn again by itself as API says."""
+    """Each node of a drafted tree, redrawn by itself as the API page says."""
     model, tree = TableModel(torch.rand(8, 8, generator=torch.Generator().manual_seed(1)) + 0.1, strict=False), Tree(BUSHY)
     scheme = next(card.name for card in ss.schemes().values() if card.draft_kind == kind and card.trees)
     seed, position = torch.tensor([5, 6]), torch.tensor([2, 1])
@@ -290,7 +290,7 @@ def test_max_new_tokens_is_exact(target, new, reading):
     for scheme in ("optimal_block", "race"):
         output, stats = run(target, target, scheme, new=new, paths=2, depth=3, return_stats=True)
         assert output.shape == (4, 9 + new) and stats.emitted == 4 * new
-    assert stats.target_calls == -(-new // 4)  # race: all is accepted, 3 drafts and the bonus
+    assert stats.target_calls == -(-new // 4)  # race: everything is accepted, 3 drafts and the bonus
 
 
 # -- errors ----------------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_errors_come_before_the_first_forward(name, scheme, change):
 
 
 class Star:
-    """A drafter of one's own: a tree of fixed tokens, with a row of logits for each of them if asked."""
+    """A custom drafter: a tree of fixed tokens, with a row of logits for each of them on request."""
 
     def __init__(self, parents, law=None):
         self.parents, self.law = parents, law

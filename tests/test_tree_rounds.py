@@ -15,15 +15,15 @@ TREES = [name for name in ALL_SCHEMES if ss.schemes()[name].trees]
 
 
 def table_model(table):
-    """In float32, so that the compiled kernels run: the reference's bins for so many requests would take gigabytes."""
+    """In float32, so that the compiled kernels run: with so many requests the reference's bins would take gigabytes."""
     return TableModel(table, False, torch.float32)
 
 
 def three_tokens(target, draft, requests=REQUESTS, **settings):
-    """The first three of four new tokens of many requests with seeds of their own, and the Stats; draft: a table or a drafter."""
+    """The first three of four new tokens of many requests with separate seeds, and the Stats; draft: a table or a drafter."""
     if hasattr(draft, "propose"):
         drafter = draft
-    else:  # a table, or one a path
+    else:  # a table, or one per path
         drafter = table_model(draft) if isinstance(draft[0][0], float) else [table_model(table) for table in draft]
     output, stats = ss.generate(
         table_model(target), drafter, torch.zeros(requests, 1, dtype=torch.int64), max_new_tokens=4,
@@ -70,7 +70,7 @@ def test_exchanged_laws_are_caught():
 
 @pytest.mark.parametrize("scheme", ["optimal", "recursive", "kseq", "recursive_distinct", "top"])
 def test_acceptance_is_theorys(scheme):
-    """Of a first draft, with two children: within five standard deviations."""
+    """For a first draft, with two children: within five standard deviations."""
     target, draft = CONSTANT
     _, stats = three_tokens(target, draft, scheme=scheme, paths=2, depth=1)
     expected = float(acceptance(torch.tensor(target[0]).numpy(), torch.tensor(draft[0]).numpy(), 2, scheme))
@@ -79,11 +79,11 @@ def test_acceptance_is_theorys(scheme):
 
 
 class Wrong:
-    """Two children a round, drafted wrongly from `table`, for schemes that expect independent ones.
+    """Two children per round, drafted wrongly from `table`, for schemes that expect independent ones.
 
-    one_stream  both children are drawn from the stream of the first
+    one_stream  both children are drawn from the first one's stream
     merged      a second child that equals the first is dropped
-    likeliest   of three draws, those two are kept that the draft likes best
+    likeliest   of three draws, the two that the draft likes best are kept
     None        nothing is wrong
     """
 
@@ -109,7 +109,7 @@ class Wrong:
 @pytest.mark.parametrize("fault", ["one_stream", "merged", "likeliest", None])
 @pytest.mark.parametrize("scheme", ["kseq", "recursive", "optimal"])
 def test_wrong_children_are_caught(scheme, fault):
-    """Negative controls: the test sees what is not independent; and of the same drafter without a fault it sees nothing."""
+    """Negative controls: the test detects dependence; for the same drafter without a fault it detects nothing."""
     table = [[0.6, 0.3, 0.1]] * 3
     tokens, _ = three_tokens(table, Wrong([[0.2, 0.2, 0.6]] * 3, fault), 2 * REQUESTS, scheme=scheme)
     p = p_value(tokens, table)

@@ -1,5 +1,5 @@
-"""The Triton backend without a GPU: its kernels under the interpreter (tests/interpreted, in processes of their own), and how it is
-picked and refused in this one."""
+"""The Triton backend without a GPU: its kernels under the interpreter (tests/interpreted, in separate processes), and how it is
+selected and refused in this one."""
 
 import importlib.util
 import os
@@ -47,7 +47,7 @@ def test_kernels_under_the_interpreter(cases, least):
 
 @needs_triton
 def test_picked_for_accelerators_only():
-    """Unasked for tensors on any accelerator without compiled kernels, and never for those on the CPU."""
+    """The default for tensors on any accelerator without compiled kernels, and never for those on the CPU."""
     with FakeTensorMode():
         for device in ("cuda", "xpu"):
             assert backends.pick(None, torch.empty(2, 5, device=device), "logits") is triton.functions
@@ -70,7 +70,7 @@ def test_cpu_tensors_are_refused_without_the_interpreter():
 @needs_triton
 @pytest.mark.skipif(triton.INTERPRETED, reason="TRITON_INTERPRET is set for this process")
 def test_what_the_launcher_lacks_is_named(monkeypatch, tmp_path):
-    """A C compiler and Python's headers, only where something failed; an error that has another cause stays as it is."""
+    """A C compiler and Python's headers, only if something failed; an error with another cause is unchanged."""
     from specsample.triton import launch
 
     class Failing:

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for GPUs that are not here, and none of them spills registers to memory.
+"""Every Triton kernel compiles for GPUs that are not present, and none of them spills registers to memory.
 
 By default for one NVIDIA and one AMD target; SPECSAMPLE_TRITON_TARGETS names others (make check-triton runs all).
 """
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def compiled(*arguments):
-    """(exit status, the script's lines) of tests/support/triton_compile.py in a process of its own: a compiler may crash."""
+    """(exit status, the script's lines) of tests/support/triton_compile.py in a separate process: a compiler may crash."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "tests/support/triton_compile.py"), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
@@ -40,10 +40,10 @@ def test_every_kernel_compiles_without_spills(target):
     assert all(0 < line["registers"] <= 256 for line in lines)
     read = [line for line in lines if line["dtype"] == "bf16" and line["kernel"] in READS_ROWS]
     assert {line["kernel"] for line in read} == READS_ROWS
-    if target.startswith("sm_"):  # with their wider waves other GPUs have less of a tile in a thread
+    if target.startswith("sm_"):  # with their wider waves, other GPUs have less of a tile per thread
         narrow = [line for line in read if line["wide_loads"] == 0]
         assert not narrow, narrow
-        # Every loop over rows has several loads on their way when it waits for one, 4 kB of a program at least.
+        # Every loop over rows has several loads in flight when it waits for one, at least 4 kB per program.
         loops = [(line["kernel"], line.get("scheme"), *loop) for line in read for loop in line["loops"]]
         assert len(loops) > 40 and {line["kernel"] for line in read if line["loops"]} == READS_ROWS
         slow = [loop for loop in loops if loop[2] < 2 or loop[3] < 4096]
@@ -63,8 +63,8 @@ def test_every_kernel_compiles_without_spills(target):
 
 
 def test_calls_that_vary_compile_a_kernel_once_or_twice():
-    """Once for rows that can be read 16 bytes at a time, once for any others, whatever batches, offsets, settings, seeds and
-    positions are (a plain race has no laws: one more). Kernels are counted a scheme and layout."""
+    """Once for rows that can be read 16 bytes at a time, once for any others, whatever the batches, offsets, settings, seeds and
+    positions are (a plain race has no laws: one more). Kernels are counted per scheme and layout."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "tests/support/triton_keys.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
@@ -82,7 +82,7 @@ def test_calls_that_vary_compile_a_kernel_once_or_twice():
             plain = kernel in ("winners_kernel", "race_kernel") and line["varies"] == "all"
             assert count <= (1 if alike else 3 if plain else 2), line
     offsets = [n for line in lines if line["varies"] == "offset" for n in line["keys"].values()]
-    assert offsets.count(2) > len(offsets) / 2  # the count can count
+    assert offsets.count(2) > len(offsets) / 2  # the counter does count
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -104,4 +104,4 @@ def test_control_a_bin_computed_in_another_way_is_seen():
         "mul.rn.f32 \t%f32, %f2, %f70;\n\tadd.rn.f32 %f42, %f32, 0f3F000000", "fma.rn.f32 %f42, %f2, %f70, 0f3F000000"
     )
     assert len(triton_ptx.forms(other)[1]) == 2 and triton_ptx.fused(other) == 1
-    assert triton_ptx.fused(copies.replace(".rn", "")) == 4  # left open: the assembler may fuse them
+    assert triton_ptx.fused(copies.replace(".rn", "")) == 4  # otherwise the assembler may fuse them

@@ -1,5 +1,5 @@
-"""`weighted`: children of one node from different draft laws. Exact laws by enumeration of both texts, equality of tokens, acceptance
-against the linear program, and what must not be done (negative controls). With one law it is also in test_multi_draft.py.
+"""`weighted`: children of one node from different draft laws. Exact laws by enumeration in Python and C++, equality of tokens,
+acceptance against the linear program, and mistakes (negative controls). With one law it is also in test_multi_draft.py.
 """
 
 import itertools
@@ -32,7 +32,7 @@ def sources(vocab, depth, styles, seed=0):
 
 
 def by_templates(target, drafts, of, parents, vocab, depth):
-    """{emitted tokens: probability}, expected accepted length of the C++ text. of: which draft each node comes from"""
+    """{emitted tokens: probability}, expected accepted length by the C++ templates. of: the draft that each node comes from"""
     outcomes, accepted, nodes = defaultdict(float), 0.0, len(parents)
     for tokens in itertools.product(range(vocab), repeat=nodes):
         above = [prefix_of(parent, parents, tokens) for parent in parents]
@@ -93,7 +93,7 @@ class ScriptedLevels(Scripted):
 
 
 def by_reference(target, drafts, of, vocab):
-    """One node with a child from each of drafts[of[i]], under the reference: every combination is a row of one batch."""
+    """One node with a child from each of drafts[of[i]], by the reference: every combination is a row of one batch."""
     k, ids = len(of), range(vocab)
     weight = lambda x: np.prod([drafts[g][()][i] for g, i in zip(of, x)])
     assignments = [x for x in itertools.product(ids, repeat=k) if weight(x) > 0]
@@ -115,7 +115,7 @@ def by_reference(target, drafts, of, vocab):
     bonus, residual, probability = draws.clock_laws[1], draws.residual_laws[0], draws.probability
     for i, (x, *_) in enumerate(rows):
         n = int(count[i])
-        # A race that does not count runs through its tokens all the same: a share of each.
+        # A race that does not count still enumerates its tokens: a share of each.
         chance = (bonus[i].item() if n else 1 / vocab) * (1 / vocab if n else residual[i].item())
         chance *= weight(x) * probability[i].item()
         outcomes[tuple(emitted[i, : n + 1].tolist())] += chance
@@ -199,7 +199,7 @@ def test_children_of_a_row_without_a_law_do_not_exist():
 
 
 def test_more_rows_than_it_looks_at():
-    """Twelve children from twelve rows: those of the first eight count, and the law stays."""
+    """Twelve children from twelve rows: those of the first eight count, and the law is unchanged."""
     require("cpu")
     args = mixed_tree(40, 12, 1, 30)
     whole = ss.verify(**args, backend="reference")
@@ -216,12 +216,12 @@ def test_more_rows_than_it_looks_at():
 
 
 def test_joint_law_over_two_rounds():
-    """Three paths of depth two, each from a draft of its own, over four tokens: 200 000 trials, cpu."""
+    """Three paths of depth two, each from a separate draft, over four tokens: 200 000 trials, cpu."""
     require("cpu")
     args = mixed_tree(1, 3, 2, 4, trials=200_000)
     law = ss.log_probs(args["target_logits"][0], backend="reference").exp()
     assert p_value(code(complete(args)), torch.einsum("i,j,k->ijk", *law)) > FAILURE_RATE
-    one_row = mixed_tree(1, 3, 1, 4, trials=50_000) | {"draft_rows": [0] * 3}  # all said to come from the first path's row
+    one_row = mixed_tree(1, 3, 1, 4, trials=50_000) | {"draft_rows": [0] * 3}  # all claim to come from the first path's row
     assert p_value(code(complete(one_row, depth=1)), torch.einsum("i,j->ij", *law[:2])) < CAUGHT
 
 
@@ -254,7 +254,7 @@ def test_acceptance_climbs_to_the_optimum(k, vocab):
         assert theory.weighted_acceptance(target, drafts, levels=32, rounds=2000) == pytest.approx(best, abs=1e-6)
         default = theory.weighted_acceptance(target, drafts)
         gaps.append(best - default)
-        # On so few tokens a cell holds one, and the scheme is the formula.
+        # With so few tokens a cell holds one, and the scheme is the formula.
         scheme = torch.minimum(torch.from_numpy(target), node(target, drafts, cells=4096).law).sum().item()
         assert scheme == pytest.approx(default, abs=1e-9)
         assert default >= max(np.minimum(target, d).sum() for d in drafts) - 0.05
@@ -272,7 +272,7 @@ def test_one_law_is_bounded_by_the_closed_form():
 
 @pytest.mark.parametrize("noises, least", [((1.0, 1.5), 0.79), ((0.5, 1.0, 1.5, 2.0), 0.985)])
 def test_cells_cost_little_acceptance(noises, least):
-    """Zipf-like laws of 8000 tokens: what the cells lose of a weight a token, and what the scheme accepts."""
+    """Zipf-like laws of 8000 tokens: the loss by cells relative to one weight per token, and the scheme's acceptance."""
     rng = np.random.default_rng(1)
     softmax = lambda z: np.exp(z - z.max()) / np.exp(z - z.max()).sum()
     logits = -1.1 * np.log(np.arange(1, 8001)) + rng.normal(0, 1, 8000)
@@ -283,11 +283,11 @@ def test_cells_cost_little_acceptance(noises, least):
     assert least < accepted and theory.weighted_acceptance(target, drafts) - accepted < 6e-3
 
 
-# -- what must not be done: each is biased, and caught -----------------------------------------------------------------
+# -- mistakes: each is biased, and caught ------------------------------------------------------------------------------
 
 
 def winner_law(mixture, drafts):
-    """The law of the draw that really wins, by enumeration of tokens and levels."""
+    """The law of the actual winning draw, by enumeration of tokens and levels."""
     k, vocab = drafts.shape
     edges = torch.nn.functional.pad(torch.nn.functional.pad(mixture.within[0], (1, 0)), (0, 1), value=1.0)
     level = edges.diff(dim=-1)[mixture.cell[0]].numpy()  # [V, levels]
@@ -300,14 +300,14 @@ def winner_law(mixture, drafts):
 
 
 def emitted(target, won, tested, left=None):
-    """Output law of a winner of law `won` that is tested against `tested`, with the residual (t − left)⁺."""
+    """Output law if the winner has law `won` and is tested against `tested`, with the residual (t − left)⁺."""
     accepted = won * np.minimum(1, target / tested)
     rest = np.maximum(target - (tested if left is None else left), 0)
     return accepted + (1 - accepted.sum()) * rest / rest.sum()
 
 
 class LaterOnTies(Mixture):
-    """P of the rule that the later draw wins a tie."""
+    """P for the rule that the later draw wins a tie."""
 
     def winning(self, above):
         self.live.law_of.reverse()

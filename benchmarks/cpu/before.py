@@ -1,9 +1,9 @@
-"""This tree beside an earlier revision, on the CPU: `python -m benchmarks.cpu.before [--filter V128256] [--threads 2 1]`.
+"""This tree against an earlier revision, on the CPU: `python -m benchmarks.cpu.before [--filter V128256] [--threads 2 1]`.
 
-The revision is unpacked into build/before/ and built there; this tree is built in place. A process for each tree makes the same
-inputs, and every measurement of one is followed by the other's, in random order, so that a slow moment of the machine meets both:
-ratios are of such neighbours. Tokens are compared with each tree's own reference first.
-Writes benchmarks/results/groups.json and the same as a table, groups.md. --quick: a handful of cases, this tree beside itself.
+The revision is unpacked into build/before/ and built there; this tree is built in place. One process per tree makes the same
+inputs, and every measurement of one is followed by the other's, in random order, so that a slow moment of the machine affects
+both: ratios are of such neighbours. Tokens are first compared with each tree's own reference.
+Writes benchmarks/results/groups.json and a table of it, groups.md. --quick: a handful of cases, this tree against itself.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from benchmarks import RESULTS, ROOT, harness
 from benchmarks.cpu import before_cases
 from benchmarks.report import table
 
-FLAT_CLOCKS = "6fde190"  # the last revision with a random word a token in every race
-BLOCK = 0.01  # seconds of one measurement
-LARGE, LEAST, MOST = 128_256, 7, 25  # the vocabulary that most aims are about; rounds of measurements
+FLAT_CLOCKS = "6fde190"  # the last revision with one random word per token in every race
+BLOCK = 0.01  # seconds per measurement
+LARGE, LEAST, MOST = 128_256, 7, 25  # the vocabulary of most aims; rounds of measurements
 
 
 # -- the trees ---------------------------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def build(folder, **environment):
 
 
 def earlier(revision):
-    """(folder of the revision, built, its short name)"""
+    """(folder of the revision, built; its short name)"""
     name = harness.output_of("git", "rev-parse", "--short", f"{revision}^{{commit}}")
     if name is None:
         sys.exit(f"before: git knows no revision {revision!r}")
@@ -98,7 +98,7 @@ def quartiles(values):
 
 
 def pairs(cases):
-    """(what is compared, (tree, case), (tree, case)): the first one's time is given over the second one's"""
+    """(what is compared, (tree, case), (tree, case)): the time of the first relative to the second"""
     found = []
     for case in cases:
         found.append(("before / now", ("before", case), ("now", case)))
@@ -111,7 +111,7 @@ def pairs(cases):
 
 
 def measured(trees, cases, threads, budget):
-    """Rows of the cases of a group. trees: {"before", "now"}; budget: seconds for each case and tree"""
+    """Result rows for the cases of a group. trees: {"before", "now"}; budget: seconds per case and tree"""
     facts = {name: tree.ask("open", cases, threads) for name, tree in trees.items()}
     seconds = {(name, case): [] for name in trees for case in cases}
     shuffle, begin = random.Random(0).shuffle, time.perf_counter()
@@ -142,7 +142,7 @@ def measured(trees, cases, threads, budget):
 
 
 def compare(folders, groups, threads, budget, block=BLOCK):
-    """Rows of all groups. folders: (before, now); threads: numbers of them"""
+    """Result rows of all groups. folders: (before, now); threads: list of thread counts"""
     rows = []
     with Tree(folders[0], block) as before, Tree(folders[1], block) as now:
         about = [tree.about(folder) for tree, folder in zip((before, now), folders)]
@@ -160,10 +160,10 @@ def compare(folders, groups, threads, budget, block=BLOCK):
 
 class Aim(NamedTuple):
     text: str
-    least: bool  # whether the value must be at least the bound, or at most
+    least: bool  # the bound is a minimum, not a maximum
     bound: float
     rows: list
-    by: str = "median"  # or "high": the upper quartile of the ratios, so that noise around 1 is no loss
+    by: str = "median"  # or "high": the upper quartile of the ratios, so that noise around 1 does not count as a loss
 
 
 def aims(rows):
@@ -186,7 +186,7 @@ def aims(rows):
 
 
 def aim_lines(rows):
-    """[aim, bound, worst, median, cases that reach it, met or not, the worst case]"""
+    """[aim, bound, worst, median, number of cases that reach it, met or not, the worst case]"""
     lines = []
     for aim in aims(rows):
         sign, reached = ("≥", operator.ge) if aim.least else ("≤", operator.le)

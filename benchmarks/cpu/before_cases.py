@@ -1,11 +1,11 @@
-"""What before.py measures, and the worker process that measures it for one tree.
+"""The cases of before.py, and the worker process that measures them for one tree.
 
-    PYTHONPATH=<tree> python before_cases.py    (orders and answers: JSON, a line each)
+    PYTHONPATH=<tree> python before_cases.py    (orders and answers: JSON, one line each)
 
-`specsample` is the tree's, the harness always this one's.
+`specsample` is the tree's own, the harness always this tree's.
 
-Both trees' workers make the same inputs by themselves: logits and drafts come from torch's generator, never from the package, whose
-streams may differ. Each operation goes over the same requests in calls of B, and its time is the mean call's.
+The workers of both trees make the same inputs independently: logits and drafts come from torch's generator, never from the
+package, whose streams may differ. Each operation covers the same requests in calls of B, and its time is the mean call's.
 """
 
 import functools
@@ -26,21 +26,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.harness import Agreement
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-KINDS = ("iid", "arrivals", "distinct", "lists")  # of drafting
-ROWS, REQUESTS, LENGTH, POSITION = 16, 64, 4, 100  # rows of an operation on rows, requests of verification, drafts of one
-SPINNING = 0.012  # seconds: longer than the other worker's second thread waits for work before it sleeps (4 to 7 ms seen)
-POOL = 40  # different rows of a kind; larger inputs repeat them in memory
+KINDS = ("iid", "arrivals", "distinct", "lists")  # kinds of drafting
+ROWS, REQUESTS, LENGTH, POSITION = 16, 64, 4, 100  # rows of an operation on rows, requests of a verification, drafts per request
+SPINNING = 0.012  # seconds: longer than the other worker's second thread spins before it sleeps (4 to 7 ms observed)
+POOL = 40  # distinct rows of a kind; larger inputs repeat them in memory
 
 
 class Case(NamedTuple):
     op: str  # "row_stats", "sample", "draft" or "verify"
-    kind: str  # of the drafts; or the scheme
+    kind: str  # the kind of drafts, or the scheme
     rows: str  # "flat", "peaked" or "zipf"
     dtype: str
     V: int
-    B: int  # rows or requests a call
+    B: int  # rows or requests per call
     K: int = 1  # children
-    acceptance: float = 0.0  # of one draft, about
+    acceptance: float = 0.0  # approximate, of one draft
 
     @property
     def name(self):
@@ -50,7 +50,7 @@ class Case(NamedTuple):
 
 
 def groups():
-    """Lists of cases of equal inputs, which are timed together"""
+    """Lists of cases with equal inputs, which are timed together"""
     found = []
     for V in (128_256, 32_000, 1_000):
         for rows in ("flat", "peaked", "zipf"):
@@ -81,7 +81,7 @@ def quick_groups():
 
 
 def logits(rows, V, seed):
-    """float32 [POOL, V]. flat: N(0, 1); peaked: four times that; zipf: exponent 1.1 over shuffled ids, some noise on top"""
+    """float32 [POOL, V]. flat: N(0, 1); peaked: four times that; zipf: exponent 1.1 over shuffled ids, plus some noise"""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(POOL, V, generator=generator)
     if rows == "peaked":
@@ -93,7 +93,7 @@ def logits(rows, V, seed):
 
 
 def noise_for(target, noise, acceptance):
-    """How much noise on the target's logits leaves a draft so good that its tokens are accepted so often"""
+    """The noise on the target's logits that gives a draft with this acceptance"""
     low, high = 0.0, 16.0
     for _ in range(16):
         middle = (low + high) / 2
@@ -111,8 +111,8 @@ class Chains(NamedTuple):
     target: torch.Tensor  # [REQUESTS, LENGTH + 1, V]
     draft: torch.Tensor  # [REQUESTS, LENGTH, V]
     drawn: torch.Tensor  # int64 [REQUESTS, LENGTH], from the draft's laws
-    children: torch.Tensor  # int64 [REQUESTS, 4], all from the first one
-    coupled: torch.Tensor  # int64 [REQUESTS, LENGTH]: of `race`, each the target's winner as often as `acceptance` says
+    children: torch.Tensor  # int64 [REQUESTS, 4], all from the first row
+    coupled: torch.Tensor  # int64 [REQUESTS, LENGTH]: for `race`, each is the target's winner with probability `acceptance`
 
 
 @functools.lru_cache(maxsize=1)
@@ -132,7 +132,7 @@ def chains(rows, dtype, V, acceptance):
 
 
 def calls_of(case, backend="cpu"):
-    """A call for each B of the requests"""
+    """One call for each B requests"""
     parts = [slice(i, i + case.B) for i in range(0, ROWS if case.op != "verify" else REQUESTS, case.B)]
     stream = {"position": POSITION, "backend": backend}
     if case.op == "verify":
@@ -155,7 +155,7 @@ def calls_of(case, backend="cpu"):
 
 
 def checked(case, call):
-    """The first call beside the reference's -> {"tokens", "differing"}"""
+    """The first call against the reference -> {"tokens", "differing"}"""
     ours, reference = call(), calls_of(case._replace(B=min(case.B, 2)), "reference")[0]()
     if case.op == "row_stats":
         for mine, its in zip(ours, reference):
@@ -167,7 +167,7 @@ def checked(case, call):
 
 class Worker:
     def __init__(self, block):
-        """block: seconds of one measurement, in which a call is repeated"""
+        """block: seconds per measurement, in which a call is repeated"""
         self.block = block
 
     def about(self):
@@ -189,7 +189,7 @@ class Worker:
         return facts
 
     def seconds(self, index):
-        """Of the mean call of a case"""
+        """Time of a case's mean call"""
         calls, count = self.calls[index], range(self.counts[index])
         if torch.get_num_threads() > 1:
             time.sleep(SPINNING)
@@ -203,7 +203,7 @@ class Worker:
 
 def main():
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed is no answer
+    os.dup2(2, 1)  # nothing else that is printed may mix with the answers
     worker = Worker(float(sys.argv[1]))
     for line in sys.stdin:
         method, *arguments = json.loads(line)

@@ -1,9 +1,9 @@
-"""vLLM (its broken CPU kernel repaired) beside the adapter, interleaved in one run: make test-vllm's environment.
+"""vLLM (with its broken CPU kernel repaired) against the adapter, interleaved in one run, in the environment of make test-vllm.
 
     .vllm/bin/python -m benchmarks.cpu.engine_vllm            the rejection step, B = 4, K = 3, V = 49 152, float32
-    .vllm/bin/python -m benchmarks.cpu.engine_vllm --engine   tokens a second of whole engines on the tests' tiny models
+    .vllm/bin/python -m benchmarks.cpu.engine_vllm --engine   tokens per second of whole engines on the tests' tiny models
 
-"adapter" is the step less `ss.verify` on the same rows: what translating costs. On a CPU; a busy machine shows in the spread.
+"adapter" is the step minus `ss.verify` on the same rows: the cost of translation. On a CPU; a busy machine shows in the spread.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def step(rounds):
         calls = {"vLLM": vllms(None)}
         if not greedy:
             calls["vLLM, draft law"] = vllms(probabilities)
-        calls["copy of the rows"] = logits.clone  # vLLM's step writes into its rows, so each call gets new ones
+        calls["copy of the rows"] = logits.clone  # vLLM's step writes into its rows, so each call gets fresh ones
         for scheme, with_law in (("token", False), ("token", True), ("block", True), ("race", False)):
             name = scheme + (", draft law" if with_law else "")
             calls |= {name: ours(scheme, with_law), f"{name}: verify alone": verify(scheme, with_law)}

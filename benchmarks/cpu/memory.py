@@ -1,7 +1,7 @@
 """Scratch memory of one verification: how far the process's peak rises above its inputs.
 
-Run as a process of its own for each figure, `python memory.py cpu 32 8 128256 bfloat16`: the kernel's high-water mark
-of resident memory (VmHWM) sees every allocator, C++ ones included. Linux only.
+Run in a separate process for each figure, `python memory.py cpu 32 8 128256 bfloat16`: the kernel's high-water mark
+of resident memory (VmHWM) covers every allocator, including C++ ones. Linux only.
 """
 
 import json
@@ -32,13 +32,13 @@ def measure(who, B, L, V, dtype):
         target = torch.empty(batch, L + 1, vocab, dtype=getattr(torch, dtype)).normal_()
         return target, torch.zeros(batch, L, dtype=torch.int64), target[:, :-1].clone()
 
-    for vocab in (100, 20000):  # code pages, thread pools and their stacks, on both ways of sharing out the work
+    for vocab in (100, 20000):  # code pages, thread pools and their stacks, for both ways of dividing the work
         for batch in (1, 4):
             call(*inputs(batch, vocab))
     arguments = inputs(B, V)
     call(arguments[0][:2], arguments[1][:2], arguments[2][:2])
     before = _kilobytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now
     start = _kilobytes("VmHWM")
     result = call(*arguments)
     peak = _kilobytes("VmHWM")
@@ -47,7 +47,7 @@ def measure(who, B, L, V, dtype):
 
 
 def in_subprocess(who, B, L, V, dtype):
-    """measure() in a fresh process; {"error": …} where it cannot be done."""
+    """measure() in a fresh process; {"error": …} if it is not possible."""
     arguments = [sys.executable, __file__, who, *map(str, (B, L, V)), dtype]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=Path(__file__).parent)
     if done.returncode:
@@ -56,7 +56,7 @@ def in_subprocess(who, B, L, V, dtype):
 
 
 def rows(B=32, L=8, V=128256, dtype="bfloat16"):
-    """The figures of the package and of eager torch, with what they are to be compared with, in KiB."""
+    """The figures of the package and of eager torch, with the sizes to compare them with, in KiB."""
     item = 2 if dtype == "bfloat16" else 4
     found = {who: in_subprocess(who, B, L, V, dtype) for who in ("cpu", "torch")}
     return {

@@ -1,11 +1,11 @@
-"""Several drafts a node: time beside the single-draft scheme on the same rows, acceptance beside the optimum.
+"""Several drafts per node: time relative to the single-draft scheme on the same rows, acceptance relative to the optimum.
 
     python -m benchmarks.cpu.multi_draft [--filter K4] [--quick]
 
-K paths of L drafts a request, as K chains in one tree whose equal prefixes share rows. Within a shape all schemes are timed together,
-with `token` (for `optimal_block` also `block`, for `race` and `lists` also `race`) on the first path alone: the ratio says what the
-other paths cost. `weighted` has drafts of K laws, one row at K temperatures. Every scheme's tokens are compared with the reference's
-first. Writes benchmarks/results/multi_draft.{json,md}.
+K paths of L drafts per request, as K chains in one tree whose equal prefixes share rows. For each shape all schemes are timed
+together, with `token` (for `optimal_block` also `block`, for `race` and `lists` also `race`) on the first path alone: the ratio
+is the cost of the other paths. `weighted` has drafts from K laws, one row at K temperatures. Every scheme's tokens are first
+compared with the reference's. Writes benchmarks/results/multi_draft.{json,md}.
 """
 
 import argparse
@@ -22,9 +22,9 @@ import specsample as ss
 from benchmarks import RESULTS, harness, registry
 from specsample import theory
 
-BESIDE = {"token": "token", "optimal_block": "block", "race": "race", "lists": "race"}  # what a scheme is compared with; else token
-PROGRAMS = ((2, 500), (3, 60), (4, 16))  # (K, V) whose linear program ends within a minute
-POINTS = 8  # requests whose laws at the root give the acceptance
+BESIDE = {"token": "token", "optimal_block": "block", "race": "race", "lists": "race"}  # compared with; else with token
+PROGRAMS = ((2, 500), (3, 60), (4, 16))  # (K, V) whose linear program is solved within a minute
+POINTS = 8  # requests whose laws at the root determine the acceptance
 
 
 class Shape(NamedTuple):
@@ -32,7 +32,7 @@ class Shape(NamedTuple):
     dtype: str
     B: int
     K: int  # paths
-    L: int  # drafts a path
+    L: int  # drafts per path
     V: int
 
     @property
@@ -50,19 +50,19 @@ def shapes(quick=False):
 
 
 def schemes(shape):
-    """Those that take several children; the deeper trees are drawn for i.i.d. children only."""
+    """Those that take several children; the deeper trees are drawn only for i.i.d. children."""
     cards = [c for c in ss.schemes().values() if "cpu" in c.backends and c.name not in ("token", "block")]
     return [c for c in cards if shape.L == 1 or c.draft_kind == "iid" and c.name != "weighted"]
 
 
 def drafts_of(card):
-    """How the scheme's drafts are drawn here: as its card says, or for `weighted` each from a law of its own."""
+    """How the scheme's drafts are drawn here: as its card says, or for `weighted` each from a separate law."""
     return "models" if card.name == "weighted" else card.draft_kind
 
 
 class Tree(NamedTuple):
-    target: torch.Tensor  # [R, 1 + K L, V]: the root's row, then one a node
-    draft: torch.Tensor  # the same, of the drafts' model
+    target: torch.Tensor  # [R, 1 + K L, V]: the root's row, then one per node
+    draft: torch.Tensor  # the same for the draft model
     tokens: torch.Tensor  # int64 [R, K L]: path after path
     rows: torch.Tensor  # int64 [R, 1 + K L]: the row of the first node with the same prefix
     draft_rows: torch.Tensor  # int64 [R, K L]
@@ -71,8 +71,8 @@ class Tree(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def tree_of(shape, kind):
-    """The drafts of all requests, drawn from the rows of their prefixes; "models": the K of a root from K laws, of one row at
-    temperatures that differ."""
+    """The drafts of all requests, drawn from the rows of their prefixes; "models": the K children of a root from K laws, one row at
+    different temperatures."""
     R, nodes = max(registry.REQUESTS, shape.B), shape.K * shape.L
     target, draft = (part.to(registry.DTYPES[shape.dtype]) for part in registry._pool(shape.rows, shape.V))
     index = torch.arange(R * (1 + nodes)).view(R, 1 + nodes) % registry.POOL
@@ -92,11 +92,11 @@ def tree_of(shape, kind):
         for k in range(1 if i == 0 else shape.K):
             node = k * shape.L + i
             drawn = ss.draft(draft[each, rows[:, node]], shape.K if i == 0 else 1, depth=i, node=node, **stream)
-            if i == 0 and kind == "iid":  # a child's stream is its node's, and the paths' first nodes are L apart
+            if i == 0 and kind == "iid":  # a child's stream is its node's, and the first nodes of the paths are L apart
                 drawn = torch.cat([ss.draft(draft[:, 0], depth=0, node=c * shape.L, **stream) for c in range(shape.K)], 1)
             for c in range(drawn.shape[1]):
                 tokens[:, node + c * shape.L] = drawn[:, c]
-        for r in range(R):  # equal prefixes share the row of the first
+        for r in range(R):  # equal prefixes share the first one's row
             first = {}
             for k in range(shape.K):
                 node = k * shape.L + i
@@ -107,7 +107,7 @@ def tree_of(shape, kind):
 
 
 def call(shape, tree, scheme, part, backend="cpu", paths=None):
-    """verify over one batch of requests, of all paths or of the first alone."""
+    """verify over one batch of requests, with all paths or only the first."""
     nodes = (paths or shape.K) * shape.L
     rows = tree.rows[part, : nodes + 1].contiguous()
     seeds = registry.SEED + torch.arange(len(tree.target))[part]
@@ -121,7 +121,7 @@ def call(shape, tree, scheme, part, backend="cpu", paths=None):
 
 
 def run(shape, agreement, budget):
-    """Rows of the results, one a scheme."""
+    """Rows of the results, one per scheme."""
     parts = [slice(i, i + shape.B) for i in range(0, max(registry.REQUESTS, shape.B), shape.B)]
     calls, accepted = {}, {}
     single = {name: tree_of(shape, ss.schemes()[name].draft_kind) for name in ("token", "block", "race")}
@@ -161,17 +161,17 @@ def _acceptance(rows, V, K, names):
 
 
 def _curves(shape):
-    """{scheme: exact acceptance of the root's K children, the mean over some rows}"""
+    """{scheme: exact acceptance of the root's K children, averaged over some rows}"""
     names = [c.name for c in schemes(shape) if c.name in theory.FORMULAS and c.name not in ("recursive_distinct", "weighted")]
     return _acceptance(shape.rows, shape.V, shape.K, (*names, "optimum"))
 
 
 def programs(sizes=PROGRAMS, repetitions=200):
-    """`optimal` on the CPU beside the linear program of the same selection, solved by HiGHS: rows of the results.
+    """`optimal` on the CPU against the linear program of the same selection, solved by HiGHS: rows of the results.
 
-    The program is built beforehand; one solution is timed, and `repetitions` calls of `verify` that draw nothing else (one request, K
-    children, their selection, the test and the residual). Both must have the same acceptance: the closed form of the laws that the
-    logits give, which `optimal` has but for what its bins lose.
+    The program is built beforehand; one solution is timed, and `repetitions` calls of `verify` that do only this (one request, K
+    children, their selection, the test and the residual). Both must have the same acceptance: the closed form for the laws of the
+    logits, which `optimal` reaches except for the loss by its bins.
     """
     from scipy.optimize import linprog
 

@@ -1,11 +1,11 @@
-"""What the decoding loop itself costs a step: all but the models' forwards and the kernels, with a model that is next to nothing.
+"""The decoding loop's own cost per step: everything but the models' forwards and the kernels, with a nearly free model.
 
     python -m benchmarks.cpu.overhead [--cpu]
 
-One request, a two-layer Llama of width 32, float32, V = 64: the forwards are timed in the models' own calls, the kernels at the
+One request, a two-layer Llama of width 32, float32, V = 64: forwards are timed in the models' own calls, kernels at the
 dispatch, and the rest of the wall clock is the loop (and the Python of `ss.draft`, `ss.verify` and `CachedModel`), by phase of
-`Stats`; `other` has the checks of the arguments too. On a machine that does other work the wall clock also counts the waits for
-a core; with --cpu all times are CPU time of the one thread that works, which on a quiet machine is the same. Writes
+`Stats`; `other` includes the argument checks. On a busy machine the wall clock also counts waits for a core; with --cpu all
+times are CPU time of the one working thread, which is the same on a quiet machine. Writes
 benchmarks/results/overhead.json and prints a table.
 """
 
@@ -39,7 +39,7 @@ SETTINGS = [
 
 
 class Clock:
-    """Seconds spent inside what it wraps, by the clock `now`."""
+    """Seconds spent inside the calls it wraps, by the clock `now`."""
 
     def __init__(self, now):
         self.seconds, self.now = 0.0, now
@@ -66,7 +66,7 @@ def tiny(seed, layers):
 
 
 def measure(repeats, new_tokens, now=time.perf_counter):
-    """Rows of the results: medians of microseconds a step"""
+    """Rows of the results: medians of microseconds per step"""
     target, draft, functions, clocks = tiny(0, 2), tiny(1, 1), {}, {}
     for name, model in (("target", target), ("draft model", draft)):
         clocks[name] = Clock(now)
@@ -97,7 +97,7 @@ def measure(repeats, new_tokens, now=time.perf_counter):
 
 
 def split(total, phases, inside):
-    """Seconds of the loop, whole and by phase, and of what it calls. phases: `Stats.seconds`; inside: those of each clock"""
+    """Seconds of the loop, in total and by phase, and of what it calls. phases: `Stats.seconds`; inside: those of each clock"""
     forwards = inside["target"] + inside["draft model"]
     kernels = sum(inside.values()) - forwards
     parts = {

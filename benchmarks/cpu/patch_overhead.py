@@ -1,9 +1,9 @@
-"""What the patched `_speculative_sampling` of transformers costs beside `verify` itself.
+"""The cost of the patched `_speculative_sampling` of transformers relative to `verify` itself.
 
     python -m benchmarks.cpu.patch_overhead
 
-One request, four drafts really drawn, V = 100 and 32 000, float32, one thread. `verify` is timed inside the function, and the rest
-is the function's own; medians over calls, and the fastest tenth, which other work on the machine disturbs least.
+One request, four drafts drawn from the draft's law, V = 100 and 32 000, float32, one thread. `verify` is timed inside the function;
+the rest is the function's own. Medians over calls, and the fastest tenth, which other work on the machine disturbs least.
 """
 
 import os

@@ -1,10 +1,10 @@
 """How often a model's own rounding changes a `race` text: `python -m benchmarks.cpu.rounding`, about three minutes.
 
-With exact logits, `race` gives the text of plain sampling with the same seed, token for token. A model in float32 gives
-logits that depend on how many tokens a forward takes, in the last bits; a token changes where the two best scores of
-its race lie that close. Here the demo's model decodes each prompt plainly, then with each drafter and depth, and the
-texts are compared up to the first difference: what follows it has another prefix. Texts that differ are decoded again
-in float64, where they must not.
+With exact logits, `race` gives the text of plain sampling with the same seed, token for token. A float32 model gives
+logits whose last bits depend on how many tokens a forward takes; a token changes if the two best scores of its race
+are that close. Here the demo's model decodes each prompt plainly, then with each drafter and depth, and the texts are
+compared up to the first difference, since what follows it has another prefix. Texts that differ are decoded again
+in float64, where they must agree.
 """
 
 import argparse

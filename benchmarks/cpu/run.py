@@ -1,8 +1,8 @@
 """The benchmark runner: `python -m benchmarks.cpu.run [--quick] [--schemes token race] [--filter V32000] [--plot]`.
 
 Every case is checked against the reference before it is timed, and timed interleaved with its competitors and with
-plain reads of its own inputs; a timed repetition goes over the same 32 requests whatever the batch.
-Writes benchmarks/results/cpu.json and the same as a table, cpu.md.
+plain reads of its own inputs; a timed repetition covers the same 32 requests for every batch size.
+Writes benchmarks/results/cpu.json and a table of it, cpu.md.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def parse(arguments):
 
 
 class Checker:
-    """Compares the compiled backend with the reference. What a request gives does not depend on its batch, so the
+    """Compares the compiled backend with the reference. A request's result does not depend on its batch, so the
     reference runs once for the first requests of a kind, and every batch size is compared with it."""
 
     def __init__(self):
@@ -69,7 +69,7 @@ def run_case(case, checker, options):
     needed, touched = registry.bytes_of(case, accepted)
     calls, notes = registry.competitors(case, batches, options.compile, options.compile_reference)
     size = inputs.target.numel() * inputs.target.element_size()
-    readable = case.B * case.row_bytes >= 1 << 16  # of less, a reader's call is timed, not its reading
+    readable = case.B * case.row_bytes >= 1 << 16  # below this, a reader's call is timed, not its reading
     timings = harness.time_together(
         {"cpu": registry.over(ours), **calls, **(harness.readers(inputs.target) if readable else {})}, options.budget
     )
@@ -121,7 +121,7 @@ def main(arguments=None):
             break
         rows.append(run_case(case, checker, options))
         progress.step(case.name)
-    if not options.quick:  # the machine may have changed on the way
+    if not options.quick:  # the machine may have changed during the run
         result["memory_bandwidth_at_end"] = harness.memory_bandwidth(large)
     if memory.STATUS.exists() and not options.filter:
         result["scratch"] = memory.rows(*((8, 4, 32000) if options.quick else ()))

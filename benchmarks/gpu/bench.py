@@ -1,8 +1,8 @@
-"""Measures cases on a GPU, one after the other, each written as soon as it is done, so that an interrupted run goes on.
+"""Measures cases on a GPU one after another, writing each as soon as it is done, so that an interrupted run can be resumed.
 
-A case: its tokens are compared with the reference's and the CPU kernels', then our backends and the others are timed on the
-same inputs. Whatever a competitor does, but for ending the process, costs its own figures only; where it does end it, the next
-run names it and leaves it out.
+For each case the tokens are compared with those of the reference and the CPU kernels, then our backends and the competitors are
+timed on the same inputs. A competitor's failure costs only its own figures; if it ends the process, the next run names it and
+leaves it out.
 """
 
 import functools
@@ -24,9 +24,9 @@ OPS = {"sample": ss.sample, "draft": ss.draft}  # the others are schemes of `ver
 
 
 class Results:
-    """The JSON file: {"machine", ..., "rows": [a row a case]}
+    """The JSON file: {"machine", ..., "rows": [one row per case]}
 
-    again: measure what is there once more
+    again: measure again what is there
     """
 
     def __init__(self, path, machine, again=False):
@@ -36,14 +36,14 @@ class Results:
         if same:
             self.rows = {row["case"]: row for row in old["rows"]}
             self.head["crashed"] = old.get("crashed", {})
-            if old.get("running"):  # that process never came to the end of it
+            if old.get("running"):  # that process ended before finishing it
                 case, who = old["running"]
                 self.head["crashed"].setdefault(case, []).append(who)
         self.replaced = bool(old) and not same
         self.again = again
 
     def done(self, case):
-        """Whether a case was measured at this revision; one that failed is tried again"""
+        """Whether a case was measured at this revision; a failed one is tried again"""
         row = self.rows.get(case.name, {"failed": "not tried"})
         return "failed" not in row and not self.again and row["revision"] == self.head["machine"]["revision"]
 
@@ -76,7 +76,7 @@ class Results:
 
 
 def calls_of(case, inputs, copies, backend=None, scheme=None):
-    """Our calls, one a copy of the inputs"""
+    """Our calls, one per copy of the inputs"""
     op = OPS.get(scheme or case.scheme, ss.verify)
     given = [gpu_cases.arguments(case, inputs, copy, scheme) for copy in range(copies)]
     return [functools.partial(op, **args, backend=backend) for args in given]
@@ -87,8 +87,8 @@ def tokens_of(result):
 
 
 def check(case, inputs, backends, agreement):
-    """Tokens of our backends for the first copy: of all requests beside the CPU kernels', where they are built, and of some
-    beside the reference's. -> {"tokens", "differing", "requests": that have one which differs}"""
+    """Tokens of our backends for the first copy: for all requests against the CPU kernels, if they are built, and for some
+    against the reference. -> {"tokens", "differing", "requests": those with a differing token}"""
     seen, wrong = harness.Agreement(), 0
     few = min(case.B, 1 if case.V * case.L > 500_000 else 2)
     others = {"reference": few}
@@ -109,7 +109,7 @@ def check(case, inputs, backends, agreement):
 
 
 def figures(times, needed=None, copy=None):
-    """A `Times` as it is written"""
+    """A `Times` as written to the file"""
     out = {"us_cold": times.cold * 1e6, "us_warm": times.warm * 1e6, "us_eager": times.eager * 1e6}
     out |= {"launches": times.launches, "scratch_bytes": times.scratch}
     if needed is not None:
@@ -135,7 +135,7 @@ def peers_of(case, found, example):
 
 
 def run_case(case, gpu, backends, agreement, found, results):
-    """A row. backends: ours, the first of them the one that the others are held against"""
+    """A row. backends: ours; the first is the one that competitors are compared with"""
     began = time.perf_counter()
     results.running(case, OURS)
     held = gpu_cases.inputs_of(case, 1, gpu.device).bytes
@@ -184,7 +184,7 @@ def time_peer(gpu, make, given, held):
     try:
         peer = make()
         out = {"whole": figures(gpu.times([functools.partial(peer.call, *inputs) for inputs in given]))}
-        several = max(1, min(len(given), 64, int(0.2 * gpu.free / (3 * held))))  # float32, and what is made on the way
+        several = max(1, min(len(given), 64, int(0.2 * gpu.free / (3 * held))))  # float32, and the temporaries
         made = [peer.prepare(*inputs) for inputs in given[:several]]
         out["verify"] = figures(gpu.times([functools.partial(peer.verify, each) for each in made], profiled=False))
         return out | ({"note": peer.note} if peer.note else {})
@@ -193,7 +193,7 @@ def time_peer(gpu, make, given, held):
         return {"failed": reason(error)}
 
 
-# -- many --------------------------------------------------------------------------------------------------------------
+# -- many cases --------------------------------------------------------------------------------------------------------
 
 
 def peers_for(schemes, device, say, which=None):
@@ -204,7 +204,7 @@ def peers_for(schemes, device, say, which=None):
         left_out |= missing
         for name, peer in list(found[scheme].items()):
             try:
-                if scheme != "race":  # its drafts share the target's noise, which independent ones would not
+                if scheme != "race":  # its drafts share the target's noise; independent ones would not
                     gpu_peers.check(f"{name}, {scheme}", peer, device, one=name in gpu_peers.ONE_REQUEST)
                     checked.append(f"{name} {scheme}")
             except Exception as error:
@@ -218,7 +218,7 @@ def peers_for(schemes, device, say, which=None):
 def run(cases, gpu, path, machine, backends, say=print, again=False, limit=None, which=None):
     """Measures `cases`, writes path (JSON) and a table beside it. -> [what went wrong]
 
-    limit: seconds after which no further case begins; which: the competitors, in the place of gpu_peers.PEERS
+    limit: seconds after which no further case begins; which: competitors in place of gpu_peers.PEERS
     """
     began, results, agreement = time.perf_counter(), Results(path, machine, again), Counter()
     if results.replaced:
@@ -255,6 +255,6 @@ def run(cases, gpu, path, machine, backends, say=print, again=False, limit=None,
         results.head["running"] = None
         results.write()
         results.write_table()
-    if agreement["requests"] > max(1, 1e-4 * agreement["tokens"]):  # one within rounding of a boundary is excused
+    if agreement["requests"] > max(1, 1e-4 * agreement["tokens"]):  # one request within rounding of a boundary is excused
         failed.append(f"the tokens of {agreement['requests']} requests differ from the reference's")
     return failed

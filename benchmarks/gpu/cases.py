@@ -1,4 +1,4 @@
-"""What the GPU benchmarks measure: cases, their inputs on the device, the bytes they must read."""
+"""What the GPU benchmarks measure: cases, their inputs on the device, and the bytes they must read."""
 
 import functools
 import itertools
@@ -17,20 +17,20 @@ FILTERS = {
     "min-p": {"min_p": 0.05},
     "all": {"top_k": 50, "top_p": 0.95, "min_p": 0.05},
 }
-SINGLE = {"optimal": "token", "recursive": "token", "optimal_block": "block", "draft": "sample"}  # what several are held against
-OF_ROWS = ("sample", "draft")  # a row a request: nothing is verified
+SINGLE = {"optimal": "token", "recursive": "token", "optimal_block": "block", "draft": "sample"}  # baselines of multi-draft cases
+OF_ROWS = ("sample", "draft")  # one row per request: nothing is verified
 DTYPE = torch.bfloat16
-BY_REQUEST = ("target_logits", "draft_tokens", "draft_logits", "logits", "seed")  # arguments with a row a request
+BY_REQUEST = ("target_logits", "draft_tokens", "draft_logits", "logits", "seed")  # arguments with one row per request
 
 
 class Case(NamedTuple):
     scheme: str  # of `verify`, or one of OF_ROWS
     B: int  # requests
-    L: int  # drafts on a path; 0 of rows
+    L: int  # drafts per path; 0 for OF_ROWS
     V: int
     temperature: float = 1.0
     filters: str = "plain"
-    K: int = 1  # paths; of `draft` independent children
+    K: int = 1  # paths; for `draft`, independent children
 
     @property
     def name(self):
@@ -48,14 +48,14 @@ class Case(NamedTuple):
 
     @property
     def compiled_too(self):
-        """torch.compile takes tens of seconds a shape."""
+        """torch.compile takes tens of seconds per shape."""
         return self.L in (0, 4) and self[3:] == (128_256, 0.7, "plain", 1)
 
 
 V = 128_256
 MULTI = [Case(s, b, n, V, K=4) for b in (1, 64) for s, n in (("optimal", 1), ("recursive", 1), ("optimal_block", 4))]
 CHILDREN = [Case("draft", b, 0, V, K=8) for b in (1, 64)]
-# `make gpu`: a dozen shapes, and several drafts a node.
+# `make gpu`: a dozen shapes, and several drafts per node.
 NAMED = (
     Case("token", 1, 4, V),
     Case("token", 1, 4, V, 0.7),
@@ -76,7 +76,7 @@ NAMED = (
 
 
 def grid():
-    """Every case of `make gpu-bench`; those of `make gpu` first, then the likelier ones"""
+    """Every case of `make gpu-bench`: those of `make gpu` first, then the more common ones"""
     chains = [
         Case(scheme, b, n, v, t, f)
         for v, f, t, n, b in itertools.product(VOCABS, FILTERS, TEMPERATURES, LENGTHS, BATCHES)
@@ -88,9 +88,9 @@ def grid():
 
 
 class Inputs(NamedTuple):
-    """n copies of a case's inputs, one after the other: requests of their own, with their own seeds."""
+    """n copies of a case's inputs, one after another: distinct requests with their own seeds."""
 
-    target: torch.Tensor  # [n · B, L + 1, V]: a row a depth
+    target: torch.Tensor  # [n · B, L + 1, V]: one row per depth
     draft: torch.Tensor | None  # [n · B, L, V]
     tokens: dict  # {draft kind: int64 [n · B, K · L], path after path}
     seeds: torch.Tensor  # int64 [n · B]
@@ -106,8 +106,8 @@ def _pool(V, device):
 
 
 def inputs_of(case, copies, device, backend=None):
-    """Drafts really drawn, by `backend`, from the draft's law under the case's sampling: for the case's scheme, and for those
-    that are timed beside it."""
+    """Drafts drawn, by `backend`, from the draft's law under the case's sampling, for the case's scheme and for those
+    timed beside it."""
     target, draft = _pool(case.V, device)
     R, pool = copies * case.B, len(target)
     index = torch.arange(R * (case.L + 1), device=device).view(R, case.L + 1) % pool
@@ -125,7 +125,7 @@ def inputs_of(case, copies, device, backend=None):
 
 
 def arguments(case, inputs, copy=0, scheme=None):
-    """Arguments of the package's call on one copy. scheme: a single-draft one instead, on the first path, or `sample`"""
+    """Arguments of the package's call on one copy. scheme: instead, a single-draft one on the first path, or `sample`"""
     part = slice(copy * case.B, (copy + 1) * case.B)
     stream = {"seed": inputs.seeds[part], "position": registry.POSITION, "sampling": case.sampling}
     if case.scheme in OF_ROWS:
@@ -141,14 +141,14 @@ def arguments(case, inputs, copy=0, scheme=None):
 
 @functools.lru_cache(maxsize=16)
 def _tree(paths, depth, device):
-    """(parents, rows, draft_rows) of `paths` chains whose laws depend on the depth alone"""
+    """(parents, rows, draft_rows) of `paths` chains whose laws depend only on the depth"""
     level = [i % depth for i in range(paths * depth)]
     lists = [i - 1 if d else -1 for i, d in enumerate(level)], [0] + [d + 1 for d in level], level
     return [torch.tensor(values, device=device) for values in lists]
 
 
 def bytes_needed(case, num_accepted):
-    """Bytes of the rows that a call must read, each once, the mean over requests. num_accepted: int [R], or None"""
+    """Bytes of the rows that a call must read, each once, averaged over requests. num_accepted: int [R], or None"""
     if case.scheme in OF_ROWS:
         return case.B * case.row_bytes
     rows = registry.BYTES[SINGLE.get(case.scheme, case.scheme)]
@@ -158,6 +158,6 @@ def bytes_needed(case, num_accepted):
 
 
 def least_bytes(case):
-    """Bytes that the call reads when its first draft is refused"""
+    """Bytes that the call reads if its first draft is rejected"""
     rows = 1 if case.scheme in (*OF_ROWS, "race") else 2
     return case.B * rows * case.row_bytes

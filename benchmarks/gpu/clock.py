@@ -1,8 +1,8 @@
-"""The clock of the GPU benchmarks: device time by CUDA graphs, eager time, launches, scratch, the bandwidth of a copy.
+"""The clock of the GPU benchmarks: device time by CUDA graphs, eager time, launches, scratch memory, copy bandwidth.
 
-All of it goes through `torch.cuda`, which the tests replace. What is timed is a list of calls, one for each copy of the inputs:
-a graph of all of them, replayed back to back, meets its inputs outside the second-level cache when the copies together are
-larger; a graph of the first one alone, many times, meets them inside.
+Everything goes through `torch.cuda`, which the tests replace. What is timed is a list of calls, one for each copy of the inputs:
+a graph of all of them, replayed back to back, finds its inputs outside the second-level cache if the copies together exceed
+it; a graph that repeats the first call finds them inside.
 """
 
 import contextlib
@@ -13,18 +13,18 @@ from typing import NamedTuple
 
 import torch
 
-LARGE = 512 << 20  # bytes of the copy whose bandwidth is the yardstick; smaller reads are held against a copy of their size
-SHORTEST = 2e-4  # seconds: shorter graphs hold the same calls several times, so that a replay's own cost vanishes
+LARGE = 512 << 20  # bytes of the copy whose bandwidth is the yardstick; smaller reads are compared with a copy of their size
+SHORTEST = 2e-4  # seconds: shorter graphs repeat the calls, so that the cost of a replay is negligible
 MOST_CALLS = 1024  # in one graph
 
 
 class Times(NamedTuple):
-    cold: float  # seconds a call on the device, inputs outside the second-level cache
-    warm: float  # the same inputs in every call
-    eager: float  # seconds a call as Python makes it, back to back, inputs as in `cold`
-    launches: int | None  # kernels, copies and fills of one call; None where the profiler saw nothing
-    scratch: int  # bytes: rise of the peak during a call, its results included
-    graph: str | None  # None, or why the call cannot be captured: then cold and warm are between events around eager calls
+    cold: float  # seconds per call on the device, inputs outside the second-level cache
+    warm: float  # the same with one set of inputs for all calls
+    eager: float  # seconds per call made from Python back to back, inputs as in `cold`
+    launches: int | None  # kernels, copies and fills per call; None if the profiler reports nothing
+    scratch: int  # bytes: rise of the peak during a call, including its results
+    graph: str | None  # why the call cannot be captured, in which case cold and warm are between events around eager calls; or None
 
 
 class Gpu:
@@ -47,13 +47,13 @@ class Gpu:
 
     @property
     def free(self):
-        """Bytes of memory that can still be had, those that torch keeps for itself included"""
+        """Bytes of memory available, including those that torch holds in reserve"""
         self.cuda.empty_cache()
         return self.cuda.mem_get_info()[0]
 
     def copies_for(self, touched, held):
-        """How many copies of inputs so that each call finds its own outside the cache: of `touched` bytes a call reads and
-        `held` bytes a copy takes."""
+        """How many copies of the inputs make each call find its own outside the cache; a call reads `touched` bytes and a copy
+        takes `held` bytes."""
         if touched >= 4 * self.cache:
             return 1
         return max(2, min(MOST_CALLS, math.ceil(2 * self.cache / max(touched, 1)), int(0.3 * self.free / max(held, 1))))
@@ -70,7 +70,7 @@ class Gpu:
         return graph.replay
 
     def warmed(self, call, times=3):
-        """Called on a side stream first, as capture asks for: kernels are loaded, workspaces allocated."""
+        """Called on a side stream first, as capture requires: kernels are loaded, workspaces allocated."""
         stream = self.cuda.Stream()
         stream.wait_stream(self.cuda.current_stream())
         with self.cuda.stream(stream):
@@ -80,7 +80,7 @@ class Gpu:
         self.cuda.synchronize()
 
     def between_events(self, run):
-        """Seconds of the device between events around `run`, the median over repetitions"""
+        """Device seconds between events around `run`, the median over repetitions"""
         run()
         taken = []
         while len(taken) < self.repetitions and (len(taken) < 3 or sum(taken) < self.budget):
@@ -93,14 +93,14 @@ class Gpu:
         return statistics.median(taken)
 
     def replayed(self, calls):
-        """Seconds a call, of a graph of all `calls` replayed back to back"""
+        """Seconds per call, from a graph of all `calls` replayed back to back"""
         replay = self.graph_of(calls)
         once = self.between_events(replay)
-        more = min(50, math.ceil(SHORTEST / max(once, 1e-7)))  # several replays, one after the other without a pause
+        more = min(50, math.ceil(SHORTEST / max(once, 1e-7)))  # several replays back to back
         return self.between_events(lambda: [replay() for _ in range(more)]) / more / len(calls)
 
     def eager(self, calls):
-        """Seconds a call as Python makes them, until the device is done"""
+        """Seconds per call made from Python, until the device is done"""
         rounds = []
         begin = self.clock()
         while len(rounds) < self.repetitions and (len(rounds) < 3 or self.clock() - begin < 2 * self.budget):
@@ -113,7 +113,7 @@ class Gpu:
         return statistics.median(rounds)
 
     def times(self, calls, profiled=True):
-        """Times of a call. calls: one for each copy of the inputs; profiled: count its launches, which takes a while"""
+        """Times of a call. calls: one for each copy of the inputs; profiled: also count launches, which takes a while"""
         self.warmed(calls[0])
         some = calls[: max(1, min(len(calls), 64))]
         eager, scratch, count = self.eager(some), self.scratch(calls[0]), self.profile(calls[0]) if profiled else None
@@ -121,14 +121,14 @@ class Gpu:
         try:
             cold, warm = self.replayed(calls), self.replayed(same)
             why = None
-        except Exception as error:  # a call that waits for the device, say
+        except Exception as error:  # for example, a call that synchronises
             self.after_failure()
             why = reason(error)
             cold, warm = (self.between_events(lambda c=c: [f() for f in c]) / len(c) for c in (some, same))
         return Times(cold, warm, eager, count, scratch, why)
 
     def after_failure(self):
-        """A capture that failed leaves its error behind, which the next call would report."""
+        """A failed capture leaves its error behind, which the next call would report."""
         with contextlib.suppress(RuntimeError):
             self.cuda.synchronize()
 
@@ -145,7 +145,7 @@ class Gpu:
         return peak
 
     def copy(self, size=None):
-        """Bytes a second, both directions counted, of a device-to-device copy of `size` bytes, LARGE at most, outside the cache
+        """Bytes per second, both directions counted, of a device-to-device copy of `size` bytes, LARGE at most, outside the cache
 
         Sizes are rounded to a quarter of a power of two, and each is measured once.
         """
@@ -161,7 +161,7 @@ class Gpu:
 
 
 def launches(call):
-    """Kernels, copies and fills that one call puts on the device, as the profiler sees them; None where it sees nothing"""
+    """Kernels, copies and fills that one call puts on the device, as reported by the profiler; None if it reports nothing"""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -175,6 +175,6 @@ def launches(call):
 
 
 def reason(error):
-    """An exception in one line"""
+    """An exception as one line"""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}"

@@ -1,6 +1,6 @@
-"""Child processes of `make gpu`: their output goes to files as it comes, and to the terminal; each has a time-out.
+"""Child processes of `make gpu`: their output goes to files as it is produced, and to the terminal; each has a time-out.
 
-A child writes to its file itself, so whatever ends, it or this process, what it printed is there.
+A child writes to its file itself, so its output is kept whether it or this process ends.
 """
 
 import os
@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 
 from benchmarks import ROOT
 
-KILLED = 5.0  # seconds in which a killed child must be gone
+KILLED = 5.0  # seconds within which a killed child must be gone
 
 
 class Command(NamedTuple):
     arguments: list
     environment: dict
     limit: float  # seconds after which it is killed
-    judge: Callable | None = None  # (status, its output) -> what is wrong, or None; default: a status other than 0 is
+    judge: Callable | None = None  # (status, its output) -> what is wrong, or None; default: any status other than 0 is wrong
 
 
 class Child(NamedTuple):
     name: str
     command: Command
     process: Any
-    output: Any  # its file, read as far as shown
+    output: Any  # its file, read up to what has been shown
     path: Path
     began: float
 
@@ -38,7 +38,7 @@ def say(message):
 
 
 def execute(commands, logs, left=float("inf")):
-    """Runs {name: Command} at the same time, at most `left` seconds. -> {name: what went wrong}"""
+    """Runs {name: Command} concurrently, for at most `left` seconds. -> {name: what went wrong}"""
     logs.mkdir(parents=True, exist_ok=True)
     children, wrong = [], {}
     try:
@@ -74,18 +74,18 @@ def start(name, command, logs):
     path = logs / (re.sub(r"[^a-zA-Z0-9]+", "-", name).strip("-") + ".log")
     shown = " ".join(f"{k}={v}" for k, v in command.environment.items())
     say(f"{name}, at most {command.limit:.0f} s: {shown} {' '.join(map(str, command.arguments))}")
-    # A hanging Python says where it is when it is aborted.
+    # On abort, a hanging Python prints where it is.
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **command.environment}
     with open(path, "wb") as file:
         process = subprocess.Popen(
             command.arguments, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            preexec_fn=os.setpgrp,  # its own children are killed with it
+            preexec_fn=os.setpgrp,  # so that its own children are killed with it
         )  # fmt: skip
     return Child(name, command, process, open(path, "rb"), path, time.monotonic())
 
 
 def show(child, last, alone):
-    """What it has printed since, as far as lines are whole."""
+    """Prints its new output, up to the last complete line."""
     text = child.output.read()
     if not last:
         whole = text.rfind(b"\n") + 1
@@ -103,7 +103,7 @@ def verdict(child):
 
 
 def kill(child):
-    """… and all that it has started. -> more to say about it"""
+    """… and everything it has started. -> more to report about it"""
     for number, patience in ((signal.SIGABRT, 2.0), (signal.SIGKILL, KILLED)):
         try:
             os.killpg(child.process.pid, number)
@@ -116,7 +116,7 @@ def kill(child):
         if child.process.poll() is None:
             return ", and it does not end"
     try:
-        os.killpg(child.process.pid, signal.SIGKILL)  # those of its group that took the first signal for nothing
+        os.killpg(child.process.pid, signal.SIGKILL)  # those of its group that ignored the first signal
     except (ProcessLookupError, PermissionError):
         pass
     return ""

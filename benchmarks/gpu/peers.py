@@ -1,8 +1,8 @@
-"""The others' verification and sampling on a GPU, each fed what it needs from the same logits.
+"""Competitors' verification and sampling on a GPU, each given what it needs from the same logits.
 
-A competitor is a `Peer`: `prepare` makes of raw logits what its kernels take (scaling, filtering, softmax), `verify` is the
-verification alone, random numbers and bonus token included. Both are timed, together and `verify` by itself. Who cannot be
-imported is named with the reason; nobody here is needed.
+A competitor is a `Peer`: `prepare` turns raw logits into its kernels' inputs (scaling, filtering, softmax); `verify` is the
+verification alone, including random numbers and the bonus token. Both are timed, together and `verify` by itself. A competitor
+that cannot be imported is named with the reason; none is required.
 """
 
 import importlib
@@ -19,13 +19,13 @@ from benchmarks.harness import check_law
 
 
 class Peer(NamedTuple):
-    """Its functions: `prepare` (target [B, L + 1, V], tokens int64 [B, L], draft [B, L, V], sampling) -> what `verify` takes;
-    `verify` -> a result of its own; `read` (that, what `verify` took) -> (tokens int [B, L + 1] padded with −1, count [B])"""
+    """Its functions: `prepare` (target [B, L + 1, V], tokens int64 [B, L], draft [B, L, V], sampling) -> the input of `verify`;
+    `verify` -> its own result; `read` (result, input of `verify`) -> (tokens int [B, L + 1] padded with −1, count [B])"""
 
     prepare: Callable
     verify: Callable
     read: Callable = lambda result, prepared: result
-    whole: Callable | None = None  # in the place of both, one after the other
+    whole: Callable | None = None  # in place of both, in sequence
     note: str = ""
 
     def call(self, *inputs):
@@ -33,7 +33,7 @@ class Peer(NamedTuple):
 
 
 def law_of(sampling):
-    """Of plain settings the temperature alone, which the functions in competitors.py take as well."""
+    """For plain settings just the temperature, which the functions in competitors.py take as well."""
     return sampling.temperature if sampling[1:] == ss.Sampling()[1:] else sampling
 
 
@@ -60,7 +60,7 @@ def torch_eager(scheme):
 
 
 def torch_compiled(scheme, example):
-    """The eager one compiled for the shapes of `example` (target, tokens, draft, sampling)."""
+    """The eager function compiled for the shapes of `example` (target, tokens, draft, sampling)."""
     eager = torch_eager(scheme)
 
     def whole(target, tokens, draft, sampling):
@@ -73,8 +73,8 @@ def torch_compiled(scheme, example):
     return Peer(eager.prepare, lambda made: part(*made), whole=call, note=how)
 
 
-# Of one row a request, the first: what they read from (target [B, L + 1, V], …) is its logits, and their tokens count as verified.
-# name: (from scaled logits or from a law, one token or `k` of each row)
+# On one row per request, the first: from (target [B, L + 1, V], …) they read its logits, and their tokens count as verified.
+# name: (from scaled logits or from a law, one token or `k` per row)
 OF_ROWS = {
     "torch": (probabilities, lambda law, k: others.draw(law)),
     "multinomial": (probabilities, lambda law, k: torch.multinomial(law, k, True)),
@@ -83,7 +83,7 @@ OF_ROWS = {
 
 
 def sampling_by(name, k=1, example=None):
-    """k independent tokens of a row, int64 [B, k]. example: compiled for its shapes"""
+    """k independent tokens per row, int64 [B, k]. example: compile for its shapes"""
     make, draw = OF_ROWS[name]
     prepare = lambda target, tokens, draft, sampling: make(target[:, 0], sampling)
     verify, whole, how = lambda made: draw(made, k), None, ""
@@ -136,11 +136,11 @@ def _padded(result, prepared):
 
 
 def flashinfer(scheme):
-    """As released (0.7); its law is checked before it is timed, here as for everyone."""
+    """As released (0.7); its law is checked before it is timed, as for every competitor."""
     module = importlib.import_module("flashinfer.sampling")
 
     def state_of(function, device):
-        """Tensors, so that a graph can hold it; filled, not copied from the host, which a capture does not allow."""
+        """Tensors, so that a graph can hold it; filled rather than copied from the host, which a capture does not allow."""
         seeded = "seed" in inspect.signature(function).parameters
         return {name: torch.full((1,), 7, device=device) for name in (("seed", "offset") if seeded else ())}
 
@@ -165,10 +165,10 @@ def flashinfer(scheme):
     return Peer(prepare, verify, _padded)
 
 
-# -- all of them -------------------------------------------------------------------------------------------------------
+# -- all competitors ---------------------------------------------------------------------------------------------------
 
 
-# name: (loader, the schemes of ours beside which it is timed)
+# name: (loader, our schemes beside which it is timed)
 PEERS: dict[str, tuple[Any, tuple]] = {
     "torch": (torch_eager, ("token", "block", "race", "sample")),
     "multinomial": (lambda scheme: sampling_by("multinomial"), ("sample",)),
@@ -180,20 +180,20 @@ ONE_REQUEST = ("transformers",)
 
 
 def loaded(scheme, which=None):
-    """({name: Peer}, {name: why not}) of those that are timed beside `scheme`"""
+    """({name: Peer}, {name: why not}) of those timed beside `scheme`"""
     found, missing = {}, {}
     for name, (loader, schemes) in (PEERS if which is None else which).items():
         if scheme not in schemes:
             continue
         try:
             found[name] = loader(scheme)
-        except Exception as error:  # a package that is there but does not import is a reason like another
+        except Exception as error:  # a package that is installed but fails to import is a reason like any other
             missing[name] = reason(error)
     return found, missing
 
 
 def check(name, peer, device, one=False, trials=20_000, vocab=32, length=2):
-    """Raise AssertionError unless the first token of `peer` has the target's law. one: it takes one request a call"""
+    """Raise AssertionError unless the first token of `peer` has the target's law. one: it takes one request per call"""
     generator, sampling = torch.Generator().manual_seed(5), ss.Sampling(0.7)
     trials = trials // 20 if one else trials
     target = torch.randn(1, length + 1, vocab, generator=generator)

@@ -1,8 +1,8 @@
-"""What compute-sanitizer's racecheck reports, but for the reads that are meant to race.
+"""Reports of compute-sanitizer's racecheck, except for the reads that race on purpose.
 
-One function of the CUDA kernels reads a word of shared memory that others are raising meanwhile, since any of its values will do. The
-tool's own exclusions go by kernel, and its suppressions need a report to begin with; so the reports are read here, and those
-whose every pair has such a read, by function, count as none. For that the kernels are built with -lineinfo.
+One function of the CUDA kernels reads a word of shared memory that others may be raising at the time, since any of its values will
+do. The tool's own exclusions work by kernel, and its suppressions need an existing report; so the reports are parsed here, and
+those whose every pair includes such a read, identified by function, are dropped. For this the kernels are built with -lineinfo.
 """
 
 import re
@@ -15,7 +15,7 @@ ACCESS = re.compile(r"\b(Read|Write|Atomic)\w* access(?:es)? (?:at|by) .*? in (?
 
 
 def deliberate():
-    """{(file, line)} of the functions' bodies"""
+    """{(file, line)} covering the functions' bodies"""
     lines = set()
     for name, functions in DELIBERATE.items():
         text = (CUDA / name).read_text().splitlines()
@@ -27,7 +27,7 @@ def deliberate():
 
 
 def reports(output):
-    """Reported races: a list of [(kind, file, line)] each, the first access being held against each of the others"""
+    """Reported races: a list of [(kind, file, line)], the first access conflicting with each of the others"""
     found = []
     for line in output.splitlines():
         if "Race reported between" in line:

@@ -1,4 +1,4 @@
-"""The results of the GPU benchmarks as Markdown, predictions beside what was measured."""
+"""The results of the GPU benchmarks as Markdown, with predictions beside the measurements."""
 
 import re
 
@@ -9,7 +9,7 @@ PREDICTED = RESULTS / "predicted.md"
 
 
 def predictions(path=PREDICTED):
-    """{case: µs} of a Markdown table whose first column names cases and which has a column `predicted, µs`"""
+    """{case: µs} from a Markdown table whose first column names cases and which has a column `predicted, µs`"""
     found, column = {}, None
     for line in path.read_text().splitlines() if path.exists() else ():
         cells = [cell.strip().strip("`") for cell in line.strip().strip("|").split("|")]
@@ -23,7 +23,7 @@ def predictions(path=PREDICTED):
 
 
 def line(row):
-    """A measured case in one line"""
+    """A measured case as one line"""
     if "failed" in row:
         return f"{row['case']}: FAILED: {row['failed']}"
     parts = []
@@ -102,7 +102,7 @@ def _ours(rows, predicted):
 
 
 def _others(rows):
-    """Their time over ours, cold; in brackets without the scaling, filters and softmax that ours has inside"""
+    """Competitors' time over ours, cold; in brackets without the scaling, filters and softmax that ours includes"""
     rows = [row for row in rows if row["others"]]
     if not rows:
         return []

@@ -1,14 +1,14 @@
-"""make gpu, gpu-quick, gpu-bench: build the CUDA kernels for the GPU of this machine, run the tests on it, and time them.
+"""make gpu, gpu-quick, gpu-bench: build the CUDA kernels for this machine's GPU, run the tests on it, and time them.
 
-It takes the interpreter as it is (torch and pytest; ninja, pytest-xdist and triton where they are there), installs nothing, needs no
+It uses the current interpreter as it is (torch and pytest; ninja, pytest-xdist and triton if present), installs nothing, needs no
 network, and builds in place.
 
     python -m benchmarks.gpu.run            build, smoke, tests, compute-sanitizer, a dozen shapes
     python -m benchmarks.gpu.run --quick    build, smoke, what only a GPU can show and equality of tokens, memcheck: four minutes
-    python -m benchmarks.gpu.run --grid     build, and every case that is not measured yet: may be interrupted and goes on
+    python -m benchmarks.gpu.run --grid     build, and every case not yet measured: may be interrupted and resumed
 
-Each step is a process with a time-out, and what it prints is in build/gpu/<step>.log as it comes. Smoke processes come first, and
-where one fails nothing else is run; CUDA comes before Triton. Results: benchmarks/results/<gpu>.json and the same as tables, <gpu>.md.
+Each step is a process with a time-out, and its output goes to build/gpu/<step>.log as it is produced. Smoke processes come first;
+if one fails, nothing else is run. CUDA comes before Triton. Results: benchmarks/results/<gpu>.json and tables of it, <gpu>.md.
 """
 
 import argparse
@@ -24,20 +24,20 @@ from benchmarks import RESULTS, ROOT
 from benchmarks.gpu import races as gpu_races
 from benchmarks.gpu.commands import Command, execute, say
 
-# Files whose cases run on a backend by its name; those that only a GPU can run first.
+# Files whose cases run on a backend given by name; those that only a GPU can run come first.
 QUICK_TESTS = ("test_teams", "test_on_gpu", "test_same_integers")
 TESTS = (
     *QUICK_TESTS, "test_chi_square", "test_multi_draft", "test_bad_input", "test_layout", "test_independence", "test_peer_bugs",
     "test_fuzz",
 )  # fmt: skip
 BACKENDS = ("cuda", "triton")
-NAMED_SECONDS = 210  # after which no named shape begins: build, tests and timings have eight minutes together
-QUICK_SECONDS = 240  # the whole of --quick
+NAMED_SECONDS = 210  # after which no named shape begins: build, tests and timings have eight minutes in total
+QUICK_SECONDS = 240  # of --quick in total
 PEERS = ("transformers", "flashinfer")
 SMOKE_SECONDS = 30
 SMOKE = ["-m", "benchmarks.gpu.smoke"]
-# What a step of --quick is expected to take on a machine with 16 cores: guesses from compile times, counts of tests and launches
-# elsewhere until a GPU has shown better. Slowest first: where time is short, they are what to cut.
+# Expected seconds of each step of --quick on a machine with 16 cores: guesses from compile times and from counts of tests and
+# launches elsewhere, until a GPU gives better ones. Slowest first: if time is short, cut these.
 EXPECTED = {
     "the build": 70, "compute-sanitizer memcheck": 40, "the tests on triton": 40, "the tests on cuda": 35,
     "the warm-up of triton": 25, "smoke": 20,
@@ -49,13 +49,13 @@ def python(*arguments):
 
 
 def tool(name, which=shutil.which):
-    """Where a program of the CUDA toolkit is, or None: on the path, or where the toolkit lies"""
+    """Path of a program of the CUDA toolkit, or None: searched on the path, then in the toolkit's folder"""
     homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
     return which(name) or next((f"{h}/bin/{name}" for h in homes if h and os.path.exists(f"{h}/bin/{name}")), None)
 
 
 def gpu_or_exit(torch=None, which=shutil.which, builds=True, tests=True):
-    """torch, where there is all that is needed; otherwise the process ends and says what is missing"""
+    """torch, if everything needed is present; otherwise the process ends with a message that says what is missing"""
     if torch is None:
         try:
             import torch
@@ -75,22 +75,22 @@ def gpu_or_exit(torch=None, which=shutil.which, builds=True, tests=True):
     return torch
 
 
-# The build in a folder of links without pyproject.toml, whose licence older setuptools refuse to read.
+# The build in a folder of links without pyproject.toml, whose licence older setuptools reject.
 IN_FOLDER = (
     "import os, runpy, sys; os.chdir(sys.argv.pop(1)); sys.argv[0] = 'setup.py'; runpy.run_path('setup.py', run_name='__main__')"
 )
 
 
 def build(capability, folder=None):
-    """folder: of links to the sources, where setuptools is too old for pyproject.toml"""
+    """folder: of links to the sources, if setuptools is too old for pyproject.toml"""
     program = python("setup.py") if folder is None else python("-c", IN_FOLDER, str(folder))
     settings = {"SPECSAMPLE_CUDA": "1", "SPECSAMPLE_CUDA_ARCHS": capability, "SPECSAMPLE_REQUIRE_EXTENSION": "1"}
-    settings["NVCC_APPEND_FLAGS"] = "-lineinfo"  # races.py reads them; the code is the same
+    settings["NVCC_APPEND_FLAGS"] = "-lineinfo"  # for races.py; the code is the same
     return {"the build": Command([*program, "build_ext", "--inplace"], settings, 300)}
 
 
 def linked(folder, version):
-    """A folder for `build`, or None where setuptools of this version reads pyproject.toml (from 77 on)"""
+    """A folder for `build`, or None if setuptools of this version can read pyproject.toml (from 77 on)"""
     if int(version.split(".")[0]) >= 77:
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ assert "cuda" in info["backends"], info["unavailable"]["cuda"]
 
 
 def smoke(capability):
-    """The extension loads; then each way of launching, in a process of its own"""
+    """The extension loads; then each way of launching, in a separate process"""
     first = {"the extension": Command(python("-c", LOADED), {}, SMOKE_SECONDS)}
     teams = (1, 2, 4, 8) if int(capability.split(".")[0]) >= 9 else (1,)
     settings = {f"teams of {n}": {"SPECSAMPLE_TEAM": str(n), "SPECSAMPLE_AHEAD": "0"} for n in teams}
@@ -124,12 +124,12 @@ def smoke(capability):
 
 
 def tests(quick, backend):
-    """The test suite on a backend. Files whose packages are missing skip, and say so."""
+    """The test suite on a backend. Files whose packages are missing skip and say so."""
     files = [f"tests/{name}.py" for name in (QUICK_TESTS if quick else TESTS)]
     arguments = ["-m", "pytest", "-rs", "-v", "--maxfail=1", "-p", "no:cacheprovider", *files]
     if importlib.util.find_spec("xdist"):
         arguments += ["-n", str(max(2, min(8, (os.cpu_count() or 2) // 2)))]
-    each = "60" if backend == "cuda" else "120"  # Triton compiles inside of tests
+    each = "60" if backend == "cuda" else "120"  # Triton compiles during the tests
     environment = {"OMP_NUM_THREADS": "2", "SPECSAMPLE_TEST_SECONDS": each}
     selected = [*arguments, "-k", f"{backend}- or {backend}]"]
     return {f"the tests on {backend}": Command(python(*selected), environment, 120 if quick else 400)}
@@ -148,7 +148,7 @@ for how in layouts(scheme):
 
 
 def layouts(scheme):
-    """The calls of a scheme that the quick tests make most, as `warmup` takes them. Their trees have one position for all."""
+    """The calls of a scheme that the quick tests make most, as `warmup` takes them. Their trees share one position."""
     import specsample as ss
 
     card = ss.schemes()[scheme]
@@ -156,8 +156,8 @@ def layouts(scheme):
 
 
 def warm():
-    """Compile Triton's kernels ahead, a process a scheme and dtype: the tests' processes, which find them in Triton's cache, would each
-    compile the same ones within their time-outs."""
+    """Compile Triton's kernels ahead, one process per scheme and dtype; without it every test process would compile the same ones
+    within its time-outs. They find them in Triton's cache."""
     from specsample import triton
 
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -169,12 +169,12 @@ def warm():
 
 
 def sanitizers(program, quick):
-    """memcheck for addresses, racecheck for shared memory, synccheck for barriers: few calls, with teams, and tensors that torch's
-    allocator does not put into larger blocks, whose rest would hide what is beyond the end"""
+    """memcheck for addresses, racecheck for shared memory, synccheck for barriers: few calls, with teams, and with tensors that
+    torch's allocator does not place in larger blocks, whose remainder would hide accesses beyond the end"""
     options = ["--error-exitcode", "9", "--print-limit", "10000"]
     calls = python(*SMOKE, "--few")
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "2"}
-    # Errors that CUDA's API returns are checked where it is called; those that torch asks for on purpose are none.
+    # Errors that CUDA's API returns are checked by its callers; those that torch provokes on purpose do not count.
     own = {"memcheck": ["--report-api-errors", "no"], "racecheck": [], "synccheck": []}
     judges = {"racecheck": gpu_races.judge}
     return {
@@ -221,7 +221,7 @@ def capability_of(torch):
 
 
 def bench(torch, options, gpu=None, backends=BACKENDS, cases=None, which=None):
-    """Timings: of the named shapes anew, or of the grid's that are not there. -> [what went wrong]"""
+    """Timings: of the named shapes, measured again, or of the missing ones of the grid. -> [what went wrong]"""
     import specsample as ss
     from benchmarks.gpu import bench as gpu_bench
     from benchmarks.gpu import cases as gpu_cases

@@ -1,8 +1,8 @@
-"""A first look at a backend on a GPU: every scheme, filters, deterministic drafts, trees, packed calls, rows; each call is named
+"""A first check of a backend on a GPU: every scheme, filters, deterministic drafts, trees, packed calls, rows; each call is named
 before it is made, and its integers are compared with the CPU kernels'.
 
     python -m benchmarks.gpu.smoke                     on `cuda`, V = 50 000: wide enough for teams of 8 blocks
-    python -m benchmarks.gpu.smoke --graph             each call captured into a graph too, and replayed
+    python -m benchmarks.gpu.smoke --graph             each call also captured into a graph and replayed
     SPECSAMPLE_TEAM=4 SPECSAMPLE_TRACE=1 python -m benchmarks.gpu.smoke --only token      (README: debugging aids)
 
 `make gpu` runs it in several processes, and under compute-sanitizer with --few.
@@ -26,7 +26,7 @@ import specsample as ss
 from specsample import backends
 
 FILTERED = ss.Sampling(0.8, 700, 0.95, 0.001)
-MANY_BINS = 1200  # whose histogram does not fit shared memory
+MANY_BINS = 1200  # their histogram does not fit in shared memory
 ODD = 777  # a vocabulary whose rows begin at every alignment
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 
@@ -73,7 +73,7 @@ def results(value):
 
 
 def differences(got, expected):
-    """Integers equal, floats near"""
+    """Compares integers exactly, floats approximately"""
     for x, y in zip(results(got), results(expected)):
         if x.dtype.is_floating_point:
             torch.testing.assert_close(x, y, rtol=2e-5, atol=2e-5)

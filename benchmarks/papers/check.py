@@ -1,7 +1,7 @@
 """Does decoding accept what theory says? `python -m benchmarks.papers.check [-k 4]`
 
-Every scheme decodes the prompts with K drafts of one token. At the prefix of every round both models' laws are known
-afterwards, and with them the exact chance a_r that the round accepts. The sum of what was accepted less a_r is a
+Every scheme decodes the prompts with K drafts of one token. Afterwards both models' laws at the prefix of every round
+are known, and with them the exact probability a_r that the round accepts. The number accepted minus Σ a_r is a
 martingale, so it lies within 1.96·√(Σ a_r (1 − a_r)) of 0 in 95 % of runs; the table shows it in standard deviations.
 """
 
@@ -16,7 +16,7 @@ from specsample.tools.pair import logits_of
 
 
 class Rounds:
-    """A streamer that remembers the rounds: (new tokens before it, drafts accepted)"""
+    """A streamer that records the rounds: (new tokens before it, drafts accepted)"""
 
     def __init__(self):
         self.rounds, self.count, self.is_prompt = [], 0, True
@@ -56,7 +56,7 @@ def measured(bench, options, rows, tables):
 
 
 def one(bench, setting, i):
-    """Decode the i-th prompt with drafts of one token. -> (accepted, the chances that they were float64 [rounds])"""
+    """Decode the i-th prompt with drafts of one token. -> (number accepted, acceptance probabilities float64 [rounds])"""
     ids, streamer = bench.decoded[i], Rounds()
     text = ss.generate(
         bench.pair.target, bench.pair.draft, ids, streamer=streamer, seed=1000 * bench.options.seed + i,
@@ -72,7 +72,7 @@ def one(bench, setting, i):
 
 
 def total(prompts):
-    """Measured and expected acceptance over prompts [(accepted, chances)]"""
+    """Measured and expected acceptance over prompts [(number accepted, probabilities)]"""
     accepted, chances = sum(took for took, _ in prompts), np.concatenate([chance for _, chance in prompts])
     deviation = (chances * (1 - chances)).sum() ** 0.5
     return {

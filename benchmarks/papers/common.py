@@ -1,10 +1,10 @@
-"""What the papers' experiments share: a pair of models, prompts, decoding under a setting, and the output.
+"""Shared by the papers' experiments: a pair of models, prompts, decoding under a setting, and the output.
 
 Every experiment takes the demo's pair, or any pair by name or path, and prompts from a file or a data set; a cell that this
-version cannot run is written down with the reason instead of a figure.
+version cannot run has the reason in place of a figure.
 
-All cells of a table take one batch of prompts, then all take the next, until there are no more, or --minutes are used up, or
-Ctrl-C (or SIGTERM) comes: then what was measured is written, with the sample it came from.
+All cells of a table take one batch of prompts, then all take the next, until there are no more, --minutes are used up, or
+Ctrl-C (or SIGTERM) arrives; then the measurements so far are written, with the sample they came from.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FOLDER = RESULTS / "papers"
 
 
 def parser(description, name, tokens=48):
-    """The arguments that all experiments have."""
+    """The arguments shared by all experiments."""
     out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     out.add_argument("--target", help="name or path of the target (the demo's pair)")
     out.add_argument("--draft", help="name or path of the draft model")
@@ -74,7 +74,7 @@ def questions(options):
         name, _, split = options.data.partition(":")
         try:
             rows = list(load_dataset(name, split=split or "train", streaming=True).take(options.prompts))
-        except Exception as error:  # whatever a hub, or the way there, may say
+        except Exception as error:  # whatever error the hub or the network raises
             why = str(error).partition("\n")[0]
             raise ValueError(f"--data: cannot read the data set {options.data!r}: {why}") from error
         texts = [field(row, options.field) for row in rows]
@@ -91,7 +91,7 @@ def field(row, name):
 
 
 class Setting(NamedTuple):
-    """How a cell decodes. draft_temperature: a number, or one a path; tree: None, parents, or a budget of nodes."""
+    """How a cell decodes. draft_temperature: a number, or one per path; tree: None, parents, or a budget of nodes."""
 
     scheme: str
     paths: int = 1
@@ -115,12 +115,12 @@ class Bench:
         self.warm, self.known = False, {}
 
     def late(self):
-        """Whether nothing new should be begun."""
+        """Whether it is too late to begin anything new."""
         return self.stopped or time.perf_counter() > self.deadline
 
     def sweep(self, cells, items, run, names=str):
-        """run(cell, item), a list of results for each cell: every cell has its first item before one has its second.
-        What a cell cannot run (ValueError) is {"missing": why}, and so is one that was not reached."""
+        """run(cell, item) -> a list of results for each cell: every cell takes its first item before any takes its second.
+        A cell that cannot run (ValueError) or was not reached is {"missing": why}."""
         found, progress = {cell: [] for cell in cells}, Progress(len(cells) * len(items))
         try:
             for item, cell in itertools.product(items, cells):
@@ -139,7 +139,7 @@ class Bench:
 
     def decode(self, settings, prompts=None, batch=None):
         """Decode under every setting. {key: Setting} -> {key: figures, or {"missing": why}}
-        prompts, batch: instead of the prompts as often as --repeats says, and of --batch"""
+        prompts, batch: in place of the prompts repeated --repeats times, and of --batch"""
         if not self.warm and not self.late():  # the first calls of a process are slow
             self.warm = True
             ss.generate(self.pair.target, self.pair.draft, self.prompts[0], max_new_tokens=4)
@@ -150,7 +150,7 @@ class Bench:
         return {key: one if isinstance(one, dict) else figures(one) for key, one in found.items()}
 
     def one_batch(self, setting, prompts, first):
-        """-> (Stats, seconds, prompts) of these prompts, the `first` of all and those after it"""
+        """-> (Stats, seconds, prompts) of these prompts, which begin at number `first` of all"""
         ids, mask = left_padded(prompts)
         begin = time.perf_counter()
         _, stats = ss.generate(
@@ -182,8 +182,8 @@ class Bench:
         return out
 
     def texts(self):
-        """Texts of the target at temperature 1, so that they have its law, one after the other while there is time (one at
-        least): yields (prompt and new tokens int64 [W], how many are new)"""
+        """Texts of the target at temperature 1, so that they have its law, one after another while there is time (at least one):
+        yields (prompt and new tokens int64 [W], how many are new)"""
         count = -(-self.options.positions // len(self.prompts))
         for i, ids in enumerate(self.prompts):
             new = min(count, self.options.positions - i * count)
@@ -206,7 +206,7 @@ class Bench:
         return rows
 
     def head(self):
-        """What the figures belong to."""
+        """What identifies the run."""
         facts = {key: getattr(self.options, key) for key in ("data", "repeats", "tokens", "seed", "batch", "dtype")}
         return {"machine": machine(), "pair": self.pair.name, "prompts": len(self.prompts), **facts}
 
@@ -219,14 +219,14 @@ def left_padded(prompts):
 
 
 def figures(batches):
-    """The figures of a decoding [(Stats, seconds, prompts)]; half_width_95 is that of block efficiency, rounds taken as
+    """The figures of a decoding [(Stats, seconds, prompts)]; half_width_95 is that of block efficiency, with rounds taken as
     independent."""
     stats = Stats()
     for part, *_ in batches:
         stats.add(part)
     seconds, prompts = (sum(x) for x in list(zip(*batches))[1:])
     rounds = stats.rounds
-    reach = [a / rounds for a in stats.accepted]  # chance that a round accepts at least i + 1 drafts
+    reach = [a / rounds for a in stats.accepted]  # probability that a round accepts at least i + 1 drafts
     mean = sum(reach)
     variance = sum((2 * i + 1) * chance for i, chance in enumerate(reach)) - mean**2
     return {
@@ -237,13 +237,13 @@ def figures(batches):
 
 
 def names(key):
-    """A cell's key as the progress line has it."""
+    """A cell's key as the progress line shows it."""
     return ", ".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
 def teacher_forced(bench, ks, draft_temperatures=(None,), schemes=None):
     """{draft temperature: {scheme: {"mean", "half_width_95" [len(ks)]}}}: acceptance of a node over the positions of the
-    target's texts; and how many these are"""
+    target's texts; and the number of positions"""
     curves, total = {t: {} for t in draft_temperatures}, 0
     for i, text in enumerate(bench.texts()):
         try:
@@ -295,7 +295,7 @@ def efficiency(row):
 
 
 def run(options, parts):
-    """Run the parts that are wanted, each to its own files. parts: {name: f(bench, options, rows, tables)}"""
+    """Run the selected parts, each to its own files. parts: {name: f(bench, options, rows, tables)}"""
     unknown = set(options.parts or ()) - set(parts)
     if unknown:
         raise SystemExit(f"--parts: expected some of {', '.join(parts)}, got {', '.join(sorted(unknown))}")
@@ -312,7 +312,7 @@ def run(options, parts):
             bench.deadline = now + (60 * options.minutes - (now - begin)) / (len(wanted) - i)
             try:
                 parts[name](bench, options, rows, tables)
-            except KeyboardInterrupt:  # outside of what can be cut short
+            except KeyboardInterrupt:  # outside the interruptible sections
                 bench.stopped = True
             path = options.out.with_name(f"{options.out.stem}-{name}.json")
             if rows:

@@ -1,10 +1,10 @@
 """Khisti et al. 2024, "Multi-draft speculative sampling" (arXiv 2410.18234), on any pair of models.
 
-  acceptance   mean acceptance of a node by scheme and number of drafts, as their Table 3 (teacher-forced: exact, no decoding)
-  efficiency   block efficiency and token rate by number of drafts, drafts at a higher temperature, as their Table 1
-  truncation   `importance` in the paper's own form by size of its alphabet and of its linear program, as their Table 2, beside
-               the order by t/d over all tokens: block efficiency, and exact acceptance of a node
-  mixed        two drafts of one temperature against two of different temperatures
+    acceptance   mean acceptance of a node by scheme and number of drafts, as in their Table 3 (teacher-forced: exact, no decoding)
+    efficiency   block efficiency and token rate by number of drafts, drafts at a higher temperature, as in their Table 1
+    truncation   `importance` in the paper's own form by sizes of its alphabet and of its linear program, as in their Table 2, and
+                 the order by t/d over all tokens: block efficiency, and exact acceptance of a node
+    mixed        two drafts at one temperature against two at different temperatures
 
 python -m benchmarks.papers.khisti [--parts acceptance] [--target M --draft M] [--data FILE]
 """
@@ -17,7 +17,7 @@ from benchmarks.papers.common import Setting, efficiency, table
 from specsample import theory
 from specsample.tools.acceptance import laws
 
-NAMES = {  # as the paper calls them
+NAMES = {  # the paper's names
     "optimum": "optimal transport", "importance": "importance (IS)", "kseq": "kseq (SpecTr)",
     "recursive": "recursive (SpecInfer)",
 }  # fmt: skip
@@ -113,8 +113,8 @@ def truncation(bench, options, rows, tables):
         for alphabet in options.alphabet
         for free in options.free
     }
-    settings[None] = Setting("importance", 2, options.depth)  # the scheme as it is by default
-    exactly = truncated_acceptance(bench, options, settings, rows)  # first, since decoding takes all the time that there is
+    settings[None] = Setting("importance", 2, options.depth)  # the scheme with its defaults
+    exactly = truncated_acceptance(bench, options, settings, rows)  # first, since decoding takes all the remaining time
     found = bench.decode(settings)
     rows += [{**cell_facts(cell), **row} for cell, row in found.items()]
     head = ["tokens in the alphabet", *(f"s = {free}" for free in options.free)]
@@ -128,13 +128,13 @@ def truncation(bench, options, rows, tables):
 
 
 def cell_facts(cell):
-    """What a row of results says of its cell"""
+    """What a row of results says about its cell"""
     return {"scheme": "importance"} | dict(zip(("alphabet", "s"), cell or (0, None)))
 
 
 def truncated_acceptance(bench, options, settings, rows):
-    """(title, cells) of the acceptance of a node, which needs no decoding; None without a position that all cells have. A sixth of
-    the text will do for differences at the same positions."""
+    """(title, cells) for the acceptance of a node, which needs no decoding; None if no position has all cells. A sixth of
+    the text suffices for differences at the same positions."""
     pairs = []
     for target, draft in bench.logits(bench.texts()):
         pairs += zip(*laws(target[::6], draft[::6], ss.Sampling(), ss.Sampling()))
@@ -144,7 +144,7 @@ def truncated_acceptance(bench, options, settings, rows):
 
     found = bench.sweep(settings, range(len(pairs)), exact, common.names)
     counts = [len(x) for x in found.values() if isinstance(x, list)]
-    shared = range(min(counts, default=0) if len(counts) == len(found) else 0)  # positions that all cells have
+    shared = range(min(counts, default=0) if len(counts) == len(found) else 0)  # positions that have all cells
     if not shared:
         return None
     mean = {cell: sum(found[cell][i] for i in shared) / len(shared) for cell in settings}
@@ -156,7 +156,7 @@ def truncated_acceptance(bench, options, settings, rows):
 
 
 def mixed(bench, options, rows, tables):
-    """Two drafts of one model at one temperature, and at two; `weighted` and `race` take drafts of different laws."""
+    """Two drafts of one model at one temperature, and at two; `weighted` and `race` take drafts from different laws."""
     pairs = [(1.0, 1.0), (1.2, 1.2), (1.0, 1.2), (1.0, 1.5)]
     names = ("optimal", "weighted", "race")
     settings = {}

@@ -1,9 +1,9 @@
 """Kobus and Gündüz 2025, "Speculative sampling via exponential races" (arXiv 2504.15475), on any pair of models.
 
-  depth     block efficiency of `race`, `token` and `block` by depth of a chain: measured, and expected of the target's texts
-  children  first arrivals (`race`) and clock lists (`lists`) by number of drafts: acceptance of a node, block efficiency
-  bound     block efficiency of `race` by number of drafted tokens as a chain, as single drafts and as the heaviest tree, with
-            the bounds beside them
+    depth     block efficiency of `race`, `token` and `block` by depth of a chain: measured, and expected on the target's texts
+    children  first arrivals (`race`) and clock lists (`lists`) by number of drafts: acceptance of a node, block efficiency
+    bound     block efficiency of `race` by number of drafted tokens as a chain, as single drafts and as the heaviest tree, with
+              the bounds
 
 python -m benchmarks.papers.races [--parts depth] [--target M --draft M] [--data FILE]
 """
@@ -22,8 +22,8 @@ from specsample.tools import expected
 from specsample.tools.acceptance import laws
 
 CHAINS = ("block", "token", "race")
-RANKS = 64  # of the target's token among the draft's arrivals, that are told apart
-SHAPES = {  # how k nodes are drafted: name -> (setting, what orders a node's children, colour, marker, dashes)
+RANKS = 64  # distinguished ranks of the target's token among the draft's arrivals
+SHAPES = {  # how k nodes are drafted: name -> (setting, how a node's children are ordered, colour, marker, dashes)
     "chain": (lambda k: Setting("race", depth=k), "arrivals", figures.BLUE, "o", "-"),
     "k drafts of one token": (lambda k: Setting("race", k, 1), "arrivals", figures.ORANGE, "s", "--"),
     "heaviest tree": (lambda k: Setting("race", depth=min(k, 8), tree=k), "likeliest", figures.VERMILION, "^", "-."),
@@ -65,14 +65,14 @@ def depth(bench, options, rows, tables):
 
 
 def expected_efficiency(bench, depths):
-    """Tokens a target call of the target's own texts, from both models' laws: {(scheme, depth): number}"""
+    """Expected tokens per target call on the target's own texts, from both models' laws: {(scheme, depth): number}"""
     calls, tokens = {}, 0
     for text, new in bench.texts():
         (logits,) = bench.logits([(text, new)])
         target, draft = map(torch.from_numpy, laws(*logits, ss.Sampling(), ss.Sampling()))
         tokens += new
         for name in CHAINS:
-            # The deepest table holds the shallower ones.
+            # The deepest table includes the shallower ones.
             chances = expected.survival(name, target, draft, text[-new:], max(depths))
             for n in depths:
                 calls[name, n] = calls.get((name, n), 0.0) + expected.calls(chances[:, :n])
@@ -124,12 +124,12 @@ def bound(bench, options, rows, tables):
 
 
 def least_bounds(bench, options):
-    """{order of the children: {k: the least of theory.race_bound over how many ranks are told apart}}
+    """{order of the children: {k: the least theory.race_bound over the number of distinguished ranks}}
 
     R is the rank of the target's token in the order in which a node's children are taken: the draft's arrivals, or its
-    likeliest tokens. A tree of k nodes has no child of a rank above k, so ranks above n >= k may count as one value: the exit
-    of a round is one of k + 1 nodes with one of n + 1 ranks, and its entropy is that of the ranks it passed. Every token of a
-    text is passed once, so the mean of H[R] over the text takes the place of one prefix's.
+    likeliest tokens. In a tree of k nodes no child has a rank above k, so ranks above n >= k may count as one value: a round
+    exits at one of k + 1 nodes with one of n + 1 ranks, and the exit's entropy is that of the ranks passed. Every token of a
+    text is passed once, so the mean of H[R] over the text replaces that of a single prefix.
     """
     target, draft = (torch.cat(x) for x in zip(*bench.logits(bench.texts())))
     step = max(1, len(target) // options.entropy_positions)
@@ -151,7 +151,7 @@ def least_bounds(bench, options):
 
 
 def entropies(within):
-    """H of the rank when those above n count as one value, for each n; within [n]: chance of a rank of at most n"""
+    """H of the rank if those above n count as one value, for each n; within [n]: probability of a rank of at most n"""
     chance = np.diff(within, prepend=0.0).clip(1e-300)
     rest = (1 - within).clip(1e-300)
     return np.cumsum(-chance * np.log(chance)) - rest * np.log(rest)

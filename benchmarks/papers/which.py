@@ -2,9 +2,9 @@
 
 python -m benchmarks.papers.which [--temperatures 1 0.6] [-k 1 2 4] [--depths 2 4] [--target M --draft M] [--data FILE]
 
-Tokens a call come of the whole sample (--prompts, --repeats, --batch). Calls a second are timed before that, one request at a
-time, as at a desk, on the first --timed prompts, and tokens/s are the product: the luck of a short text is not in them. On a
-machine that serves many, target calls cost more with every drafted token, and fewer drafts are worth while.
+Tokens per call are measured on the whole sample (--prompts, --repeats, --batch). Calls per second are timed before that, one
+request at a time, as on a desktop, on the first --timed prompts, and tokens/s is the product: it does not depend on the luck of
+a short text. On a machine that serves many requests, target calls cost more with every drafted token, and fewer drafts pay off.
 """
 
 import specsample as ss
@@ -53,7 +53,7 @@ def page(bench, options, rows, tables):
 
 
 def grid(rows, options, temperature):
-    """One line a scheme: tokens a call ± half an interval, and tokens/s"""
+    """One line per scheme: tokens per call ± half an interval, and tokens/s"""
     columns = [(n, k) for n in options.depths for k in options.k]
     head = ["scheme", *(f"depth {n}, K = {k}" for n, k in columns)]
     body = []
@@ -66,7 +66,7 @@ def grid(rows, options, temperature):
 
 
 def of_scheme(row, name):
-    """Whether the row shows this scheme: its own, or on one path that of its equal."""
+    """Whether the row shows this scheme: its own row, or on one path that of its equal."""
     return row["scheme"] == (name if row["paths"] > 1 else ss.schemes()[name].on_chains)
 
 
@@ -78,7 +78,7 @@ def cell(row):
 
 
 def recommendation(rows, temperature):
-    """What the figures say, in a sentence or two."""
+    """The conclusion from the figures, in a sentence or two."""
     drafted = [row for row in rows if "missing" not in row and row["scheme"] != "plain"]
     if not drafted:
         return f"T = {temperature:g}: nothing was decoded."
@@ -104,7 +104,7 @@ def recommendation(rows, temperature):
 
 
 def draw(rows, options):
-    """A panel a temperature and depth: tokens a call by K."""
+    """One panel per temperature and depth: tokens per call by K."""
     figure, panels = plt.subplots(
         len(options.temperatures), len(options.depths), sharex=True, sharey=True, squeeze=False,
         figsize=(1 + 4 * len(options.depths), 0.6 + 3 * len(options.temperatures)),

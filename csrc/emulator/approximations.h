@@ -1,7 +1,7 @@
-// What the special-function unit's approximations may give.
+// The results that the special-function unit's approximations may return.
 //
-// The exact result, rounded; or with a seed, one that is off by as much as is documented, up or down as a hash of the argument says, so
-// that like arguments still give like results. What is documented as exact stays.
+// The exact result, rounded; or, given a seed, one that is off by the full documented error, up or down by a hash of the
+// argument, so that equal arguments still give equal results. Results documented as exact stay exact.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Kernels with one mistake each, and one without: what the checks of csrc/emulator must catch.
+// Kernels with one mistake each, and their correct counterparts: the checks of csrc/emulator must catch every mistake.
 #pragma once
 #include "../cuda/block.h"
 
@@ -23,7 +23,7 @@ __global__ void reverse_kernel(BadArgs a) {
   a.out[threadIdx.x] = s.value[a.count - 1 - static_cast<int>(threadIdx.x)];
 }
 
-// The same twice with one piece of shared memory, which a fast thread must not write again while a slow one still reads.
+// The same twice with the same shared memory, which a fast thread must not overwrite while a slow one still reads.
 template <bool kBarrier>
 __global__ void reverse_twice_kernel(BadArgs a) {
   BadScratch& s = cuda_on_cpu::machine.shared<BadScratch>();
@@ -50,7 +50,7 @@ __global__ inline void early_exit_kernel(BadArgs a) {
   a.out[threadIdx.x] = 1;
 }
 
-// The last warp has the others reverse the input, and copies what they made.
+// The last warp orders the others to reverse the input, and copies their result.
 template <bool kMeets>
 __global__ void order_kernel(BadArgs a) {
   BadScratch& s = cuda_on_cpu::machine.shared<BadScratch>();
@@ -67,13 +67,13 @@ __global__ void order_kernel(BadArgs a) {
   }
 }
 
-__global__ inline void uneven_meeting_kernel(BadArgs a) {  // the crew comes once more than the last warp
+__global__ inline void uneven_meeting_kernel(BadArgs a) {  // the crew meets once more than the last warp
   if (!conducts()) SPS_MEET();
   SPS_MEET();
   a.out[threadIdx.x] = 1;
 }
 
-// out[i] = in[count - 1 - i] by a team, each block reading what another one wrote: block r has the elements from r count / team on.
+// out[i] = in[count - 1 - i] by a team, each block reading what another wrote: block r has the elements from r count / team on.
 enum class Team { kGood, kNoStart, kNoBarrier, kLeaves, kUneven };
 
 template <Team kHow>

@@ -1,5 +1,5 @@
-// CUDA C++ for an ordinary C++ compiler: the language's words, its types and functions, as far as the kernels use them. It comes
-// before the kernels' sources, in the place of CUDA's own headers.
+// CUDA C++ for an ordinary C++ compiler: the keywords, types and functions that the kernels use. Included before the kernels'
+// sources, in place of CUDA's own headers.
 #pragma once
 #define SPS_CUDA_ON_CPU 1
 #include "approximations.h"

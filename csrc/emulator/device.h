@@ -1,4 +1,4 @@
-// The emulator as a device of the ops: what csrc/arguments.h asks of each. It comes before csrc/cuda's own sources.
+// The emulator as a device of the ops: the definitions that csrc/arguments.h requires of each. Included before csrc/cuda's sources.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 

@@ -1,4 +1,4 @@
-// Fibres of the emulation: stacks that a thread switches between, and what the sanitizers are told of it.
+// Fibres of the emulator: stacks that one thread switches between, and the annotations that the sanitizers need for them.
 #pragma once
 #include <cstddef>
 #if defined(__SANITIZE_ADDRESS__)
@@ -25,7 +25,7 @@ constexpr size_t kStack = 256 << 10, kGuard = 4096;
 struct Context {
   void* stack_pointer = nullptr;
 };
-// Saves what the calling convention asks for; ucontext would also make two system calls a switch.
+// Saves the registers that the calling convention requires; ucontext would also make two system calls per switch.
 __attribute__((naked, noinline)) inline void swap_stack(void** /*save*/, void* /*load*/) {
   asm volatile(
       "pushq %rbp\n\tpushq %rbx\n\tpushq %r12\n\tpushq %r13\n\tpushq %r14\n\tpushq %r15\n\t"
@@ -35,7 +35,7 @@ __attribute__((naked, noinline)) inline void swap_stack(void** /*save*/, void* /
 inline void swap(Context& from, Context& to) { swap_stack(&from.stack_pointer, to.stack_pointer); }
 inline void prepare(Context& context, char* stack, void (*entry)()) {
   void** top = reinterpret_cast<void**>(stack + kStack);
-  *--top = nullptr;  // keeps the stack aligned as a call would
+  *--top = nullptr;  // keeps the stack aligned as after a call
   *--top = reinterpret_cast<void*>(entry);
   for (int i = 0; i < 6; ++i) *--top = nullptr;
   context.stack_pointer = top;
@@ -50,8 +50,8 @@ inline void prepare(Context& context, char* stack, void (*entry)()) {
 }
 #endif
 
-// ThreadSanitizer sees each fibre as a thread, ordered with the others by barriers and warp exchanges alone. The scheduler's
-// own memory is none of its business.
+// ThreadSanitizer sees each fibre as a thread, ordered with the others only by barriers and warp exchanges. The scheduler's own
+// memory is hidden from it.
 #if defined(__SANITIZE_THREAD__)
 struct Unwatched {
   Unwatched() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__), AnnotateIgnoreWritesBegin(__FILE__, __LINE__); }

@@ -1,12 +1,12 @@
-// The machine that runs CUDA kernels on the CPU: a fibre for every CUDA thread, their barriers and exchanges, and shared memory.
+// The machine that runs CUDA kernels on the CPU: one fibre per CUDA thread, with barriers, warp exchanges and shared memory.
 //
-// Teams of blocks (clusters; csrc/cuda/team.h) run one after the other in one OS thread, the blocks of a team at once. A fibre
+// Teams of blocks (clusters; csrc/cuda/team.h) run one after another in one OS thread, the blocks of a team concurrently. A fibre
 // runs until it waits at a barrier or in a warp exchange; the scheduler then picks the next one, by index or in an order shuffled
-// by a seed, which lets missing barriers change results. Reported as errors: barriers that only a part of the block or team
-// reaches, threads that wait at different barriers or in different warp operations, lanes missing from a warp's mask, the shared
-// memory of a block that has not begun or has left, and deadlocks. Shared memory is a heap allocation of its exact size, filled
-// with 0xA5 for every block and freed when its threads have left, so that AddressSanitizer sees the reads and writes beyond it.
-// Not modelled: teams that run at once, asynchronous copies, memory order.
+// by a seed, so that missing barriers change results. Reported as errors: barriers that only part of the block or team reaches,
+// threads that wait at different barriers or in different warp operations, lanes missing from a warp's mask, access to the shared
+// memory of a block that has not begun or has exited, and deadlocks. Shared memory is a heap allocation of its exact size, filled
+// with 0xA5 for every block and freed when its threads have exited, so that AddressSanitizer sees accesses beyond it.
+// Not modelled: concurrent teams, asynchronous copies, memory ordering.
 #pragma once
 #include <sys/mman.h>
 
@@ -33,15 +33,15 @@ struct dim3 {
 
 namespace cuda_on_cpu {
 
-constexpr int kWarp = 32, kMaxThreads = 1024, kMaxBlocks = 8;  // threads of a block, blocks of a team
-// Barriers of a block: of all its threads, and two more. Barriers of a team: of the crews, and of all threads.
+constexpr int kWarp = 32, kMaxThreads = 1024, kMaxBlocks = 8;  // threads per block, blocks per team
+// Barriers of a block: one for all its threads, and two more. Barriers of a team: one for the crews, one for all threads.
 constexpr int kBlockBarriers = 3, kTeamCrews = 3, kTeamStart = 4, kBarriers = 5;
 
-// What a test may choose for the launches of this process.
+// What a test may set for the launches of this process.
 struct Settings {
-  int threads = 0;       // of a block's crew; 0: as on a GPU
+  int threads = 0;       // threads of a block's crew; 0: as on a GPU
   uint32_t shuffle = 0;  // seed of the order in which threads run; 0: by index
-  int team = 1;          // blocks of a team
+  int team = 1;          // blocks per team
   bool ahead = false;    // all rows are read before the round (verify.cu)
   uint32_t perturb = 0;  // seed of errors in approximations (approximations.h); 0: none
 };
@@ -56,7 +56,7 @@ struct Fibre {
   State state = State::kDone;
   uint32_t mask = 0;
   uint32_t exchanges = 0, barriers[kBarriers] = {}, meetings = 0;
-  int barrier = 0, awaited = 0;  // number of the barrier it waits at, and threads that meet there
+  int barrier = 0, awaited = 0;  // the barrier it waits at, and the number of threads that meet there
   const char* where = "";
   void* watched = nullptr;  // ThreadSanitizer's
   dim3 index;
@@ -113,7 +113,7 @@ class Machine {
     body_ = nullptr;
   }
 
-  // The block's shared memory: one object a kernel.
+  // The block's shared memory: one object per kernel.
   template <class T>
   T& shared() {
     const Unwatched unwatched;
@@ -125,7 +125,7 @@ class Machine {
     }
     return *static_cast<T*>(mine.get());
   }
-  // The same place in the shared memory of another block of the team.
+  // The corresponding object in the shared memory of another block of the team.
   template <class T>
   T& at_rank(T& mine, int rank) {
     const Unwatched unwatched;
@@ -164,7 +164,7 @@ class Machine {
     after(warp);
   }
 
-  // `value` of lane `source` of this warp, among the lanes of `mask`.
+  // The `value` of lane `source` of this warp, among the lanes of `mask`.
   template <class T>
   T exchange(uint32_t mask, T value, int source, const char* where) {
     static_assert(sizeof(T) <= 8);
@@ -200,7 +200,7 @@ class Machine {
     const Unwatched unwatched;
     return current_ / kWarp;
   }
-  // Two events in turn: a thread may be at the next barrier before another has left this one, and must not seem ordered by it.
+  // Two alternating events: a thread may reach the next barrier before another has left this one, and must not seem ordered by it.
   char* next(char (&event)[2], uint32_t Fibre::* count) {
     const Unwatched unwatched;
     return &event[(fibres_[current_].*count)++ & 1];
@@ -208,7 +208,7 @@ class Machine {
   static bool differ(const char* a, const char* b) { return a != b && std::strcmp(a, b) != 0; }
 
   void reserve() {
-    if (broken_) {  // fibres left in the middle of a kernel by an error; their stacks are used anew
+    if (broken_) {  // fibres abandoned in the middle of a kernel after an error; their stacks are reused
       for (Fibre& f : fibres_) prepare(f.context, f.stack, entry), f.fake_stack = nullptr, f.state = State::kDone;
       broken_ = false;
     }
@@ -255,7 +255,7 @@ class Machine {
     }
   }
 
-  // Among `count` threads from `first`, of which `live` have not left.
+  // For `count` threads from `first`, of which `live` have not exited.
   bool release_barrier(int id, int first, int count, int live) {
     int waiting_here = 0, awaited = 0;
     const char* where = nullptr;
@@ -275,7 +275,7 @@ class Machine {
     return true;
   }
 
-  // All lanes of the mask meet; -> what each of them brought.
+  // All lanes of the mask meet; returns the value of each.
   const uint64_t* meet(uint32_t mask, uint64_t value, const char* where) {
     const int me = current_, first = me / kWarp * kWarp;
     Fibre& f = fibres_[me];
@@ -372,7 +372,7 @@ class Machine {
   std::string error_;
   uint64_t slots_[kMaxBlocks * kMaxThreads / kWarp][2][kWarp];
   dim3 first_block_;  // of the team
-  int count_ = 1, team_ = 1, total_ = 1;  // threads of a block, blocks of the team, threads of the team
+  int count_ = 1, team_ = 1, total_ = 1;  // threads per block, blocks per team, threads per team
   int current_ = 0, live_ = 0, live_in_[kMaxBlocks] = {};
   bool broken_ = false;
   char started_ = 0, ended_ = 0, barrier_[kMaxBlocks][kBarriers][2] = {};  // events
@@ -385,7 +385,7 @@ class Machine {
 };
 inline Machine machine;
 
-// A fibre serves thread after thread, block after block.
+// A fibre runs thread after thread, block after block.
 inline void Machine::entry() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &machine.main_bottom_, &machine.main_size_);

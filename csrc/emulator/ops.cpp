@@ -1,5 +1,5 @@
-// The CUDA ops on the CPU: torch ops of the library specsample_cuda_on_cpu, what tests choose for their launches, the random
-// numbers of the device code, and kernels that the emulation must find fault with.
+// The CUDA ops on the CPU: torch ops of the library specsample_cuda_on_cpu, launch settings for tests, the random numbers of the
+// device code, and faulty kernels that the emulator must report.
 #include "device.h"
 
 #include "../cuda/rows.cu"
@@ -49,7 +49,7 @@ __global__ void mass_kernel(MassArgs a) {
 }
 }  // namespace
 
-// Largest logit of a row, and its mass by both passes that take it.
+// The largest logit of a row, and its mass by both passes that compute it.
 SPS_EXPORT void specsample_cuda_on_cpu_mass(const void* row, int dtype, int64_t vocab, double scale, double* out) {
   const MassArgs args{row, dtype, vocab, scale, out};
   cuda_on_cpu::machine.launch(dim3(1), dim3(64 + kConductor), [&] { mass_kernel(args); });
@@ -65,7 +65,8 @@ SPS_EXPORT void specsample_cuda_on_cpu_words(int64_t seed, int64_t position, int
   cuda_on_cpu::machine.launch(dim3(1), dim3(32), [&] { words_kernel(args); });
 }
 
-// Runs a kernel of bad_kernels.h by name on `count` threads a block, in one team of as many blocks as are set; writes what the emulation found (empty: nothing) to `message`.
+// Runs a kernel of bad_kernels.h by name with `count` threads per block, in one team of as many blocks as are set; writes the
+// emulator's report (empty: none) to `message`.
 SPS_EXPORT void specsample_cuda_on_cpu_bad(const char* name, const float* in, float* out, int count, char* message, int size) {
   const struct {
     const char* name;

@@ -1,8 +1,8 @@
-// The CUDA kernels under ThreadSanitizer, as a program of its own: a fibre for every CUDA thread, ordered by nothing but the
-// kernels' own barriers and warp exchanges.
+// The CUDA kernels under ThreadSanitizer, as a standalone program: one fibre per CUDA thread, ordered only by the kernels' own
+// barriers and warp exchanges.
 //
 //   races CASE ...   cases by number, 0 to 383: layouts, teams, rows ahead, filters, kept statistics, trees and bins, under every
-//                    scheme; `sample`, `draft` and `row_stats` beside them. `races cases` says how many there are
+//                    scheme, and `sample`, `draft` and `row_stats`. `races cases` prints their number
 //   races NAME       a kernel of bad_kernels.h
 #include "team.h"
 
@@ -22,7 +22,7 @@ struct Case {
   bool packed;
   int team;
   bool ahead;
-  int filter;  // 0 none, 1 all of them, 2 greedy
+  int filter;  // 0 none, 1 all, 2 greedy
   bool kept, tree, many_bins;
 };
 
@@ -45,7 +45,7 @@ std::vector<Case> cases() {
   return all;
 }
 
-// Logits of two requests in which rounds end at every depth: token 7 is mostly emitted, and drafted below.
+// Logits of two requests whose rounds end at every depth: token 7 is mostly emitted, and is drafted below.
 struct Logits {
   std::vector<float> target, draft;
 
@@ -61,7 +61,7 @@ struct Logits {
   }
 };
 
-// -> tokens emitted
+// Returns the number of tokens emitted.
 int run(const Case& c) {
   static const Logits logits;
   const Sampling samplings[] = {Sampling(), Sampling{0.8, 40, 0.95, 0.001}, Sampling{0, 0, 1, 0}};
@@ -79,7 +79,7 @@ int run(const Case& c) {
   const RowOp ops[] = {RowOp::kSample, RowOp::kTopK, RowOp::kTop, RowOp::kDistinct, RowOp::kLists, RowOp::kArrivals, RowOp::kIid};
   for (RowOp op : ops) {
     r.op = op;
-    // What rows do depends on the team and the filter alone.
+    // Row ops depend only on the team and the filter.
     if (op == RowOp::kIid || !(c.packed || c.ahead || c.kept || c.tree || c.many_bins))
       launch(row_kernel, kAllRows, r, c.team, crew);
   }
@@ -109,7 +109,7 @@ int run(const Case& c) {
 
   int emitted = 0;
   const auto verify = [&](int scheme, bool uses_draft_law, bool by_lists, bool by_bins) {
-    if (c.many_bins && !by_bins) return;  // the same as with few
+    if (c.many_bins && !by_bins) return;  // the same as with few bins
     if (c.kept && !uses_draft_law) return;
     a.has_draft = uses_draft_law, a.by_lists = by_lists;
     a.ahead = c.ahead && !by_lists ? found.data() : nullptr;

@@ -1,4 +1,4 @@
-// What csrc/cuda/team.h says of a GPU, said of the emulation. It comes before the kernels' sources.
+// The emulator's version of what csrc/cuda/team.h defines for a GPU. Included before the kernels' sources.
 #pragma once
 #include "cuda.h"
 
@@ -12,7 +12,7 @@
 
 namespace SPS_NAMESPACE {
 
-inline int thread_count() { return static_cast<int>(blockDim.x) - kConductor; }  // as a test chooses
+inline int thread_count() { return static_cast<int>(blockDim.x) - kConductor; }  // as set by a test
 inline int team_size() { return cuda_on_cpu::machine.team_size(); }
 inline int team_rank() { return cuda_on_cpu::machine.team_rank(); }
 template <class T>
@@ -23,7 +23,7 @@ inline void let_next_begin() {}
 inline void await_launch_before() {}
 inline void prefetch(const void* p) { static_cast<void>(*static_cast<const volatile char*>(p)); }
 
-// `teams` teams of `team` blocks, whose crews have `crew` threads.
+// `teams` teams of `team` blocks, with crews of `crew` threads.
 template <class Args>
 void launch(void (*kernel)(Args), int64_t teams, const Args& args, int team, int crew) {
   const dim3 grid(static_cast<unsigned>(teams * team)), block(crew + kConductor);

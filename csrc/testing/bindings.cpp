@@ -1,5 +1,5 @@
-// Test bindings of the C++ internals (compiled with ninja when the tests run; not part of the wheel): RNG, the row passes of
-// every instruction set of this machine, and the schemes' templates over an executor that enumerates every outcome.
+// Test bindings of the C++ internals (compiled with ninja when the tests run; not part of the wheel): RNG, the row passes of every
+// instruction set of this machine, and the schemes' templates over an executor that enumerates every outcome.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -86,7 +86,7 @@ PYBIND11_MODULE(specsample_testing, m) {
     const Stream stream(seed, position, static_cast<Purpose>(purpose), slot);
     return stream.clock(token, stream.least(group_of(token)));
   });
-  // With the words A and S of its group and its own.
+  // Given the words A and S of its group and its own.
   m.def("clock_of_words",
         [](int64_t seed, int64_t position, int purpose, int64_t slot, int64_t token, uint32_t a, uint32_t s, uint32_t word) {
           return Stream(seed, position, static_cast<Purpose>(purpose), slot).clock(token, Stream::least(a, s), word);
@@ -135,7 +135,7 @@ PYBIND11_MODULE(specsample_testing, m) {
     return top_p_cutoff(row.passes, law_of(row, scale, max, -FLT_MAX, total), goal, total);
   });
 
-  // The coupling over given laws: (bin of each token, rho of each token's bin, edges of the bins).
+  // The coupling for given laws: (bin of each token, rho of each token's bin, edges of the bins).
   m.def("coupling", [](const std::vector<double>& target, const std::vector<double>& draft, int k, int bins,
                        const std::vector<double>& places) {
     Request request;

@@ -1,6 +1,6 @@
-// An executor that enumerates: it runs a scheme's template once for every combination of its random decisions, over laws given
-// as plain probabilities, or as their logarithms (`logs`) where those would vanish, and adds up the exact probability of each
-// outcome. No random numbers, no tolerance but rounding.
+// An executor that enumerates: it runs a scheme's template once for every combination of its random decisions, over laws given as
+// plain probabilities, or as their logarithms (`logs`) if those would underflow, and sums up the exact probability of each outcome.
+// No random numbers; the only tolerance is rounding.
 #pragma once
 #include <algorithm>
 #include <map>
@@ -18,7 +18,7 @@ class EnumeratingExecutor {
   EnumeratingExecutor(const Request& request, const Table& target, const Table& draft, bool logs = false)
       : request_(request), target_(target), draft_(draft), logs_(logs) {}
 
-  // Start the next combination of decisions; false when all have been run.
+  // Starts the next combination of decisions; false if all have been run.
   bool next() {
     if (started_) {
       while (!branches_.empty() && branches_.back().taken + 1 == branches_.back().weights.size()) branches_.pop_back();
@@ -43,7 +43,7 @@ class EnumeratingExecutor {
     const double a = numerator >= denominator && numerator > 0 ? 1 : denominator > 0 ? numerator / denominator : 0;
     return decide({1 - a, a}) == 1;
   }
-  // On one clock list or on the least clock of several: the law is the same.
+  // On one clock list or on the minimum of several: the law is the same.
   int64_t clock_race(const Law& law, int, const int64_t* = nullptr, int = 0) {
     std::vector<double> weights(law.vocab);
     for (int64_t i = 0; i < law.vocab; ++i) weights[i] = prob(law, i);
@@ -127,7 +127,7 @@ class EnumeratingExecutor {
     return decide(weights);
   }
 
-  // Selection among several draws: one outcome a draw, with its probability given everybody's token.
+  // Selection among several draws: one outcome per draw, with its probability given all tokens.
   int select_among(const std::vector<int>& bins, const Coupling& coupling) {
     return static_cast<int>(decide(selection_law(bins, coupling)));
   }
@@ -148,7 +148,7 @@ class EnumeratingExecutor {
     const double value = static_cast<const double*>(law.row)[token];
     return logs_ ? std::exp(value - law.max) : value;
   }
-  // Sets the mass of the tokens that the law does not lack, and what it is relative to. -> whether there is any
+  // Sets the law's mass over the tokens that it does not exclude, and the maximum it is relative to. Returns whether there is any.
   bool weigh(Law& law) const {
     double top = -kInfinity;
     for (int64_t i = 0; i < law.vocab && logs_; ++i)
@@ -185,14 +185,14 @@ class EnumeratingExecutor {
     return binning.of_ratio(t, d);
   }
 
-  // The law of a draw's priority given its bin, as atoms (value, weight): places at the middle of fine cells, stay or move.
+  // The law of a draw's priority given its bin, as atoms (value, weight): midpoints of fine cells, staying or moving.
   using Atoms = std::vector<std::pair<double, double>>;
   static Atoms priorities(int bin, const Coupling& coupling) {
     constexpr int kCells = 6000;
     Atoms atoms;
     const double cuts[3] = {coupling.edge[bin + 1], coupling.crossing(bin), coupling.edge[bin]};
     const double width = cuts[2] - cuts[0];
-    if (!(width > 0)) return {{cuts[0], 1.0}};  // drawn less than once in 2^53 times
+    if (!(width > 0)) return {{cuts[0], 1.0}};  // drawn with probability below 2^-53
     for (int piece = 0; piece < 2; ++piece)
       for (int i = 0; i < kCells && cuts[piece] < cuts[piece + 1]; ++i) {
         const double v = cuts[piece] + (cuts[piece + 1] - cuts[piece]) * (i + 0.5) / kCells;
@@ -205,7 +205,7 @@ class EnumeratingExecutor {
     return atoms;
   }
   static std::vector<double> selection_law(const std::vector<int>& bins, const Coupling& coupling) {
-    static std::map<std::vector<double>, Atoms> atoms;  // by all that they depend on
+    static std::map<std::vector<double>, Atoms> atoms;  // keyed by everything they depend on
     static std::map<std::vector<double>, std::vector<double>> laws;
     std::vector<double> key{static_cast<double>(coupling.k)};
     for (int i = 0; i < coupling.binning.count; ++i)
@@ -257,7 +257,7 @@ class EnumeratingExecutor {
   std::vector<double> scratch_, kept_;
 };
 
-// In the place of the selection by uniforms (schemes/optimal.h).
+// In place of the selection by uniforms (schemes/optimal.h).
 inline int select(EnumeratingExecutor& ex, const Law& target, const Siblings& live, const Coupling& coupling,
                   int* bin_of_selected) {
   std::vector<int> bins;
@@ -267,9 +267,9 @@ inline int select(EnumeratingExecutor& ex, const Law& target, const Siblings& li
   return selected;
 }
 
-// {(num_accepted, emitted tokens...): probability}. parents empty: a chain. target: a row for the root and each node; draft: a
-// row for the root and each node (those with children are read), or empty for one-hot drafts; or, with draft_rows, any rows and the
-// one that each node was drawn from.
+// {(num_accepted, emitted tokens...): probability}. parents empty: a chain. target: one row for the root and each node; draft: one
+// row for the root and each node (those with children are read), or empty for one-hot drafts; or, with draft_rows, any rows and,
+// for each node, the row that it was drawn from.
 template <class Round>
 std::map<std::vector<int64_t>, double> enumerate(Round round, const std::vector<int64_t>& tokens,
                                                  const std::vector<int64_t>& parents, const EnumeratingExecutor::Table& target,

@@ -1,5 +1,5 @@
-// The first call on a GPU (csrc/cuda/capacity.h) on a CUDA run time of its own, which fails where it is told to. Prints a line for
-// each call: what was thrown, or how many teams of two and of eight blocks there are.
+// The first call on a GPU (csrc/cuda/capacity.h) with a fake CUDA run time that fails where told to. Prints one line per call:
+// the exception, or the numbers of teams of two and of eight blocks.
 #include "../cuda/capacity.h"
 
 #include <cstdio>

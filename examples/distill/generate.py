@@ -1,4 +1,4 @@
-"""Texts of the target: many replies sampled at once, with the target's law at every token of them."""
+"""Texts of the target: many replies sampled at once, with the target's law at every reply token."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from .prompts import make_prompt
 class BatchTarget:
     """The target's forward pass on a preallocated KV cache, for sampling many texts at once.
 
-    transformers' own cache is copied at every token; at a batch of 128 that costs more than the arithmetic.
+    transformers' own cache is copied for every token; at a batch of 128 that costs more than the arithmetic.
     """
 
     def __init__(self, target, rows, slots):
@@ -63,7 +63,7 @@ class BatchTarget:
             queries, keys, values = qkv.split([heads, self.kv_heads, self.kv_heads], 1)
             self.keys[n][:, :, slot : slot + size] = rotate(keys)
             self.values[n][:, :, slot : slot + size] = values
-            # The query heads that share a KV head become more queries of that one, so no cache is repeated.
+            # The query heads that share a KV head become additional queries of that head, so the cache is not repeated.
             queries = rotate(queries).reshape(rows, self.kv_heads, self.groups * size, dim)
             mixed = F.scaled_dot_product_attention(
                 queries, self.keys[n][:, :, : slot + size], self.values[n][:, :, : slot + size], attn_mask=mask
@@ -78,8 +78,8 @@ class BatchTarget:
 def generate_shard(target, tokenizer, rng, rows, new_tokens, held_out, temperatures):
     """Sample one reply to each of `rows` prompts; a dict of flat tensors.
 
-    For every new token the target's final hidden state is kept (fp16): with the target's head it gives back the whole
-    law, so nothing is cut off, and it takes less room than a list of the likeliest tokens would for full precision.
+    For every new token the target's final hidden state is kept (fp16): the target's head recovers the whole law from it, so
+    nothing is cut off, and at full precision it takes less room than a list of the likeliest tokens.
     """
     prompts = [tokenizer(make_prompt(rng, held_out), add_special_tokens=False)["input_ids"] for _ in range(rows)]
     temperature = torch.tensor([rng.choice(temperatures) for _ in prompts])
@@ -92,14 +92,14 @@ def generate_shard(target, tokenizer, rng, rows, new_tokens, held_out, temperatu
     real = torch.arange(slots) >= pads[:, None]
     engine = BatchTarget(target, rows, slots)
     positions = (torch.arange(longest) - pads[:, None]).clamp(min=0)
-    # Padding sees itself, or its softmax would have nothing to sum over.
+    # Padding attends to itself; otherwise its softmax would have nothing to sum over.
     mask = (real[:, None, :longest] & torch.ones(longest, longest).tril().bool()) | torch.eye(longest).bool()
 
     tokens = torch.zeros(rows, new_tokens, dtype=torch.int32)
     hiddens = torch.zeros(rows, new_tokens, engine.embedding.shape[1], dtype=torch.float16)
     totals = torch.zeros(rows, new_tokens)
     lengths = torch.full((rows,), new_tokens)
-    alive = torch.arange(rows)  # the row of each text still in the engine's batch
+    alive = torch.arange(rows)  # the row of each text that is still in the engine's batch
     seeds = rng.randrange(2**31) + torch.arange(rows)
     hidden = engine.hidden(ids, 0, positions, mask)
     for step in range(new_tokens):
@@ -110,7 +110,7 @@ def generate_shard(target, tokenizer, rng, rows, new_tokens, held_out, temperatu
         ended = (chosen == tokenizer.eos_token_id) & (lengths[alive] == new_tokens)
         lengths[alive[ended]] = step + 1
         going = lengths[alive] == new_tokens
-        # Finished rows leave in batches: a few idle rows cost less than copying the cache at every step.
+        # Finished rows are removed in batches: a few idle rows cost less than copying the cache at every step.
         if going.sum() < 0.85 * len(alive):
             engine.keep(going)
             alive, chosen = alive[going], chosen[going]
@@ -148,7 +148,7 @@ def generate(args, target, tokenizer):
             rows = min(96, args.rows) if held_out else args.rows
             data = generate_shard(target, tokenizer, rng, rows, args.new_tokens, held_out, temperatures)
             save_file(data, str(path) + ".part")
-            os.replace(str(path) + ".part", path)  # a shard is there whole or not at all
+            os.replace(str(path) + ".part", path)  # a shard exists completely or not at all
             count = len(data["tokens"])
         made += 0 if held_out else count
         shard += 1

@@ -1,4 +1,4 @@
-"""What the target is asked: chats about a topic, code, passages, sums, small talk, and plain text to go on from."""
+"""What the target is asked: chats about a topic, code, passages, sums, small talk, and plain text to continue."""
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
@@ -111,7 +111,7 @@ PLAIN = [
     "When people think of {}, they", "def main():\n    ", "import numpy as np\n\n",
     "It was a dark and stormy night when",
 ]
-HELD_OUT_EVERY = 8  # every eighth topic, text and code task appears in held-out prompts only
+HELD_OUT_EVERY = 8  # every eighth topic, text and code task appears only in held-out prompts
 
 
 def split(items, held_out):

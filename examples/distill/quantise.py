@@ -1,13 +1,13 @@
-"""Four bits a weight, chosen so that the layers' outputs stay what they were, not the weights (Frantar et al. 2023, GPTQ, 2210.17323).
+"""Four bits per weight, chosen to preserve the layers' outputs rather than the weights (Frantar et al. 2023, GPTQ, 2210.17323).
 
-A matrix is rounded column by column; what a column loses is made up for by those that are not rounded yet, as far as the inputs
+A matrix is rounded column by column; the columns that are not rounded yet compensate for a column's error, as far as the inputs
 seen on some text allow: with H = Σ x xᵀ, by −error · U[j, j+1:] / U[j, j], U the upper Cholesky factor of H⁻¹.
 """
 
 import torch
 from student import GROUP, best_scales, levels_of, packed, scaled
 
-DAMPING = 0.01  # of H's mean diagonal, added to it
+DAMPING = 0.01  # as a fraction of H's mean diagonal, added to the diagonal
 
 
 @torch.no_grad()

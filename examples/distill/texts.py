@@ -27,7 +27,7 @@ class Texts:
     def batch(self, rows):
         """Padded ids, the mask of the positions that predict reply tokens, and the target's laws there."""
         longest = max(len(self.ids[row]) for row in rows)
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)  # padded on the right, where no real token looks
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)  # padded on the right, where no real token attends
         predicts = torch.zeros(len(rows), longest, dtype=torch.bool)
         for n, row in enumerate(rows):
             size = len(self.ids[row])
@@ -37,7 +37,7 @@ class Texts:
         return ids, predicts, hiddens, torch.cat([self.totals[row] for row in rows])
 
     def epoch(self, rng, rows):
-        """All texts once in random batches, each of texts of about the same length."""
+        """All texts once, in random batches of texts of similar length."""
         order = list(range(len(self.ids)))
         rng.shuffle(order)
         chunk = 16 * rows

@@ -19,7 +19,7 @@ def loss_gradient(hidden, target_hidden, totals, head, variation):
     """The gradient with respect to `hidden` of the loss, summed over tokens, and the summed acceptance.
 
     The loss is (1 - variation) KL(target || draft) + variation 2 TV(target, draft).  Acceptance is 1 - TV.  KL learns
-    faster from far away; TV is what counts in the end.  The gradient is written out, in blocks that stay in the cache,
+    faster from far away; TV is what matters in the end.  The gradient is written out, in blocks that stay in the cache,
     because autograd over [tokens, head] matrices would spend more time on memory than the layers take to compute.
     """
     gradient, accepted = torch.empty_like(hidden), 0.0
@@ -28,7 +28,7 @@ def loss_gradient(hidden, target_hidden, totals, head, variation):
         target = F.linear(target_hidden[block], head).sub_(totals[block, None]).exp_()
         draft = F.linear(hidden[block], head).softmax(-1)
         accepted += torch.minimum(target, draft).sum().item()
-        by_logit = torch.where(draft < target, draft, 0)  # TV falls only where the draft is below the target
+        by_logit = torch.where(draft < target, draft, 0)  # TV decreases only where the draft is below the target
         by_logit.sub_(draft * by_logit.sum(-1, keepdim=True)).mul_(-2 * variation)
         by_logit.addcmul_(draft, target.sum(-1, keepdim=True), value=1 - variation).sub_(target, alpha=1 - variation)
         gradient[block] = by_logit @ head
@@ -36,7 +36,7 @@ def loss_gradient(hidden, target_hidden, totals, head, variation):
 
 
 def start_student(target, layers, head, sources):
-    """A student that starts from the target's layers `sources` and its last norm."""
+    """A student initialised from the target's layers `sources` and its last norm."""
     student = new_student(target, layers, head)
     for layer, source in zip(student.model.layers, sources):
         layer.load_state_dict(target.model.layers[source].state_dict())
@@ -44,11 +44,11 @@ def start_student(target, layers, head, sources):
     return student
 
 
-TRAINED = "student.safetensors"  # in the work folder, 16 bits a weight
+TRAINED = "student.safetensors"  # in the work folder, 16 bits per weight
 
 
 def save_student(path, student, facts, quantised=None):
-    """Write the student's own weights, in bfloat16 or as quantise.py gave them, with `facts` about it in the file's metadata."""
+    """Write the student's own weights, in bfloat16 or as quantised by quantise.py, with `facts` about it in the file's metadata."""
     weights = saved_parameters(student, quantised)
     facts = {
         "base_model": "SmolLM2-135M-Instruct",
@@ -83,18 +83,18 @@ def train(args, target):
     lock = threading.Lock()
 
     def work():
-        """One worker: it takes the newest weights, finds the gradient on its own core, and applies it.
+        """One worker: takes the newest weights, computes the gradient on its own core, and applies it.
 
-        One thread per worker and no barrier between workers: on a machine that also does other work this is several
-        times faster than one step spread over all cores, where each operation waits for the slowest core.  A gradient
-        may be older than the weights by a step or two, which does no harm, but runs are not repeatable bit by bit.
+        One thread per worker and no barrier between workers: on a machine that also does other work this is several times
+        faster than one step spread over all cores, where each operation waits for the slowest core.  A gradient may be older
+        than the weights by a step or two, which does no harm, but runs are not bitwise reproducible.
         """
         torch.set_num_threads(1)
         copy = start_student(target, len(student.model.layers), args.head, [])
         mine = list(own_parameters(copy).values())
         while True:
             with lock:
-                # `--minutes` bounds the run on a busy machine and still lets the rate go all the way down.
+                # `--minutes` limits the run on a busy machine and still lets the rate decay completely.
                 done = run["step"] / steps
                 if args.minutes:
                     done = max(done, (time.time() - run["start"]) / 60 / args.minutes)

@@ -1,4 +1,4 @@
-"""What the cases of the Triton kernels under Triton's interpreter share. Every case runs with each tensor's extent guarded
+"""Shared by the cases for the Triton kernels under Triton's interpreter. Every case runs with each tensor's extent guarded
 (tests/support/triton_memory.py)."""
 
 import pytest
@@ -25,7 +25,7 @@ def extents():
 
 
 def odd_rows(width, like):
-    """Rows with nothing finite, one finite logit, +inf, NaN among others, and two that tie."""
+    """Rows with nothing finite, with one finite logit, with +inf, with NaN among others, and with a tie."""
     rows = like.clone()
     rows[0] = -torch.inf
     rows[1] = torch.nan
@@ -46,5 +46,5 @@ def same(args, logprobs=None):
 
 
 def few_bins(args):
-    """The interpreter takes its time for every tile of bins."""
+    """The interpreter is slow on every tile of bins."""
     return args | ({"options": {"bins": 64}} if "bins" in ss.schemes()[args["scheme"]].options else {})

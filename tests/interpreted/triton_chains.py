@@ -64,7 +64,7 @@ def test_verify(scheme, i, V):
 
 @pytest.mark.parametrize("scheme", CHAINS)
 def test_acceptance(scheme):
-    """Many small requests: every way of stopping occurs."""
+    """Many small requests, in which every way of stopping occurs."""
     verdict = same(case(14, 2, 5, scheme=scheme, seed=2, noise=0.7))
     assert set(verdict.num_accepted.tolist()) == {0, 1, 2}
 
@@ -98,7 +98,7 @@ def test_odd_rows_among_target_and_draft(scheme):
 @pytest.mark.parametrize("row_a_node", [False, True])
 @pytest.mark.parametrize("scheme", CHAINS)
 def test_packed(scheme, row_a_node):
-    """Requests of several lengths, one without rows, unused rows at the end: as each alone."""
+    """Requests of several lengths, one without rows, unused rows at the end: each as when alone."""
     cases = [case(1, n, 40, scheme=scheme, seed=9 + n, sampling=SAMPLINGS[1]) for n in (2, 0, 3)]
     cases.insert(1, None)
     same(packed(cases, row_a_node=row_a_node, spare=2), "filtered")
@@ -117,7 +117,7 @@ def test_chain_given_as_a_tree():
 
 @pytest.mark.parametrize("scheme", SUPPORTED)
 def test_no_drafts_with_a_draft_tensor(scheme):
-    """Draft logits without a row: dense, packed, and with nodes that name rows which are not there."""
+    """Draft logits with no rows: dense, packed, and with nodes that name missing rows."""
     args = case(3, 0, 9, scheme="token", seed=21) | {"scheme": scheme}
     same(args | {"draft_logits": args["target_logits"][:, :0]})
     lost = {"draft_tokens": torch.zeros(3, 1, dtype=torch.int64), "draft_rows": [0], "rows": [0, 0], "parents": [-1]}
@@ -153,7 +153,7 @@ def _accept_all(seed, position, node, numerator, denominator):
 
 
 def test_compile_and_opcheck():
-    """One graph, and the op's schema and fake kernel as torch checks them."""
+    """One graph, and the op's schema and fake kernel as checked by torch."""
     args = case(2, 2, 9, scheme="block", seed=13)
     tensors = [args[name] for name in ("target_logits", "draft_tokens", "draft_logits", "seed", "position")]
 

@@ -1,4 +1,4 @@
-"""Triton's random numbers against the published answers and the reference; its bounds of groups."""
+"""Triton's random numbers against the published answers and the reference; its bounds for groups."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def _touch(values, out, at, STORE: tl.constexpr, MASKED: tl.constexpr):
 
 @pytest.mark.parametrize("at, store", [(-1, False), (1, False), (-4, True), (1, True), (1 << 20, False)])
 def test_control_a_stray_address_is_caught(at, store):
-    """Also where another tensor lies there: all three are views of one."""
+    """Even if another tensor lies there: all three are views of one."""
     _before, values, _between, out, _after = torch.arange(20).view(5, 4)
     _touch[(1,)](values, out, at, STORE=store, MASKED=True)
     with pytest.raises(Exception, match="a store of bytes" if store else "a load of bytes"):
@@ -99,7 +99,7 @@ def _groups(words, second, least, first, clocks, ids, seed, position, slot, PURP
 
 
 def groups_of_stream(seed, position, purpose, slot):
-    """What the kernels find of groups, by their numbers: (A, S, least clocks, their places, clocks of tokens, the tokens)"""
+    """The kernels' results for groups, by number: (A, S, least clocks, their places, clocks of tokens, the tokens)"""
     whole = lambda *shape: torch.zeros(shape, dtype=torch.int64)
     real = lambda *shape: torch.zeros(shape, dtype=torch.float64)
     out = whole(GROUPS), whole(GROUPS), real(GROUPS), whole(GROUPS), real(GROUPS, 32), whole(GROUPS, 32)
@@ -123,12 +123,12 @@ def same_clocks(found, seed, position, purpose, slot):
 
 @pytest.mark.parametrize("stream", [(0, 0, 0, 0), (-5, (1 << 40) + 3, 2, 1), (1 << 62, 77, 4, (1 << 24) - 1), (9, -1, 5, 6)])
 def test_clocks_in_groups(stream):
-    """The words of groups and the places of tokens, and clocks to the last digits of the reference's."""
+    """The words of groups and the places of tokens; clocks agree with the reference's to the last digits."""
     same_clocks(groups_of_stream(*stream), *stream)
 
 
 def test_clocks_at_the_ends_of_the_range(monkeypatch):
-    """Words that are refined and words next to 2³², which random streams meet once in a million, of tokens and of groups."""
+    """Words that are refined and words next to 2³², which random streams meet once in a million, for tokens and groups."""
     ends = torch.tensor([0, 1, 5, 4095, 4096, 4097, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 2, (1 << 32) - 1])
     words, groups, right = ss.reference.rng.words, ss.reference.rng.group_words, streams.philox_of
     forced = lambda n: ends[torch.arange(n) % 11][None]
@@ -161,7 +161,7 @@ def _log2_below(words, out):
 
 
 def test_bound_of_the_logarithm():
-    """Never above log2 of any uniform of the word (but for float32), and at most .0861 below that of the word."""
+    """Never below log2 of any uniform of the word (up to float32 rounding), and at most .0861 below log2 of the word."""
     random = torch.randint(0, 1 << 32, (30,), generator=torch.Generator().manual_seed(3))
     ends = [x for e in range(0, 33, 2) for x in ((1 << e) - 1, 1 << e)]
     words = torch.cat([torch.tensor(ends).clamp(max=(1 << 32) - 1), random])[:64]
@@ -187,8 +187,8 @@ def _residual_tops(
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 0.1, 2.0, "cold", "filtered", "wide", "narrow", "without", "floor"])
 def test_bounds_of_residuals(noise):
-    """Not below log2 of any weight of a group (but for what `may_win` allows), and no more above than the least d/t makes of it
-    (cold laws: of tokens without any weight too)."""
+    """Not below log2 of any weight of a group (up to the slack of `may_win`), and above it by no more than the least d/t implies
+    (cold laws: also for tokens without any weight)."""
     V, of = 2500, noise if isinstance(noise, float) else 0.1
     width = {"wide": 2700, "narrow": 2300}.get(noise, V)
     target = numbers(1, V, seed=1, scale=3.0)
@@ -238,7 +238,7 @@ def _binned_tops(target, draft, laws, draft_laws, tops, weights, sums, tables, v
 @pytest.mark.parametrize("scale", [1.0, 0.9])
 @pytest.mark.parametrize("k, bins, noise", [(2, 1024, 0.1), (2, 16, 0.5), (4, 1024, 1.0), (8, 64, 0.3), (3, 128, "far")])
 def test_bounds_of_residuals_by_bins(k, bins, noise, scale):
-    """The same where the draft counts ρ times, ρ by bins of t/d."""
+    """The same with the draft scaled by ρ, ρ by bins of t/d."""
     V = 3000
     target = numbers(1, V, seed=k, scale=3.0)
     draft = target + (0.2 if noise == "far" else noise) * numbers(1, V, seed=9)
@@ -255,13 +255,13 @@ def test_bounds_of_residuals_by_bins(k, bins, noise, scale):
     assert (tops[:96] + 2e-3 >= most.log2())[most > 0].all() and (most > 0).any()
     t = torch.zeros(96, dtype=torch.float64).scatter_reduce(0, group, target[0].double().softmax(0), "amax")
     assert (tops[:96].exp2() <= 1.07 * scale * t).all()
-    if noise == 0.1:  # near laws: the bounds must tell
+    if noise == 0.1:  # similar laws: the bounds must distinguish
         assert (tops[:96].exp2() < 0.3 * scale * t).sum() > 80
 
 
 def test_a_winner_beside_another_at_its_place():
-    """A race holds one group of each place of its pieces of 32 768 tokens. Here all tokens with mass share one place, so that later
-    arrivals, and residuals, are found when the tops are read again."""
+    """A race holds one group for each place of its pieces of 32 768 tokens. Here all tokens with mass share one place, so that
+    later arrivals, and residuals, are found when the tops are read again."""
     logits = torch.full((3, 98304), -9.0)
     at, wide = {"seed": 5, "position": 7 * torch.arange(3)}, (1, 32768 + 2, 65536 + 3)
     logits[:, wide] = torch.tensor([9.0, 8.5, 9.5])
@@ -269,7 +269,7 @@ def test_a_winner_beside_another_at_its_place():
     assert (want % 32768 < 8).all() and (want[0] != want[1]).any()
     assert torch.equal(ss.draft(logits, 3, kind="arrivals", backend="triton", **at), want)
     target, draft = logits[:, None].repeat(1, 2, 1), logits[:, None].clone()
-    draft[..., wide[1]] = 12.0  # drafted mostly, and more than the target has of it
+    draft[..., wide[1]] = 12.0  # drafted mostly, and more than the target's probability
     tokens = torch.full((3, 1), wide[1])
     verdicts = [ss.verify(target, tokens, draft, scheme="token", backend=b, **at) for b in ("triton", "reference")]
     identical(*verdicts)

@@ -1,4 +1,4 @@
-"""Trees: the same integers as the reference, for every scheme that has them; controls that must differ."""
+"""Trees: the same integers as the reference, for every scheme that supports them; controls that must differ."""
 
 import importlib
 import itertools
@@ -18,7 +18,7 @@ pytest_plugins = ["shared"]
 
 
 def test_race_on_trees():
-    """Siblings, equal siblings that are entered together, a node whose parent does not exist, and less depth than nodes."""
+    """Siblings, equal siblings that are entered together, a node whose parent is missing, and less depth than nodes."""
     target = numbers(6, 8, 6, seed=12)
     parents = torch.tensor([-1, -1, 0, 1, 1, 3, 2])
     at = {"seed": 5, "position": 100, "scheme": "race"}
@@ -37,7 +37,7 @@ MULTI = [scheme for scheme in TREES if ss.schemes()[scheme].family == "multi-dra
 
 @pytest.mark.parametrize("scheme", TREES)
 def test_trees(scheme):
-    """Paths of really drawn tokens, from laws that are near the target's and from others; greedy requests among them."""
+    """Paths of tokens drawn from the draft's laws, some near the target's and some not; some requests are greedy."""
     accepted = 0
     mixed = ss.Sampling(torch.tensor([1.0, 0.0, 0.7]), 20, 0.95)
     for i, (k, depth, V, noise) in enumerate(((2, 2, 7, 0.5), (3, 2, 40, 0.0), (4, 1, 300, 2.0))):
@@ -49,14 +49,14 @@ def test_trees(scheme):
 
 @pytest.mark.parametrize("scheme", ["kseq", "optimal", "optimal_block"])
 def test_default_bins(scheme):
-    """More tiles of bins than one, a tail, and more draws than are usual."""
+    """More than one tile of bins, a tail, and more draws than usual."""
     same(drafted_tree(1, 3, 1, 2100, scheme, seed=1))
     same(few_bins(drafted_tree(1, 9, 1, 60, scheme, seed=2, noise=2.0)))
 
 
 @pytest.mark.parametrize("scheme", SUPPORTED)
 def test_more_nodes_than_are_looked_at_together(monkeypatch, scheme):
-    """Several requests in one call, some of few nodes: as if few were two."""
+    """Several requests in one call, some with few nodes; the limit is lowered to two."""
     for name in ("tree", "token", "block", "race", "call"):
         monkeypatch.setattr(importlib.import_module(f"specsample.triton.{name}"), "FEW", tl.constexpr(2))
     if scheme in ("token", "block"):
@@ -67,7 +67,7 @@ def test_more_nodes_than_are_looked_at_together(monkeypatch, scheme):
         nodes = args["draft_tokens"].shape[1]
         same(few_bins(args))
         args |= {"position": torch.tensor([50]), "parents": torch.tensor(args.get("parents", range(-1, nodes - 1)))}
-        # packed: a row a node, those that are not used are left as they are
+        # packed: one row per node; unused rows are left as they are
         for name, rows in (("target_logits", nodes + 1), ("draft_logits", nodes)):
             args[name] = torch.nn.functional.pad(args[name], (0, 0, 0, rows - args[name].shape[1]))
     both = packed(calls) | {name: torch.cat([c[name] for c in calls]) for name in ("parents",)} | {"max_depth": 3}
@@ -78,7 +78,7 @@ def test_more_nodes_than_are_looked_at_together(monkeypatch, scheme):
 
 @pytest.mark.parametrize("scheme", MULTI)
 def test_odd_trees(scheme):
-    """Missing nodes, rows that are broken or share all mass, certain laws, a row of drafts that does not exist."""
+    """Missing nodes, rows that are broken or share all mass, certain laws, a missing row of drafts."""
     args = few_bins(drafted_tree(6, 2, 2, 9, scheme, seed=3))
     tokens, target, draft = args["draft_tokens"].clone(), args["target_logits"].clone(), args["draft_logits"].clone()
     tokens[0, 0], tokens[1, 2], tokens[2, 1] = -1, 9, -5
@@ -95,9 +95,9 @@ def test_odd_trees(scheme):
 
 @pytest.mark.parametrize("scheme", MULTI + ["lists", "race"])
 def test_packed_trees(scheme):
-    """Requests of several trees in one call, the siblings' rows shared."""
+    """Requests with several trees in one call, siblings sharing rows."""
     sizes, trees, filler = (3, 1, 2), [], torch.zeros(1, 12)
-    for k in sizes:  # a row a node: those that are not used are left as they are
+    for k in sizes:  # one row per node: unused rows are left as they are
         tree = drafted_tree(1, k, 1, 12, scheme, seed=4 + k)
         spare = filler.expand(1, k - 1, 12)
         tree["target_logits"] = torch.cat([tree["target_logits"], spare], 1)
@@ -126,7 +126,7 @@ def test_given_lists():
 
 @pytest.mark.parametrize("scheme", SUPPORTED)
 def test_cold_laws(scheme):
-    """Gaps at which float exponentials have vanished (cold_laws.py), in one call."""
+    """Gaps at which float exponentials underflow (cold_laws.py), in one call."""
     pairs = [cold_laws.rows(*name) for name in zip(cold_laws.SHAPES, itertools.cycle((1500, 90)))]
     target, draft = (torch.stack(x).float()[:, None] for x in zip(*pairs))
     k = 3 if ss.schemes()[scheme].trees else 1
@@ -142,7 +142,7 @@ def test_cold_drafts(temperature):
 
 
 def test_lists_are_scored_on_one_scale():
-    """Scores near 1e6: some lists' beyond it, others' not."""
+    """Scores near 1e6: some lists' exceed it, others' do not."""
     logits = torch.tensor([0.0, 1.0, 1.0]).expand(12, 3, 3).contiguous()
     args = {"target_logits": logits, "draft_tokens": torch.zeros(12, 2, dtype=torch.int64), "parents": [-1, -1]}
     same(args | {"scheme": "lists", "sampling": ss.Sampling(1e-6), "seed": 0, "position": 3})
@@ -155,13 +155,13 @@ def test_lists_are_scored_on_one_scale():
      ("recursive_distinct", "recursive_distinct", "law_without"), ("lists", "lists", "lists_of")],
 )  # fmt: skip
 def test_control_a_broken_tree_kernel_is_caught(monkeypatch, scheme, module, name):
-    """A piece of a scheme left out makes a difference to the cases above."""
+    """Leaving out a part of a scheme changes the results of the cases above."""
     wrong = {
         "clipped_mass": lambda at, c, block: c * 0 + 1,  # the residual is not updated between siblings
         "select": lambda at, bins: (at.count * 0, 1.0),  # the first draw, as if it had the draft's law
         "last_stream": lambda seed, position, depth, rest, slot: right(seed, position, depth, rest == 0, slot),
-        "threshold": lambda bins: bins.k.to(tl.float64),  # lossless as well, and another law of acceptance
-        "law_without": lambda row, vocab, law, without, block: law,  # what is left is as it was
+        "threshold": lambda bins: bins.k.to(tl.float64),  # lossless as well, but with a different law of acceptance
+        "law_without": lambda row, vocab, law, without, block: law,  # the residual law is unchanged
         "lists_of": lambda lists, parents, *rest: right(lists, parents, *rest) + 1,
     }[name]
     target = importlib.import_module(f"specsample.triton.{module}")

@@ -1,4 +1,4 @@
-// Whether a lane may access an address, and in what order with others.
+// Whether a lane may access an address, and how the access is ordered with others.
 #include <cstdio>
 #include <cstring>
 
@@ -101,7 +101,7 @@ uint32_t note(Warp& w, const Instruction& i, const Place& p, int bytes, int lane
   const User user = w.user(lane, i.line);
   const Event &now = user.now, *const found = shadow.use(p.at, bytes, i.used, i.use, user);
   if (!found) return unwritten;
-  // Lanes that write the same value to one place in one instruction agree.
+  // Lanes that write the same value to one place in one instruction do not conflict.
   if (found->warp == now.warp && found->line == now.line && i.use == Use::kWrite && value &&
       std::memcmp(value, p.host, static_cast<size_t>(bytes)) == 0)
     return unwritten;

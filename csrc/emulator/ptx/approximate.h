@@ -1,4 +1,4 @@
-// Approximations of the special-function unit (../approximations.h) as instructions, and the 16-bit floats.
+// The special-function unit's approximations (../approximations.h) as instructions, and the 16-bit floats.
 #pragma once
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -43,7 +43,7 @@ void approximate(Warp& w, const Instruction& i, uint32_t lanes) {
   const uint32_t seed = w.machine.settings.perturb;
   each(lanes, [&](int l) { d[l] = approximated<kWhich>(a[l], seed); });
 }
-// rcp.approx.ftz.f64: the upper 32 bits alone, relative error about 2^-20; the kernels' divisions refine it.
+// rcp.approx.ftz.f64: the upper 32 bits only, relative error about 2^-20; the kernels' divisions refine it.
 inline void approximate_reciprocal(Warp& w, const Instruction& i, uint32_t lanes) {
   double* const d = w.at<double>(i.d);
   const double* const a = w.at<double>(i.a);

@@ -1,4 +1,4 @@
-// The table's part of arithmetic.
+// The table's arithmetic instructions.
 #include <cmath>
 
 #include "approximate.h"
@@ -139,7 +139,7 @@ void multiply_wide_add(Warp& w, const Instruction& i, uint32_t lanes) {
   each(lanes, [&](int l) { d[l] = Add::of(static_cast<Wide>(static_cast<Wide>(a[l]) * static_cast<Wide>(b[l])), c[l]); });
 }
 
-// The larger one of each of two 16-bit floats, NaN never over a number.
+// Elementwise maximum of two pairs of 16-bit floats; NaN never wins over a number.
 template <bool kBrain>
 void max_pairs(Warp& w, const Instruction& i, uint32_t lanes) {
   uint32_t* const d = w.at<uint32_t>(i.d);

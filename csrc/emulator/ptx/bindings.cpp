@@ -1,4 +1,4 @@
-// What tests set and ask of the stand-in, and small programs of their own on a machine of their own.
+// What tests set in the stand-in and read from it, and small programs on a separate machine.
 #include <cstring>
 
 #include "stand_in.h"
@@ -39,7 +39,7 @@ EXPORT void specsample_ptx_replace(const char* kernel, int architecture, const c
   replace_text(kernel, architecture, text);
 }
 
-// Opcodes of a text that the table lacks, one a line.
+// Opcodes of a text that are missing from the table, one per line.
 EXPORT const char* specsample_ptx_unknown(const char* text) {
   static std::string unknown;
   unknown.clear();
@@ -53,8 +53,8 @@ EXPORT const char* specsample_ptx_unknown(const char* text) {
   return unknown.c_str();
 }
 
-// Launches each of `launches` grids of a text's only kernel, one behind the other, the later ones early; on buffers whose addresses
-// are its parameters, and, where there is room, two ints more: the launch's number and `number`. -> what was found
+// Runs `launches` launches of a text's only kernel one behind another, the later ones early. Its parameters are the buffers'
+// addresses and, if there is room, two ints: the launch's number and `number`. Returns the diagnosis.
 struct SmallLaunch {
   int blocks, threads, cluster, launches, buffers, number;
   uint32_t shuffle, perturb;

@@ -1,4 +1,4 @@
-// The table's part of operations on bits.
+// The table's bit operations.
 #include <algorithm>
 
 #include "table.h"
@@ -40,7 +40,7 @@ struct Brev {
     return static_cast<uint64_t>(of(static_cast<uint32_t>(a))) << 32 | of(static_cast<uint32_t>(a >> 32));
   }
 };
-struct Prmt {  // bytes picked from eight; the high bit of a selector spreads the byte's sign
+struct Prmt {  // bytes selected from eight; a selector's high bit replicates the byte's sign
   static uint32_t of(uint32_t a, uint32_t b, uint32_t c) {
     const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
     uint32_t r = 0;
@@ -92,7 +92,7 @@ void count_ones(Warp& w, const Instruction& i, uint32_t lanes) {
   each(lanes, [&](int l) { d[l] = static_cast<uint32_t>(__builtin_popcountll(a[l])); });
 }
 template <class T, bool kAmount>
-void find_highest(Warp& w, const Instruction& i, uint32_t lanes) {  // of signed types: the highest bit that is not the sign's
+void find_highest(Warp& w, const Instruction& i, uint32_t lanes) {  // signed types: the highest bit that differs from the sign
   uint32_t* const d = w.at<uint32_t>(i.d);
   const T* const a = w.at<T>(i.a);
   each(lanes, [&](int l) {

@@ -1,5 +1,5 @@
-// The entry points of cudart that nvcc's objects and csrc/cuda call, on the PTX machine. A kernel's text is the one that a driver would
-// compile: of the fat binary, the newest that the device's architecture runs. A kernel is loaded when it is first asked about.
+// The cudart entry points that nvcc's objects and csrc/cuda call, on the PTX machine. A kernel's text is the one that a driver
+// would compile: the newest in the fat binary that the device's architecture runs. A kernel is loaded when first asked about.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -23,7 +23,7 @@ std::map<const void*, Symbol>& symbols() {
   static std::map<const void*, Symbol> all;
   return all;
 }
-std::map<std::pair<std::string, int>, std::string>& replacements() {  // by kernel's whole name
+std::map<std::pair<std::string, int>, std::string>& replacements() {  // by the kernel's full name
   static std::map<std::pair<std::string, int>, std::string> all;
   return all;
 }
@@ -78,7 +78,7 @@ const Program* load(const void* function, const Device& on) {
   return program.get();
 }
 
-// The PTX of an uncompressed fat binary: a header, and entries, each with one of its own; kind 1 is PTX.
+// The PTX in an uncompressed fat binary: a header, then entries with a header each; kind 1 is PTX.
 void read_fat_binary(const char* data, Binary& binary) {
   const auto number = [&](size_t at, size_t bytes) {
     uint64_t value = 0;
@@ -132,7 +132,7 @@ using namespace ptx;
 
 extern "C" {
 
-// -- what nvcc's objects call before main, and instead of a launch by <<<>>> ----------------------------------------------
+// -- called by nvcc's objects before main, and in place of a launch by <<<>>> ----------------------------------------------
 
 void** __cudaRegisterFatBinary(void* wrapper) {
   const struct Wrapper {
@@ -153,7 +153,7 @@ cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return er
 cudaError_t __cudaGetKernel(void**, const void*) { return error(cudaErrorNotSupported); }
 cudaError_t __cudaLaunchKernel(void*, dim3, dim3, void**, size_t, cudaStream_t) { return error(cudaErrorNotSupported); }
 
-// -- what csrc/cuda asks -------------------------------------------------------------------------------------------
+// -- called by csrc/cuda -------------------------------------------------------------------------------------------
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int index) {
   if (fails("cudaDeviceGetAttribute")) return error(cudaErrorInvalidValue);
@@ -251,7 +251,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
       return error(cudaErrorInvalidClusterSize, "a cluster of " + std::to_string(grid.cluster));
     if (s.capturing) return cudaSuccess;  // it would run when the graph does
     grid.params.resize(program.params);
-    std::memcpy(grid.params.data(), arguments[0], program.params);  // the kernels have one parameter each
+    std::memcpy(grid.params.data(), arguments[0], program.params);  // each kernel has one parameter
     s.log += "launch " + program.name + " " + program.target + ": " + std::to_string(blocks.x) + " blocks in clusters of " +
              std::to_string(grid.cluster) + (grid.early ? ", early" : "") + "\n";
     s.register_tensors();

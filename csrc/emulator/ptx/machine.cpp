@@ -1,4 +1,4 @@
-// Clusters, the order in which warps run, and what is said when they cannot.
+// Clusters, the order in which warps run, and the report when none can go on.
 #include <algorithm>
 #include <cstdlib>
 
@@ -46,13 +46,12 @@ void Machine::start(Cluster& cluster, uint32_t number, int first_slot) {
     block.index[0] = flat % grid->blocks[0], block.index[1] = flat / grid->blocks[0] % grid->blocks[1];
     block.index[2] = flat / grid->blocks[0] / grid->blocks[1];
     block.memory.resize(program->shared + grid->shared);
-    for (char& c : block.memory) c = static_cast<char>(random());  // as it was left by whoever had it before
+    for (char& c : block.memory) c = static_cast<char>(random());  // as left by the previous owner
     block.shadow = std::make_unique<Shadow>(block.memory.size(), false);
     for (int n = 0; n < warps; ++n) {
       const int slot = first_slot + rank * warps + n;
       while (static_cast<int>(registers_.size()) <= slot) {
-        char* const memory =
-            static_cast<char*>(std::calloc(register_bytes_ + 256, 1));  // pages that are never touched cost nothing
+        char* const memory = static_cast<char*>(std::calloc(register_bytes_ + 256, 1));  // untouched pages cost nothing
         if (!memory) throw std::bad_alloc();
         registers_.emplace_back(memory, std::free);
         ticks_.push_back(0);
@@ -144,7 +143,7 @@ void Machine::launch(const Program& what, const Grid& how) {
   finish_launch();
 }
 
-// Says what is wrong: lanes apart that must be together; or else what each warp waits for.
+// Reports the cause: lanes that must run together but have diverged; otherwise what each warp waits for.
 void Machine::report_deadlock(const std::vector<Cluster*>& resident) const {
   std::string text;
   int told = 0;

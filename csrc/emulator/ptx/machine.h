@@ -1,12 +1,12 @@
 // The machine: warps of 32 lanes that run the instructions of a kernel (code.h), in blocks, in clusters of blocks, in a grid.
 //
-// A warp's lanes that stand at the same instruction are a group, and run it together. A branch may split a group. Groups that come to
-// the same place at the head of a basic block are one again; the group that stands first in the text goes first, which brings lanes
-// together soon. Nothing depends on that: what needs several lanes (shuffles, bar.warp.sync) waits for those its mask names,
-// as on GPUs whose threads have program counters of their own, and what is .aligned waits for all and is a fault if they cannot come.
+// Lanes of a warp at the same instruction form a group and run it together. A branch may split a group; groups that meet at the
+// head of a basic block merge. The group at the earliest instruction in the text goes first, so that lanes reconverge soon. Results
+// do not depend on that: what needs several lanes (shuffles, bar.warp.sync) waits for those in its mask, as on GPUs with a program
+// counter per thread, and what is .aligned waits for all lanes and is a fault if they cannot arrive.
 //
 // All blocks of a cluster, and as many clusters as are resident, take turns: a warp runs until it waits or its turn is over. When
-// nobody can go on, that is reported with what each waits for.
+// none can go on, the report says what each waits for.
 #pragma once
 #include <deque>
 #include <map>
@@ -21,10 +21,10 @@ namespace ptx {
 
 constexpr uint32_t kAll = 0xFFFFFFFFu;
 
-// Addresses. Global ones are the host's. Others carry their space in the top byte when they are generic. In shared memory, bits 24 to
-// 31 of an address name a block of the cluster, by its rank + 1; 0 is one's own.
+// Addresses. Global ones are the host's. Generic addresses of other spaces carry the space in the top byte. In shared memory, bits
+// 24 to 31 of an address name a block of the cluster, by its rank + 1; 0 is the block's own.
 constexpr uint64_t kSharedWindow = 1ull << 56, kLocalWindow = 2ull << 56, kParamWindow = 3ull << 56, kWindow = 255ull << 56;
-constexpr uint32_t kSharedBase = 1024;  // the first byte of shared memory that a kernel has: 0 is no address
+constexpr uint32_t kSharedBase = 1024;  // the first byte of a kernel's shared memory: 0 is not an address
 constexpr int kRankShift = 24;
 enum class Space : uint8_t { kGeneric, kGlobal, kShared, kCluster, kLocal, kParam, kConst };
 
@@ -33,9 +33,9 @@ struct Buffer {
   char* data = nullptr;
   size_t bytes = 0;
   std::string name;
-  bool writable = true, known = true;  // known: its bytes have values before a kernel writes any
+  bool writable = true, known = true;  // known: its bytes are defined before any kernel writes to it
   std::unique_ptr<Shadow> shadow;
-  std::vector<uint8_t> pending;  // bytes that a launch wrote which the next one need not yet see; empty: none
+  std::vector<uint8_t> pending;  // bytes written by a launch that the next one might not see yet; empty: none
   std::vector<uint8_t> written;  // by this launch; empty: none
   int stored = 0, constant = 0;  // lines of this launch that stored to it, and that read it by ld.global.nc
   void note_stored(size_t at, int count) {
@@ -52,10 +52,10 @@ class Machine;
 
 struct Wait {
   enum Kind : uint8_t { kNone, kLanes, kBarrier, kPhase, kCluster } kind = kNone;
-  uint32_t lanes = 0;  // kLanes: must be here together
+  uint32_t lanes = 0;  // kLanes: lanes that must be here together
   int barrier = 0;  // kBarrier: its number
-  Block* block = nullptr;  // kPhase: of the mbarrier,
-  uint32_t at = 0, parity = 0;  // and its place
+  Block* block = nullptr;  // kPhase: the mbarrier's block
+  uint32_t at = 0, parity = 0;  // and its place there
 };
 
 struct Group {
@@ -64,7 +64,7 @@ struct Group {
   Wait wait;
 };
 
-// A register's lanes whose value nobody has written: it may be loaded, copied and left unused (compilers load ahead of a test), but
+// Lanes of a register that are undefined: such a value may be loaded, copied and left unused (compilers load ahead of a test), but
 // nothing may depend on it.
 struct Undefined {
   uint32_t lanes = 0;
@@ -80,19 +80,19 @@ class Warp {
   char* const registers;
   const char* const constants;
   uint32_t live = kAll;
-  uint32_t first = 0, tick = 0, synced = 0;  // ticks: with which it began; that runs; with which its lanes were last in order
+  uint32_t first = 0, tick = 0, synced = 0;  // ticks: of its start; the current one; the one at which its lanes were last in order
   Clock clock;  // what all lanes know
-  Clock ahead;  // and what some have learned since their lanes were last in order
+  Clock ahead;  // and what only some lanes have learned since they were last in order
   uint32_t ahead_lanes = 0;
-  Clock fenced, seen;  // handed on by strong writes since the last fence; what strong reads since then have met
+  Clock fenced, seen;  // released by strong writes since the last fence; acquired by strong reads since then
   std::vector<char> local;  // of all lanes
   uint64_t cluster_turn = 0;
   bool cluster_arrived = false;
   std::map<int32_t, Undefined> undefined;  // by the register's place
   std::vector<Group> groups;
-  Group* group = nullptr;  // the one that runs
-  Wait wait;  // set by an instruction that cannot go on yet: it is run again
-  Wait then;  // set by one that is done, but whose group waits
+  Group* group = nullptr;  // the one that is running
+  Wait wait;  // set by an instruction that cannot proceed yet: it is run again
+  Wait then;  // set by one that is done but whose group waits
 
   Warp(Machine& machine, const Program& program, Block& block, int index, int slot, char* registers);
 
@@ -100,7 +100,7 @@ class Warp {
   T* at(int32_t operand) const {
     return reinterpret_cast<T*>(operand >= 0 ? registers + operand : const_cast<char*>(constants) + ~operand);
   }
-  // Runs a ready group; -> whether anything was done.
+  // Runs a ready group; returns whether any instruction was run.
   bool run(int steps);
   bool can_run() const;
   User user(int lane, int line) const {
@@ -109,7 +109,7 @@ class Warp {
   }
   const Clock& known(int lane) const { return ahead_lanes >> lane & 1 ? ahead : clock; }
   void learn(const Clock& what, uint32_t lanes);
-  Clock told(uint32_t lanes);  // what these lanes hand on; what they do from now on is not in it
+  Clock told(uint32_t lanes);  // what these lanes release; excludes whatever they do from now on
   void sync();  // all lanes are in order
   [[noreturn]] void fail(const std::string& what, uint32_t lanes = 0) const;
   void set_undefined(int32_t place, uint32_t lanes, const std::string& why);
@@ -129,11 +129,11 @@ class Warp {
 };
 
 struct MBarrier {
-  uint32_t expected = 0, pending = 0, phase = 0;  // phase: how many are complete
+  uint32_t expected = 0, pending = 0, phase = 0;  // phase: the number of complete phases
   Clock arrived, complete;
 };
 struct NamedBarrier {
-  int count = 0, line = 0;  // of the first that came; 0: nobody has
+  int count = 0, line = 0;  // line: of the first to arrive; 0: none has
   int arrived = 0;
   Clock clock;
 };
@@ -153,7 +153,7 @@ struct Block {
 
 struct Cluster {
   std::vector<std::unique_ptr<Block>> blocks;
-  int arrived = 0, threads = 0;  // at the cluster's barrier; that have not left
+  int arrived = 0, threads = 0;  // at the cluster's barrier; that have not exited
   uint64_t turn = 0;
   Clock arriving, complete;
   void try_complete();
@@ -163,16 +163,16 @@ struct Grid {
   uint32_t blocks[3] = {1, 1, 1}, threads[3] = {1, 1, 1};
   int cluster = 1;
   size_t shared = 0;  // dynamic
-  bool early = false;  // may begin before the launch before has ended
+  bool early = false;  // may begin before the previous launch has ended
   std::vector<char> params;
 };
 
 struct Settings {
   uint32_t shuffle = 0;  // seed of the order in which warps run; 0: by index
-  uint32_t perturb = 0;  // seed of errors in the results of approximations, within what is documented; 0: none
-  int resident = 16;  // blocks at once, or one cluster
-  int races = 1;  // looked for
-  uint64_t steps = 4ull << 30;  // of warps, after which a launch is taken to hang
+  uint32_t perturb = 0;  // seed of errors in approximations, within the documented bounds; 0: none
+  int resident = 16;  // most blocks at once, or one cluster
+  int races = 1;  // whether to look for races
+  uint64_t steps = 4ull << 30;  // of warps, after which a launch is considered to hang
 };
 
 class Machine {
@@ -182,9 +182,9 @@ class Machine {
   const Grid* grid = nullptr;
   const Program* program = nullptr;
   uint64_t steps = 0;
-  int wait_entry = 0;  // of clocks: whether griddepcontrol.wait is behind
-  bool waited = false;  // somebody in this launch was at griddepcontrol.wait
-  std::map<const void*, Clock> releases;  // what strong writes to a place hand on
+  int wait_entry = 0;  // of clocks: the entry for having passed griddepcontrol.wait
+  bool waited = false;  // some warp of this launch has reached griddepcontrol.wait
+  std::map<const void*, Clock> releases;  // what strong writes to a place release
 
   Buffer& add(void* data, size_t bytes, const std::string& name, bool writable = true, bool known = true);
   void remove(void* data);
@@ -208,7 +208,7 @@ class Machine {
   uint32_t random_ = 1;
   std::vector<std::unique_ptr<char, void (*)(void*)>> registers_;
   size_t register_bytes_ = 0;
-  std::vector<uint32_t> ticks_;  // of each slot, kept from one block to the next
+  std::vector<uint32_t> ticks_;  // per slot, kept from one block to the next
 };
 
 }  // namespace ptx

@@ -1,4 +1,4 @@
-// The table's part of what lanes, warps, blocks and launches do together.
+// The table's instructions that involve several lanes, warps, blocks or launches.
 #include <algorithm>
 
 #include "table.h"
@@ -9,7 +9,7 @@ namespace {
 // -- lanes ---------------------------------------------------------------------------------------------------------
 
 void sync_warp(Warp& w, const Instruction&, uint32_t lanes) {
-  if (lanes == w.live) w.sync();  // of some lanes: what they order is not followed
+  if (lanes == w.live) w.sync();  // the ordering within part of the lanes is not tracked
 }
 
 enum Shuffle : uint8_t { kUp, kDown, kButterfly, kIndex };
@@ -88,7 +88,7 @@ void active_lanes(Warp& w, const Instruction& i, uint32_t lanes) {
 
 // -- a block's barriers --------------------------------------------------------------------------------------------
 
-// The value that all these lanes have alike.
+// The value that is equal in all these lanes.
 uint32_t uniform(Warp& w, int32_t place, uint32_t lanes, const char* what) {
   const uint32_t* const a = w.at<uint32_t>(place);
   const uint32_t value = a[__builtin_ctz(lanes)];

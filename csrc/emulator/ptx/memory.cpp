@@ -1,4 +1,4 @@
-// The table's part of loads, stores, atomics and addresses.
+// The table's loads, stores, atomics and address conversions.
 #include <cstring>
 
 #include "table.h"
@@ -6,7 +6,7 @@
 namespace ptx {
 namespace {
 
-// What strong accesses to a place and fences hand on from warp to warp.
+// What strong accesses to a place, and fences, pass from warp to warp.
 void synchronise(Warp& w, const Instruction& i, const void* at, int lane) {
   std::map<const void*, Clock>& releases = w.machine.releases;
   if (writes(i.use) && (i.release || !w.fenced.empty())) releases[at].join(i.release ? w.told(1u << lane) : w.fenced);
@@ -17,7 +17,7 @@ void synchronise(Warp& w, const Instruction& i, const void* at, int lane) {
   else w.seen.join(found->second);
 }
 
-// T: in memory. Registers are as wide, or wider.
+// T: the type in memory. Registers are at least as wide.
 template <class T>
 void put(Warp& w, int32_t place, int width, int lane, T value) {
   if (width == 2) w.at<uint16_t>(place)[lane] = static_cast<uint16_t>(value);
@@ -73,7 +73,7 @@ void store(Warp& w, const Instruction& i, uint32_t lanes) {
 enum AtomicOp : uint8_t { kAdd, kMin, kMax, kAnd, kOr, kXor, kExchange, kCompare };
 template <class T>
 void atomic(Warp& w, const Instruction& i, uint32_t lanes) {
-  const int turn = w.machine.settings.shuffle ? static_cast<int>(w.machine.random() & 31) : 0;  // which lane is first, nobody knows
+  const int turn = w.machine.settings.shuffle ? static_cast<int>(w.machine.random() & 31) : 0;  // the first lane is unspecified
   for (int n = 0; n < 32; ++n) {
     const int l = (n + turn) & 31;
     if (!(lanes >> l & 1)) continue;
@@ -179,7 +179,7 @@ Action atomic_of(const Type& t) {
   return nullptr;
 }
 
-// Elements of a load or store: a register, a value, or several.
+// The elements of a load or store: a register, a value, or several.
 void elements(Decoder& c, const Operand& o, bool is_load) {
   Instruction& i = *c.i;
   const std::vector<Operand>& of = o.kind == Operand::kVector ? o.of : std::vector<Operand>{o};
@@ -309,7 +309,7 @@ void add_memory(Table& table) {
     table[name] = [](Decoder& c) {
       c.operands(1);
       c.address(0);
-      c.i->run = nothing;  // of whatever address: a GPU ignores one that it cannot reach
+      c.i->run = nothing;  // whatever the address: a GPU ignores prefetches that it cannot reach
     };
 }
 

@@ -1,4 +1,4 @@
-// The table's part of comparisons, selections, moves and conversions.
+// The table's comparisons, selections, moves and conversions.
 #include <cmath>
 
 #include "approximate.h"
@@ -86,7 +86,7 @@ double as_double(const Type& type, uint64_t bits) {
   if (type.bits == 16) return half_to_float(static_cast<uint16_t>(bits));
   return type.bits == 32 ? __builtin_bit_cast(float, static_cast<uint32_t>(bits)) : __builtin_bit_cast(double, bits);
 }
-// One lane's conversion. kind: how to round, "n" to nearest even, "z", "m" down, "p" up; upper case: to an integer.
+// One lane's conversion. round: "n" to nearest even, "z" towards zero, "m" down, "p" up; upper case: to an integer.
 uint64_t converted(const Type& to, const Type& from, char round, uint64_t bits) {
   if (is_integer(from)) {
     int64_t value = static_cast<int64_t>(bits);
@@ -120,7 +120,7 @@ uint64_t converted(const Type& to, const Type& from, char round, uint64_t bits) 
   return to.kind == 'h' ? float_to_bfloat(single) : float_to_half(single);
 }
 void convert(Warp& w, const Instruction& i, uint32_t lanes) {
-  const int width = i.width;  // of the source's register
+  const int width = i.width;  // of the source register
   const char round = static_cast<char>(i.kind);
   each(lanes, [&](int l) {
     const uint64_t bits = converted(i.to, i.from, round, lane_bits(w, i.a, width, l));
@@ -129,7 +129,7 @@ void convert(Warp& w, const Instruction& i, uint32_t lanes) {
     else w.at<uint64_t>(i.d)[l] = bits;
   });
 }
-// The common ones, of registers as wide as their types.
+// The common conversions, between registers as wide as their types.
 template <class D, class S>
 void cast(Warp& w, const Instruction& i, uint32_t lanes) {
   D* const d = w.at<D>(i.d);
@@ -179,7 +179,7 @@ void decode_cvt(Decoder& c, char round) {
     c.fail("unknown rounding");
   if (is_integer(i.to) && !is_integer(i.from) && !std::isupper(static_cast<unsigned char>(round))) c.fail("unknown rounding");
   if (!is_integer(i.to) && is_integer(i.from) && i.to.bits == 16) c.fail("unknown type");
-  if (floats && i.from.bits == 64 && i.to.bits == 16) c.fail("unknown type");  // would be rounded twice
+  if (floats && i.from.bits == 64 && i.to.bits == 16) c.fail("unknown type");  // would round twice
   i.d = c.target(0, wide), i.a = c.source(1, width);
   i.width = static_cast<uint8_t>(width), i.count = static_cast<uint8_t>(wide), i.kind = static_cast<uint8_t>(round);
   i.run = convert;

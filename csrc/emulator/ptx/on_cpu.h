@@ -1,5 +1,5 @@
-// Included before csrc/cuda by a build of its host code for the stand-in: tensors of the CPU are those of a device. The rest of that
-// code is the shipped one.
+// Included before csrc/cuda when its host code is built for the stand-in: CPU tensors count as the device's. The rest of that code
+// is the shipped one.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 

@@ -1,9 +1,9 @@
-// What is known of each byte of a memory: whether it was ever written, and who used it last, so that two threads that use it without
-// anything that orders them are found whatever order they happened to run in.
+// For each byte of a memory: whether it was ever written, and who used it last, so that two unordered accesses by different threads
+// are found in whatever order they happened to run.
 //
-// Order is that of vector clocks, an entry a warp: a barrier hands on what its threads knew. Within a warp bar.warp.sync, and any
-// barrier of all its threads, orders the lanes; otherwise a lane knows and hands on its own doings alone. Volatile and atomic
-// accesses are in no race with each other, only with plain ones.
+// Order is tracked by vector clocks with one entry per warp: a barrier passes on what its threads knew. Within a warp,
+// bar.warp.sync, and any barrier of all its threads, orders the lanes; otherwise a lane knows and passes on only its own accesses.
+// Volatile and atomic accesses race with plain ones, never with each other.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -21,7 +21,7 @@ struct Event {
   int line = 0;
 };
 
-// What is known to be over: of each warp all events up to a tick, and of some lanes more than of their warps.
+// Events known to be over: for each warp all up to a tick, and for some lanes later ones than for their warps.
 struct Clock {
   std::vector<uint32_t> ticks;
   std::vector<Event> lanes;
@@ -61,11 +61,11 @@ struct Clock {
   bool empty() const { return ticks.empty(); }
 };
 
-// Who uses memory, and what is ordered before that.
+// Who accesses memory, and what is ordered before the access.
 struct User {
   Event now;
   const Clock& known;
-  uint32_t synced;  // the tick with which the lanes of its warp were last in order
+  uint32_t synced;  // the tick at which the lanes of its warp were last in order
 
   bool races(const Event& e) const {
     if (e.tick == 0) return false;
@@ -73,7 +73,7 @@ struct User {
   }
 };
 
-class Events {  // none of them ordered before another; of lanes of one warp in one tick there is one event
+class Events {  // none ordered before another; for lanes of one warp in one tick there is one event
  public:
   void add(const User& user) {
     if (!more_) {
@@ -94,7 +94,7 @@ class Events {  // none of them ordered before another; of lanes of one warp in 
   void clear() { last_ = Event(), more_.reset(); }
 
  private:
-  // In the place of an event that is over, or with one of the same tick.
+  // Replaces an event that is over, or joins one of the same tick.
   static bool put(Event& old, const User& user) {
     if (old.warp == user.now.warp && old.tick == user.now.tick) {
       if (old.lane != user.now.lane) old.lane = kSeveral;
@@ -111,12 +111,12 @@ class Events {  // none of them ordered before another; of lanes of one warp in 
 enum class Use : uint8_t { kRead, kWrite, kStrongRead, kAtomic };
 inline bool writes(Use use) { return use == Use::kWrite || use == Use::kAtomic; }
 
-// Of a word, or of a byte where bytes of the word have been used on their own.
+// For a word, or for a byte if bytes of the word have been used separately.
 struct Cell {
   Event write;
   Events reads, strong_reads, atomics;
 
-  // -> an earlier use that nothing orders before this one; or null, and this one is noted
+  // Returns an earlier use that is not ordered before this one; or notes this one and returns null.
   const Event* use(Use how, const User& user) {
     const Event* found = user.races(write) ? &write : nullptr;
     if (!found && how != Use::kStrongRead && how != Use::kAtomic) found = atomics.racing(user);
@@ -134,11 +134,11 @@ struct Cell {
 
 class Shadow {
  public:
-  // `known`: all of it has been written, by whoever made it.
+  // `known`: every byte is defined from the start.
   Shadow(size_t bytes, bool known)
       : words_((bytes + 3) / 4), is_split_(words_.size()), written_(known ? 0 : bytes), known_(known) {}
 
-  // Those of these bytes, of those in the mask `used`, that nobody has written: a bit each
+  // The undefined ones of these bytes, among those in the mask `used`: one bit each.
   uint32_t unwritten(size_t at, int bytes, uint32_t used) const {
     uint32_t mask = 0;
     if (!known_)
@@ -170,7 +170,7 @@ class Shadow {
     return nullptr;
   }
 
-  // A launch is over: what follows it is ordered behind it.
+  // A launch is over: whatever follows is ordered after it.
   void forget_uses() {
     words_.assign(words_.size(), Cell());
     is_split_.assign(is_split_.size(), 0);

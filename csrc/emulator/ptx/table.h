@@ -1,4 +1,4 @@
-// The table of opcodes: what stands for each, by its text without types. In five parts.
+// The table of opcodes: the action for each, by its text without types. In five parts.
 #pragma once
 #include "code.h"
 
@@ -9,20 +9,20 @@ void add_arithmetic(Table& table);
 void add_bits(Table& table);
 void add_moves(Table& table);
 void add_memory(Table& table);
-void add_meetings(Table& table);  // of lanes, warps, blocks and launches
+void add_meetings(Table& table);  // between lanes, warps, blocks and launches
 
-// What a lane's access is to, once it was found to be allowed.
+// What a lane's access refers to, once found to be allowed.
 struct Place {
   char* host;
-  Buffer* buffer;  // of global memory,
-  Block* block;    // or whose shared memory,
-  size_t at;       // and where in it
-  uint32_t unwritten;  // bytes of a read that nobody has written: a bit each
+  Buffer* buffer;  // the global memory,
+  Block* block;    // or the block whose shared memory it is,
+  size_t at;       // and the offset in it
+  uint32_t unwritten;  // undefined bytes of a read, one bit each
 };
 Place in_shared(Warp& w, const Instruction& i, uint32_t address, int bytes, int lane);
-// value: what is about to be written, if anything.
+// value: the value to be written, if any.
 Place locate(Warp& w, const Instruction& i, uint64_t address, int bytes, int lane, const char* value = nullptr);
-// Reports races, notes the use. -> the bytes that are read and nobody has written
+// Reports races, notes the use. Returns the bytes read that are undefined.
 uint32_t note(Warp& w, const Instruction& i, const Place& p, int bytes, int lane, const char* value);
 Shadow& shadow_of(const Place& p);
 std::string name_of(const Warp& w, const Place& p);
@@ -51,7 +51,7 @@ void three(Warp& w, const Instruction& i, uint32_t lanes) {
   each(lanes, [&](int l) { d[l] = F::of(a[l], b[l], c[l]); });
 }
 
-// NaN that an operation makes is the canonical one, as PTX says of single precision and below.
+// A NaN result is the canonical one, as PTX specifies for single precision and below.
 inline float clean(float x) { return x == x ? x : __builtin_bit_cast(float, 0x7FFFFFFFu); }
 inline double clean(double x) { return x; }
 template <class T>
@@ -71,7 +71,7 @@ constexpr int32_t kNowhere = INT32_MAX;  // the place of "_"
   (t.bits == 16 ? Action(action<F, uint16_t>) : t.bits == 32 ? action<F, uint32_t> : t.bits == 64 ? action<F, uint64_t> : nullptr)
 #define PTX_FLOATS(action, F) (t.bits == 32 ? Action(action<F, float>) : t.bits == 64 ? action<F, double> : nullptr)
 
-// An entry of so many sources, all of the opcode's type.
+// An entry with this many sources, all of the opcode's type.
 template <class Pick>
 Entry of(int sources, const Pick& pick) {
   return [sources, pick](Decoder& c) {

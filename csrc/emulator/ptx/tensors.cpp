@@ -1,6 +1,6 @@
-// Memory that kernels may touch: that of the tensors whose addresses the launch code has asked torch for and still holds, from the first
-// to the last element, no byte more. So each of torch's entry points that hand out or end a tensor's memory is called through one
-// of the same name here (the linker binds them within this library). And tensors of the CPU are on a device here, with a stream.
+// The memory that kernels may access: that of the tensors whose addresses the launch code has requested from torch and still holds,
+// from the first to the last element, and no byte more. For this, each torch entry point that returns or frees a tensor's memory is
+// called through one of the same name here (the linker binds them within this library). CPU tensors report a device and a stream.
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/c/shim.h>
@@ -100,7 +100,7 @@ AOTITorchError torch_get_const_data_ptr(AtenTensorHandle tensor, const void** da
 }
 AOTITorchError aoti_torch_empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype, int32_t type,
                                         int32_t, AtenTensorHandle* tensor) {
-  // What is too large for this machine has one element's memory: tests of what the launch code refuses
+  // A tensor too large for this machine gets one element's memory: for tests of what the launch code refuses.
   int64_t count = 1;
   for (int64_t n = 0; n < dim; ++n) count *= sizes[n];
   const std::vector<int64_t> none(static_cast<size_t>(dim), 0);

@@ -1,4 +1,4 @@
-// PTX as text: its tokens, and the statements of each kernel with their operands. What they mean, table.h knows.
+// PTX as text: its tokens, and the statements of each kernel with their operands. Their meaning is in table.h.
 #pragma once
 #include <cctype>
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace ptx {
 
-// What the machine finds wrong: with a kernel, or with what it was asked to run.
+// An error that the machine reports: in a kernel, or in what it was asked to run.
 struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -35,19 +35,13 @@ struct Type {
 };
 
 struct Operand {
-  enum Kind {
-    kNone,
-    kName,
-    kNumber,
-    kAddress,
-    kVector
-  } kind = kNone;  // a name: of a register, a variable or a label; "_": nothing
-  std::string name;         // kName, and kAddress where it has one
+  enum Kind { kNone, kName, kNumber, kAddress, kVector } kind = kNone;  // a name: a register, a variable or a label; "_": none
+  std::string name;         // kName, and kAddress if it has one
   uint64_t bits = 0;        // kNumber
   bool is_single = false;   // 0f…: the bits of a float
   int64_t offset = 0;       // kAddress
   std::vector<Operand> of;  // kVector
-  std::string also;         // kName: what stands behind "|"
+  std::string also;         // kName: the part after "|"
 };
 
 struct Statement {
@@ -57,7 +51,7 @@ struct Statement {
   std::string opcode;  // "ld.shared.u32"
   std::vector<Operand> operands;
   int scope = 0;
-  uint32_t used = ~0u;  // bytes of a load whose values are used at all
+  uint32_t used = ~0u;  // the bytes of a load whose values are used
 };
 
 struct Variable {  // of .param, .shared, .global, .const or .local
@@ -66,7 +60,7 @@ struct Variable {  // of .param, .shared, .global, .const or .local
   std::vector<uint8_t> initial;
 };
 struct Register {
-  std::string name;  // with `count` > 1: %r<count>, which names %r0 to %r(count-1)
+  std::string name;  // with `count` > 1: %r<count>, which declares %r0 to %r(count-1)
   Type type;
   int count = 1, scope = 0;
 };
@@ -185,7 +179,7 @@ class Reader {
     } else if (word == ".address_size") {
       next();
     } else if (word == ".visible" || word == ".weak" || word == ".extern") {
-      // of no concern here
+      // irrelevant here
     } else if (word == ".global" || word == ".const") {
       module_.variables.push_back(variable(word.substr(1)));
     } else if (word == ".entry") {

@@ -102,7 +102,7 @@ void Warp::sync() {
   synced = ++tick;
 }
 
-// -- values that nobody has written ----------------------------------------------------------------------------------
+// -- undefined values ------------------------------------------------------------------------------------------------
 
 void Warp::set_undefined(int32_t place, uint32_t lanes, const std::string& why) {
   Undefined& u = undefined[place];
@@ -123,9 +123,9 @@ void Warp::check_defined(const Instruction& i, uint32_t lanes) const {
   if (i.strict || i.flow == Flow::kAligned)
     for (int n = 0; n < i.read; ++n) require(program.places[i.places + i.written + static_cast<uint32_t>(n)], lanes, "this");
 }
-// What is computed from such a value is one, but for a selection that does not choose it.
+// A result computed from an undefined value is undefined, except for a selection that does not choose it.
 void Warp::spread_undefined(const Instruction& i, uint32_t lanes) {
-  if (i.loads) return;  // it has said what it found
+  if (i.loads) return;  // set by the load itself
   uint32_t from = 0;
   std::string why;
   const int32_t* const places = &program.places[i.places];
@@ -139,7 +139,7 @@ void Warp::spread_undefined(const Instruction& i, uint32_t lanes) {
     }
     if (reached) from |= reached, why = found->second.why;
   }
-  if (from && i.flow == Flow::kLanes) from = lanes;  // of whichever lane it is
+  if (from && i.flow == Flow::kLanes) from = lanes;  // from any lane
   for (int n = 0; n < i.written; ++n) {
     set_defined(places[n], lanes & ~from);
     if (from) set_undefined(places[n], from, why);
@@ -164,7 +164,7 @@ bool Warp::can_run() const {
   return false;
 }
 
-// The ready group that stands first in the text; at the beginning of a turn each in turn, so that none starves. -1: none
+// The ready group that is earliest in the text; at the start of a turn round-robin, so that none starves. -1: none.
 size_t Warp::pick(bool first) const {
   size_t best = SIZE_MAX;
   const size_t n = groups.size();
@@ -177,14 +177,14 @@ size_t Warp::pick(bool first) const {
   return best;
 }
 
-// Whether another group stands where this one does, and waits for nothing but lanes.
+// Whether another group is at the same instruction and waits only for lanes.
 bool Warp::joins(size_t at) const {
   for (size_t n = 0; n < groups.size(); ++n)
     if (n != at && groups[n].pc == groups[at].pc && (groups[n].wait.kind == Wait::kNone || groups[n].wait.kind == Wait::kLanes))
       return true;
   return false;
 }
-// Those are one. -> the place of the group that they are
+// Merges these groups; returns the index of the merged one.
 size_t Warp::merge(size_t at) {
   for (size_t n = groups.size(); n-- > 0;) {
     if (n == at || groups[n].pc != groups[at].pc) continue;
@@ -219,7 +219,7 @@ void Warp::leave(size_t at, uint32_t lanes) {
   block.cluster->try_complete();
 }
 
-// Runs an instruction that several lanes run together, if they are all here; or waits. -> whether it ran
+// Runs an instruction that several lanes execute together if all of them are here; otherwise waits. Returns whether it ran.
 bool Warp::meet(Group& g, const Instruction& i, uint32_t lanes) {
   if (i.flow == Flow::kAligned) {
     if (lanes != g.lanes) fail(".aligned, but guarded by a predicate that lanes differ in", lanes);
@@ -326,11 +326,11 @@ bool Warp::run(int budget) {
             ++g.pc;
             break;
           }
-          if (joins(at)) {  // others wait here: with them, from the beginning
+          if (joins(at)) {  // others wait here: join them, from the start
             stop = true;
             break;
           }
-          if (i.flow == Flow::kLanes && lanes != g.lanes) {  // those that take no part go on
+          if (i.flow == Flow::kLanes && lanes != g.lanes) {  // lanes that are not involved continue
             Group other;
             other.pc = g.pc + 1, other.lanes = g.lanes & ~lanes;
             g.lanes = lanes;
