@@ -12,7 +12,7 @@
 # make bench   run the benchmarks on this machine -> benchmarks/results/
 # make bench-trees   several drafts per node: time relative to one draft, acceptance relative to the optimum
 # make papers  the papers' experiments on the demo's models (or ARGS="--target M --draft M") -> benchmarks/results/papers/
-# make check-cuda   compile the CUDA kernels with nvcc for every architecture: spills, local memory, 16-byte loads; link one extension
+# make check-cuda   compile the CUDA kernels with nvcc for every architecture: spills, local memory, 16-byte loads, machine code; link one extension
 # make check-races  run the CUDA kernels under ThreadSanitizer, for every layout, team size, filter, tree, …: most of an hour
 # make check-ptx    execute the PTX that nvcc generates on the CPU, with the shipped launch code: every case (docs/ptx.md)
 # make check-torch  compile every host file against the headers of all supported torch versions; run it with the oldest (4 GB)
@@ -106,13 +106,13 @@ check-triton: $(VENV)/with-test $(VENV)/triton build
 	SPECSAMPLE_TRITON_TARGETS="$(TRITON_TARGETS)" $(BIN)/python -m pytest tests/test_triton.py tests/test_triton_compile.py
 
 check-cuda: $(VENV)/with-test build
-	SPECSAMPLE_CHECK_CUDA=1 $(BIN)/python -m pytest tests/test_cuda_compile.py tests/test_cuda_on_cpu.py tests/test_build.py
+	SPECSAMPLE_CHECK_CUDA=1 $(BIN)/python -m pytest tests/test_cuda_compile.py tests/test_machine_code.py tests/test_cuda_on_cpu.py tests/test_build.py
 
 check-races: $(VENV)/with-test build
 	SPECSAMPLE_CHECK_RACES=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_cuda_on_cpu.py -k race
 
 check-ptx: $(VENV)/with-test build
-	SPECSAMPLE_CHECK_PTX=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/test_ptx.py tests/test_ptx_machine.py tests/test_ptx_mistakes.py
+	SPECSAMPLE_CHECK_PTX=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/test_ptx.py tests/test_ptx_machine.py tests/test_ptx_mistakes.py tests/test_contraction.py
 
 # Run by hand before a release: uses the CUDA builds' wheels, unpacked without their dependencies.
 check-torch: $(VENV)/with-test build

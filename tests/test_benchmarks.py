@@ -97,21 +97,67 @@ def test_aims_beside_what_was_measured():
     assert found["nothing slower, upper quartile: × faster"][3:5] == ["6 of 6", "met"]  # .95 to 1.05 is noise around 1
 
 
-def test_instructions_of_the_common_way():
+def test_prices_of_a_pass():
     """A loop over bfloat16 or float32 rows with random words every fourth turn, in nvdisasm's notation"""
     pytest.importorskip("triton", reason="needs specsample[triton]")
-    predict = load("gpu.predict")
+    load("gpu.predict")  # which finds the helpers of the tests
+    passes, sass = load("gpu.passes"), importlib.import_module("sass")
     of_16_bits, of_float32 = ["@P1 LDG.E.128.CONSTANT R0, [R2]"] * 4, ["@!P1 LDG.E.128.CONSTANT R0, [R2]"] * 8
     lines = [".L_x_1:", *of_16_bits, *of_float32, *["HMNMX2.BF16_V2 R1, R2, R3"] * 4, "@P0 BRA `(.L_x_2)",
              *["IMAD.WIDE.U32 R4, R5, 0x9, RZ"] * 18, ".L_x_2:", "MUFU.LG2 R1, R1", "@P3 BRA `(.L_x_1)",
              ".L_x_3:", "LDG.E.U16 R1, [R2]", "SHFL.BFLY R1, R2", "@P4 BRA `(.L_x_3)", "EXIT"]  # fmt: skip
-    text = "\n".join(line if line.startswith(".L") else f"        /*0010*/    {line} ;" for line in lines)
-    way = predict.common_way(text, [predict.LOADS, predict.LOG2])
-    assert len(way) == 19 and predict.loads_of(way) == 4 and predict.loads_of(of_float32) == 8
-    one = predict.Pass(text, 1, [predict.LOADS, predict.LOG2], [predict.PHILOX], 128)
+    blocks = sass.blocks_of(listing(lines))
+    way = sass.common_way(blocks, [passes.LOADS, passes.LOG2])
+    assert len(way) == 19 and passes.loads_of(way) == 4 and passes.loads_of(of_float32) == 8
+    one = passes.Pass(blocks, passes.Kind("", (passes.LOADS, passes.LOG2), (passes.PHILOX,), 128))
     assert one.turn == 32 and one.instructions == (37 + 3 * 19) / 128 and one.wide == 18 / 128 and one.special == 4 / 128
-    assert one.in_flight == 4 * 16 * predict.CREW * predict.BLOCKS
-    assert len(predict.common_way(text, [("LDG.E.U16", 1), ("SHFL", 1)], loads=False)) == 3
+    assert one.in_flight == 4 * 16 * passes.CREW * passes.BLOCKS
+    assert one.after == 19 + 3 and one.waits > passes.LATENCY + 22 * passes.DEPENDENT / passes.CLOCK
+    assert len(sass.common_way(blocks, [("LDG.E.U16", 1), ("SHFL", 1)], loads=False)) == 3
     with pytest.raises(RuntimeError, match="no loop does all of"):
-        predict.common_way(text, [("ATOMS", 1)])
-    assert predict.rounds(88) == [1, 2] and predict.rounds(11) == [3, 4]
+        sass.common_way(blocks, [("ATOMS", 1)])
+    assert passes.rounds(88) == [1, 2] and passes.rounds(11) == [3, 4]
+
+    # The same loop over a row that is read token by token, eight of which are packed before the next are asked for.
+    packed = [f"LDG.E.U16 R{j}, [R20]" for j in range(8)] + ["PRMT R8, R0, 0x5410, R1"]
+    narrow = sass.blocks_of(listing([".L_x_1:", *lines[1:14], "@P2 BRA `(.L_x_4)", *packed * 4, ".L_x_4:", "MUFU.LG2 R1, R8",
+                                     "@P3 BRA `(.L_x_1)", "EXIT"]).replace("[R2]", "[R30]"))  # fmt: skip
+    one = passes.Pass(narrow, passes.Kind("", (passes.LOADS, passes.LOG2)), aligned=False)
+    assert one.turn == 32 and one.in_flight == 8 * 2 * passes.CREW * passes.BLOCKS
+    assert one.first == passes.VOCAB / 32 * passes.LINES / passes.CLOCK
+
+
+def listing(lines):
+    return "\n".join(line if line.startswith(".L") else f"        /*0010*/    {line} ;" for line in lines)
+
+
+def test_plan_of_a_call():
+    """Teams as the launch code chooses them (the same numbers as in tests/test_ptx.py), and the passes that follow from a filter"""
+    pytest.importorskip("triton", reason="needs specsample[triton]")
+    load("gpu.predict")
+    plan, passes, Case = load("gpu.plan"), load("gpu.passes"), load("gpu.cases").Case
+    assert [plan.team(n, 128_256) for n in (1, 16, 17, 33, 34, 66, 67, 1000)] == [8, 8, 4, 4, 2, 2, 1, 1]
+    assert [plan.team(1, v) for v in (777, 5631, 5641, 11_300, 22_600)] == [1, 1, 2, 4, 8]
+    assert plan.team(2, 22_600, processors=8) == 4
+    shape = lambda case: [(launch.teams, launch.team) for launch in plan.launches(case)]
+    V = 128_256
+    assert shape(Case("token", 1, 4, V)) == [(9, 8), (1, 8)] and shape(Case("token", 8, 4, V)) == [(8, 8)]
+    assert shape(Case("race", 8, 4, V)) == [(40, 2), (8, 8)] and shape(Case("sample", 256, 0, V)) == [(256, 1)]
+    names = {
+        f: [len(plan.launches(Case("token", 64, 4, V, 0.7, f))[0].passes)] for f in ("plain", "top-k", "top-p", "min-p", "all")
+    }
+    # Eight laws with a mass, one without, and a race. A filtered law: its maximum; a bound and three digits for top-k; a mass and three
+    # digits for top-p; its mass.
+    each = {"top-k": 1 + 4, "top-p": 1 + 4, "min-p": 1, "all": 1 + 4 + 4}
+    assert names == {"plain": [8 + 1]} | {f: [8 * (n + 1) + n + 1] for f, n in each.items()}
+
+    class Same:  # every pass a microsecond for a team, 700 instructions to its end
+        kind, after = passes.PASSES[passes.STATISTICS], 700
+        of_team = staticmethod(lambda *_: 1e-6)
+
+    every = dict.fromkeys(passes.PASSES, Same)
+    parts = plan.price([plan.Launch(1, [passes.STATISTICS], {"launch": 1, "barrier of a team": 1})], every, 1e-6)
+    assert parts[0] == [3, 3] and parts[1] == pytest.approx([3 * 0.5 + 3 * 0.05, 3 * 1.0 + 3 * 0.05])
+    assert parts[2] == pytest.approx([2.4, 2.4]) and parts[3] == pytest.approx([1, 1]) and parts[4] == [0, 0]
+    two_waves = plan.price([plan.Launch(256, [passes.STATISTICS], {})], every, 1e-6)
+    assert two_waves[3] == pytest.approx([2, 2]) and two_waves[1] == pytest.approx([2 * 5 * 0.05] * 2)

@@ -7,38 +7,31 @@ nvcc, of CUDA_HOME or on the path, or CUDA 12's from the package index (`make ch
 import re
 import subprocess
 
+import machine_code
 import native
 import pytest
-from nvidia_tools import ALL, PACKAGES, cuda_headers, nvcc, nvidia_tool, nvrtc
+from machine_code import GATE, SOURCES, shipped
+from nvidia_tools import ALL, PACKAGES, cuda_headers, nvcc, nvrtc
+from sass import disassembled
 
-# One kernel for sample, draft and row_stats, one for verify under every scheme.
-SOURCES = {"row_kernel": '#include "csrc/cuda/row_kernels.h"\n', "verify_kernel": '#include "csrc/cuda/verify_kernel.h"\n'}
 SPILLING = "__global__ void kernel(int* x) { int a[64]; for (int i = 0; i < 64; ++i) a[x[i] & 63] = i; x[0] = a[x[64] & 63]; }"
 
 
 def archs():
     """Those of setup.py that the compiler knows (CUDA 12's: from 12.8 on all of them): 80, 86, …"""
     text = (native.ROOT / "setup.py").read_text()
-    shipped = re.search(r'^CUDA_ARCHS = "([\d. ]+)"', text, re.M).group(1).replace(".", "").split()
+    ours = re.search(r'^CUDA_ARCHS = "([\d. ]+)"', text, re.M).group(1).replace(".", "").split()
     if PACKAGES or nvcc() is None:
-        return shipped if ALL else ["90"]
+        return ours if ALL else ["90"]
     listed = subprocess.run([nvcc(), "--list-gpu-code"], capture_output=True, text=True).stdout
-    return [a for a in shipped if f"sm_{a}" in listed and (ALL or a == "90")]
+    return [a for a in ours if f"sm_{a}" in listed and (ALL or a == "90")]
 
 
 def compiled(source, folder, arch):
-    """-> (cubin, what ptxas said); PTX beside it"""
+    """-> (cubin, what ptxas said)"""
     if PACKAGES:
         return nvrtc(source, folder, arch, native.ROOT, GATE)
-    if nvcc() is None:
-        pytest.skip("no nvcc in CUDA_HOME or on the path: the CUDA kernels were compiled for the CPU only")
-    path, out = folder / "kernels.cu", folder / "kernels.out"
-    path.write_text(source)
-    command = [nvcc(), "-std=c++17", "-O3", f"-arch=sm_{arch}", f"-I{native.ROOT}", "-cubin", "-Xptxas", ",".join(GATE)]
-    command += ["--keep", "--keep-dir", str(folder), str(path), "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return out, done.stderr
+    return machine_code.compiled(source, folder, arch)
 
 
 def ptxas_report(text):
@@ -50,13 +43,14 @@ def ptxas_report(text):
     return {name: tuple(map(int, rest)) for name, *rest in re.findall(pattern, text)}
 
 
-GATE = ("-v", "-warn-spills", "-warn-lmem-usage")  # of ptxas
-
-
 @pytest.mark.parametrize("kernel", SOURCES)
 @pytest.mark.parametrize("arch", archs())
 def test_no_spills_and_16_byte_loads(tmp_path, arch, kernel):
-    cubin, said = compiled(SOURCES[kernel], tmp_path, arch)
+    if PACKAGES:
+        cubin, said = compiled(SOURCES[kernel], tmp_path, arch)
+        ptx = (tmp_path / "kernels.ptx").read_text()
+    else:
+        cubin, said, ptx = shipped(kernel, arch)
     ((name, (stack, stores, loads, _)),) = ptxas_report(said).items()
     assert kernel in name
     assert (stack, stores, loads) == (0, 0, 0), f"sm_{arch}: {stack} bytes of stack, {stores} + {loads} spilled"
@@ -64,8 +58,7 @@ def test_no_spills_and_16_byte_loads(tmp_path, arch, kernel):
     for text in disassembled(cubin).values():
         assert "LDG.E.128" in text, "no 16-byte loads"
     # What the SASS is made of, where there is no disassembler.
-    (ptx,) = tmp_path.glob("*.ptx")
-    (body,) = re.split(r"\.entry\s+", ptx.read_text())[1:]
+    (body,) = re.split(r"\.entry\s+", ptx)[1:]
     assert "ld.global.nc.v4" in body, "no 16-byte loads"
 
 
@@ -73,15 +66,6 @@ def test_control_the_gate_sees_local_memory(tmp_path):
     _, said = compiled(SPILLING, tmp_path, "90")
     ((stack, *_),) = ptxas_report(said).values()
     assert stack > 0 and "warning" in said
-
-
-def disassembled(cubin):
-    """{kernel: SASS}; {} where no disassembler is found (CUDA's, or the one in Triton's package)"""
-    if (tool := nvidia_tool("nvdisasm")) is None:
-        return {}
-    text = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
-    parts = re.split(r"^\s*\.section\s+\.text\.(\w+),", text, flags=re.M)
-    return dict(zip(parts[1::2], parts[2::2]))
 
 
 def test_the_first_call_on_a_gpu(tmp_path):

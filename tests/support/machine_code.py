@@ -1,0 +1,229 @@
+"""The CUDA kernels' machine code as it is shipped, and what its passes over rows do with memory.
+
+A pass is found by line information: 16-byte loads of `Batch::load`, by whom that was called. The way through one turn of its loop is the
+shortest one that has all of the turn's loads and the work of a dtype (sass.py).
+"""
+
+import functools
+import re
+import subprocess
+from typing import NamedTuple
+
+import native
+import pytest
+import sass
+from nvidia_tools import nvcc, nvidia_tool
+
+# One kernel for sample, draft and row_stats, one for verify under every scheme.
+SOURCES = {"row_kernel": '#include "csrc/cuda/row_kernels.h"\n', "verify_kernel": '#include "csrc/cuda/verify_kernel.h"\n'}
+FOLDER = native.ROOT / "build/cubin"
+GATE = ("-v", "-warn-spills", "-warn-lmem-usage")  # of ptxas
+# A pass alone, for controls and for benchmarks/gpu/predict.py.
+PASS = """
+#include "csrc/cuda/kernels.h"
+namespace specsample {{
+__global__ void __launch_bounds__(kBlock, {blocks}) pass_kernel(double* out) {{
+  SPS_SHARED(s);
+  if (conducts()) return;
+  Order o = *s.order;
+  o.ratios.of_bin = nullptr;
+  {statement};
+}}
+}}
+"""
+
+
+def constant(pattern, file):
+    """A number of the kernels' text"""
+    return int(re.search(pattern, (native.ROOT / "csrc/cuda" / file).read_text())[1])
+
+
+BLOCKS = constant(r"__launch_bounds__\(kBlock, (\d)\)", "verify_kernel.h")  # of a kernel on an SM: as many as its registers allow
+CREW = constant(r"kCrew = (\d+)", "shape.h")  # threads of a block that read
+
+
+def command(arch, include=native.ROOT):
+    if nvcc() is None:
+        pytest.skip("no nvcc in CUDA_HOME or on the path: the CUDA kernels were compiled for the CPU only")
+    return [nvcc(), "-std=c++17", "-O3", f"-arch=sm_{arch}", f"-I{include}", "-cubin", "-Xptxas", ",".join(GATE)]
+
+
+def shipped(kernel, arch):
+    """-> (cubin, what ptxas said, PTX) of a kernel, compiled once for all tests: -lineinfo changes no instruction"""
+    folder = FOLDER / f"{kernel}-sm_{arch}"
+    folder.mkdir(parents=True, exist_ok=True)
+    source, cubin, said = folder / "kernels.cu", folder / "kernels.cubin", folder / "kernels.cubin.said"
+    compile_it = f"{' '.join(command(arch))} -lineinfo --keep --keep-dir {folder} -MD -MF $out.d"
+    lines = [
+        "rule nvcc",
+        f"  command = {compile_it} $in -o $out 2> $out.said || (cat $out.said; false)",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        f"build {cubin}: nvcc {source}",
+    ]
+    with native.alone(folder / "source"):
+        if not source.exists():
+            source.write_text(SOURCES[kernel])
+    native.ninja(folder, lines)
+    (ptx,) = folder.glob("*.ptx")
+    return cubin, said.read_text(), ptx.read_text()
+
+
+def compiled(source, folder, arch, include=native.ROOT, lines=True):
+    """-> (cubin, what ptxas said) of a small kernel"""
+    path, out = folder / "kernel.cu", folder / "kernel.cubin"
+    path.write_text(source)
+    done = subprocess.run(
+        [*command(arch, include), *["-lineinfo"] * lines, str(path), "-o", str(out)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return out, done.stderr
+
+
+def pass_alone(statement, folder, arch, include=native.ROOT):
+    return compiled(PASS.format(statement=statement, blocks=BLOCKS), folder, arch, include)[0]
+
+
+def blocks_of(cubin):
+    """sass.blocks_of its only kernel; skips the test where there is no disassembler"""
+    if nvidia_tool("nvdisasm") is None:
+        pytest.skip("no nvdisasm on the path or in Triton's package")
+    (text,) = sass.disassembled(cubin).values()
+    return sass.blocks_of(text)
+
+
+@functools.cache
+def kernel_blocks(kernel, arch):
+    return blocks_of(shipped(kernel, arch)[0])
+
+
+# -- passes over rows ----------------------------------------------------------------------------------------------------
+
+_BFLOAT16 = lambda op: "from_bfloat16" in op.functions or "HMNMX2.BF16" in op
+_FLOAT16 = lambda op: "from_float16" in op.functions or "HMNMX2 " in op
+# dtype: (loads of a unit of eight tokens, what every turn does with it, what no turn does)
+DTYPES = {"bfloat16": (1, _BFLOAT16, _FLOAT16), "float16": (1, _FLOAT16, _BFLOAT16),
+          "float32": (2, None, lambda op: _BFLOAT16(op) or _FLOAT16(op))}  # fmt: skip
+# function that reads: the work of a turn, by an instruction, and how often for each unit. Of a maximum there is none: the largest logits
+# are found before more is asked for, and little is left to do with them.
+WORK = {"tile_masses": ("MUFU.EX2", 8), "sum_tiles": ("MUFU.EX2", 8), "bound_groups": ("MUFU.LG2", 1 / 4), "each_unit": None}
+POLYNOMIAL = ("FFMA", 8 * 8)  # the mass for top-p
+TURN = 12 << 10 >> 4  # instructions that a turn may have: tests/test_machine_code.py says why
+ARITHMETIC = r"MUFU|\b[DFH](ADD|MUL|FMA)2?\b"  # of weights; to widen float16 takes HADD2.F32
+
+
+class Turn(NamedTuple):
+    """Of a pass's loop over a row of a dtype. `functions`: who reads, who called that, …"""
+
+    functions: tuple
+    dtype: str
+    way: list  # instructions in the order in which they run, from the first wait for a load of the turn before
+    loads: int
+    waiting: int  # loads that are under way when one of them is first waited for
+
+    @property
+    def in_flight(self):
+        """Bytes that an SM has asked for and waits for"""
+        return 16 * self.waiting * CREW * BLOCKS
+
+    @property
+    def before(self):
+        """Arithmetic on weights between that wait and the last load of this turn"""
+        last = max(i for i, op in enumerate(self.way) if "LDG" in op)
+        return [op for op in self.way[:last] if re.search(ARITHMETIC, op) and "HADD2.F32" not in op]
+
+
+def _streams(blocks):
+    """{(function, file, line) of callers of Batch::load: {(block, guard): its 16-byte loads there}}"""
+    found = {}
+    for i, (ops, _) in enumerate(blocks):
+        for op in ops:
+            if "LDG.E.128" in op and "load" in op.functions and "read_unit" not in op.functions:
+                callers = op.frames[op.functions.index("load") + 1 :]
+                found.setdefault(callers, {}).setdefault((i, sass.guard(op)), []).append(op)
+    return found
+
+
+def turns(blocks):
+    """Turns of all passes, of rows that are read 16 bytes at a time, in every dtype. (`read_unit` asks again for what few units are.)"""
+    out = []
+    for callers, at in _streams(blocks).items():
+        # The turn's loads stand together, those of 16 bits and twice as many of float32, under a predicate and its opposite. Where
+        # a row ends they stand alone.
+        together = {key: ops for key, ops in at.items() if len(ops) > 1}
+        assert together, f"{callers}: no two loads stand together"
+        least = min(len(ops) for ops in together.values())
+        functions = tuple(function for function, _, _ in callers)
+        for dtype, (each, does, does_not) in DTYPES.items():
+            mine = {key: ops for key, ops in together.items() if len(ops) == each * least}
+            loads = {id(op) for ops in mine.values() for op in ops}
+            others = {id(op) for ops in together.values() for op in ops} - loads
+            needed = [(lambda op, loads=loads: id(op) in loads, len(loads))] + ([(does, 1)] if does else [])
+            work = POLYNOMIAL if "kept_mass" in functions and "filter_cutoff" in functions else WORK[functions[0]]
+            if work:
+                needed.append((rf"\b{re.escape(work[0])}\b", round(work[1] * len(loads) / each)))
+            near, start = sass.around(blocks, min(block for block, _ in mine), 4 * TURN)
+            way = sass.turn([(ops, [] if any(map(does_not, ops)) else follow) for ops, follow in near], start, needed)
+            assert way, f"{functions}, {dtype}: no way has its loads and its work"
+            way = [op for op in way if id(op) not in others]
+            out.append(Turn(functions, dtype, *_from_first_wait(way, loads)))
+    return out
+
+
+def _from_first_wait(way, loads):
+    """-> (the way from there, loads, how many of them are then under way)"""
+    waits = sass.waits(way, loads)
+    assert waits, "nothing that was loaded is ever used"
+    i, count = max(waits, key=lambda wait: (wait[1], -wait[0]))
+    return way[i:] + way[:i], len(loads), count
+
+
+# -- barriers of a team --------------------------------------------------------------------------------------------------
+
+# How many barriers of a team each function has (team.h). A block's crew meets; what it wrote is made known to the other blocks by one full
+# memory barrier of the lanes that arrive there; after the wait nothing stale may be read, for which the first cache is emptied.
+TEAM_BARRIERS = {"max_and_mass": 2, "sum_of_tiles": 2, "team_max": 2, "team_best": 2, "run_race": 1, "merge_histograms": 2,
+                 "histogram": 4, "crew": 1}  # fmt: skip
+KINDS = {"meets": r"BAR\.SYNC\S* 0x1,", "full": r"MEMBAR\.(?!ALL\.CTA)", "arrives": r"SYNCS\.ARRIVE|UCGABAR_ARV",
+         "waits": r"SYNCS\.PHASECHK|UCGABAR_WAIT", "empties": r"CCTL\.IVALL", "fence": r"\bFENCE"}  # fmt: skip
+
+
+def fences(blocks, teams):
+    """-> what is wrong with the memory barriers of a kernel (nothing: []). teams: whether it was compiled for teams of several blocks"""
+    ops = [op for ops, _ in blocks for op in ops]
+    marked = [("", sass.Op())] + [(kind, op) for op in ops for kind, pattern in KINDS.items() if re.search(pattern, op)]
+    if not teams:
+        return [f"a block alone needs none: {op}" for kind, op in marked if kind not in ("", "meets")]
+    wrong, barriers, births = [], {}, 0
+    for (last, before), (kind, op) in zip(marked, marked[1:]):
+        started = "start_team" in op.functions
+        if kind == "full":
+            if "MEMBAR.ALL.GPU" not in op:
+                wrong.append(f"stronger than a team needs: {op}")
+            if not started and (last != "meets" or "team_barrier" not in before.functions):
+                wrong.append(f"the crew does not meet before {op}")
+        if last == "full" and kind != "arrives":
+            wrong.append(f"no arrival after {before}")
+        if kind == "arrives" and (last != "full" or sass.guard(before) != sass.guard(op)):
+            wrong.append(f"no memory barrier before {op}")
+        if last == "waits" and kind != "empties":
+            wrong.append(f"what was read before {before} may be read again")
+        if kind == "empties" and last != "waits":
+            wrong.append(f"no wait before {op}")
+        if kind == "fence":
+            births += 1
+            if births > 1 or not started or "FENCE.VIEW.ASYNC" not in op:
+                wrong.append(f"beside the fence at the barriers' birth: {op}")
+        if kind == "arrives" and not started:
+            function, *callers = op.frames[op.functions.index("team_barrier") + 1 :]
+            barriers.setdefault((function[0], *callers), set()).add(function)
+    for (function, *callers), places in barriers.items():
+        if len(places) != TEAM_BARRIERS.get(function):
+            wrong.append(f"{function} of {[f for f, _, _ in callers]}: {len(places)} barriers of the team")
+    if not births or not any(kind == "arrives" and "start_team" in op.functions for kind, op in marked):
+        wrong.append("the team does not start together")
+    return wrong if barriers else [*wrong, "no barrier of the team"]
+
+
+def text_bytes(blocks):
+    return 16 * sum(len(ops) for ops, _ in blocks)
