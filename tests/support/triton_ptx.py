@@ -11,7 +11,7 @@ _INPUT = ("ld", "mov", "shl", "prmt", "cvt.f32", "atom")  # loads of a logit: wh
 
 def fused(ptx):
     """Number of multiply-adds that are fused, or may be, in float32 and (except where a function requests it) float64"""
-    return len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32\b|\b(?:mul|add|sub)(?:\.ftz)?\.f(?:32|64)\b", ptx))
+    return len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32(?:x2)?\b|\b(?:mul|add|sub)(?:\.ftz)?\.f(?:32(?:x2)?|64)\b", ptx))
 
 
 def forms(ptx, root="cvt.rzi.s32.f32"):
@@ -21,11 +21,26 @@ def forms(ptx, root="cvt.rzi.s32.f32"):
         target, *operands = re.split(r",\s*(?![^{]*\})", rest)
         if op.startswith(("st", "bra", "bar", "ret")):
             continue
-        for register in _REGISTER.findall(target):
-            defined.setdefault(register, []).append((op, operands))
+        registers = _REGISTER.findall(target)
+        for half, register in enumerate(registers):
+            unpacked = op == "mov.b64" and len(registers) == 2  # from a pair: compute capability 10.0 on has arithmetic on pairs
+            defined.setdefault(register, []).append((half, operands) if unpacked else (op, operands))
         if op == root:
             roots.append(operands[0])
     known = {}
+
+    def half_of(operand, half):
+        """The form of one half of a pair: each is computed as by the instruction for one number"""
+        ways = defined.get(operand, ())
+        if len(ways) != 1:
+            return "L"
+        op, operands = ways[0]
+        if op == "mov.b64" and operands[0].startswith("{"):
+            return form(_REGISTER.findall(operands[0])[half])
+        if not str(op).endswith(".f32x2"):
+            return "L"
+        parts = [half_of(x, half) for x in operands]
+        return f"{op.removesuffix('x2')}({', '.join(sorted(parts) if op.startswith(_SAME_EITHER_WAY) else parts)})"
 
     def form(operand):
         if operand not in defined:
@@ -34,7 +49,9 @@ def forms(ptx, root="cvt.rzi.s32.f32"):
             ways = defined[operand]
             op, operands = ways[0]
             known[operand] = "L"  # several origins, or itself: a loop variable
-            if len(ways) == 1 and not op.startswith(_INPUT):
+            if len(ways) == 1 and isinstance(op, int):
+                known[operand] = half_of(operands[0], op)
+            elif len(ways) == 1 and not op.startswith(_INPUT):
                 parts = [form(x) for x in operands]
                 parts = sorted(parts) if op.startswith(_SAME_EITHER_WAY) else parts
                 known[operand] = f"{op}({', '.join(parts)})"
