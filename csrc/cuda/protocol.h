@@ -98,6 +98,7 @@ struct Race {
   BinRatios ratios;
   Stream stream;
   float level = 0;  // logits are taken relative to this one
+  bool levelled = false;  // level is the largest logit of the row (it may be 0)
   Skip skip;
 
   SPS_DEVICE explicit Race(const Law& law, const Stream& clocks, const Skip& without)

@@ -139,16 +139,18 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
   const void* const row = law.row;
   const int vocab = static_cast<int>(law.vocab);
   const Stream stream = race.stream;
-  const Pair pair = Pair::of(law, race.draft, race.norms);
-  const float scale = static_cast<float>(race.scale), floor = static_cast<float>(race.floor);
   const double log_scale = race.residual ? once(s, [&] { return log(race.scale * race.norms.t) * kLog2e; }) : 0;
   const float base = law.scale == 0 ? 0 : race.residual ? law.max : race.level;  // at scale 0 differences do not matter or overflow
-  const Scores scores{base, __uint_as_float(of_warp(__float_as_uint(pair.t.high))), static_cast<float>(log_scale), law.cutoff};
+  const float high = Pair::of(law, race.draft, race.norms).t.high;
+  const Scores scores{base, __uint_as_float(of_warp(__float_as_uint(high))), static_cast<float>(log_scale), law.cutoff};
   constexpr float kNone = -3e38f;  // a goal that everything reaches
   if (thread_id() == 0) s.goal = ordered(kNone), s.candidates = 0;
   const float highest = bound_groups(s, scores, stream, row, dtype, vocab);
   SPS_TEAM_BARRIER(s);
 
+  // Read only now: in registers over the pass above, they would spill.
+  const Pair pair = Pair::of(law, race.draft, race.norms);
+  const float scale = static_cast<float>(race.scale), floor = static_cast<float>(race.floor);
   Best best = Best::none();
   const auto known = [&] { return from_ordered(__shfl_sync(kFullWarp, current(s.goal), 0)); };  // all lanes read the same
   const auto range = [&](int token, float z, float least, int place, float goal) {
@@ -250,9 +252,9 @@ constexpr double kPlainScores = 1e6;  // scores above this, unless relative to t
 // The winner of the race in s.race, which is rerun if necessary; its id is -1 for a row without a finite logit.
 SPS_DEVICE Best race_of(Scratch& s, int dtype) {
   Race& race = *s.race;
-  bool levelled = race.level != 0;
   for (;;) {
     const Best best = run_race(s, dtype);
+    const bool levelled = race.levelled || race.level != 0;
     enum { kDone, kWithoutDraft, kUniform, kRelative, kAll } next = kDone;
     float level = 0;
     if (race.residual) {
@@ -261,18 +263,17 @@ SPS_DEVICE Best race_of(Scratch& s, int dtype) {
       next = kUniform;  // over the +inf logits
     } else if (!levelled && (best.id < 0 || fabs(best.score) > kPlainScores)) {
       // Nothing found, or logits so large that the clocks are rounded away: run relative to the largest.
-      levelled = true;
       level = row_max(s, race.target, dtype, race.skip);
       if (level > -HUGE_VALF) next = kRelative;
     }
-    if (next == kDone && best.id < 0 && race.skip.one >= 0) next = kAll, levelled = false;  // there is no token but the draft's
+    if (next == kDone && best.id < 0 && race.skip.one >= 0) next = kAll;  // there is no token but the draft's
     if (next == kDone) return best;
     SPS_CREW_BARRIER();
     if (thread_id() == 0) {
       if (next == kWithoutDraft) race.residual = false, race.skip = Skip();
       if (next == kUniform) race.target.cutoff = kLargest, race.target.scale = 0;
-      if (next == kRelative) race.level = level;
-      if (next == kAll) race.skip = Skip(), race.level = 0;
+      if (next == kRelative) race.level = level, race.levelled = true;
+      if (next == kAll) race.skip = Skip(), race.level = 0, race.levelled = false;
     }
     SPS_CREW_BARRIER();
   }

@@ -25,6 +25,7 @@ struct Selected {
 // At the current node, and at the end of the longest accepted prefix.
 struct Selections {
   Selected here, stop;
+  double stop_weight;
 };
 
 template <class Ex>
@@ -35,7 +36,7 @@ SPS_HD void verify_optimal_block(const Request& request, Ex& ex, const Output& o
 
   Room<Selections> at(ex);
   int stop_length = 0, length = 0, node = -1, selected = -1;
-  double weight = 1, stop_weight = 1;
+  double weight = 1;
   for (;; ++length) {
     const int child = length < request.max_depth ? request.child(node, node) : -1;
     const Law target = ex.target(static_cast<int>(request.target_row(node)), child >= 0);
@@ -71,7 +72,8 @@ SPS_HD void verify_optimal_block(const Request& request, Ex& ex, const Output& o
       stops = ex.accept(selected, numerator, denominator);
     }
     if (stops) {
-      stop_length = length, stop_weight = weight;
+      stop_length = length;
+      at.put(at.value.stop_weight, weight);
       if (at->here.binned) at.put(at.value.here.coupling.ratio, ex.keep_ratios(at->here.coupling));
       at.put(at.value.stop, at->here);
     }
@@ -98,7 +100,7 @@ SPS_HD void verify_optimal_block(const Request& request, Ex& ex, const Output& o
   const Selected& stop = at->stop;
   if (stop.target.broken) return;
   out.tokens[stop_length] = stop.count == 0 ? ex.clock_race(stop.target, stop_length)
-                                            : ex.residual_race(stop.target, stop.draft, stop.residual(stop_weight));
+                                            : ex.residual_race(stop.target, stop.draft, stop.residual(at->stop_weight));
 }
 
 }  // namespace SPS_NAMESPACE
