@@ -78,7 +78,7 @@ test-transformers-4: $(VENV)/with-test build
 	PYTHONPATH=. $(VENV)/transformers-4/bin/python -m pytest tests/test_transformers.py tests/test_transformers_patch.py tests/test_transformers_settings.py
 
 test-vllm: $(VLLM)/ready
-	$(VLLM)/bin/python -m pytest tests/test_vllm_v1.py tests/test_vllm_v2.py tests/test_vllm_hooks.py tests/test_vllm_engine.py $(ARGS)
+	$(VLLM)/bin/python -m pytest $(wildcard tests/test_vllm_*.py) $(ARGS)
 
 PYTHON_SOURCES := specsample tests benchmarks examples release setup.py $(wildcard docs/*.py)
 CXX_SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inc')

@@ -2,6 +2,7 @@
 
 target   two layers, 512 tokens, whose laws are neither flat nor certain
 student  the same with noise on its weights: it agrees often
+eagle    a head of one layer on the target's hidden states, for vLLM's method "eagle": it agrees now and then
 The prompts of tests are ids; the tokenizer (one word an id) is there for the server and for grammars.
 """
 
@@ -15,11 +16,11 @@ SHARPNESS = 20.0  # of the head: about a dozen tokens share most of a law
 CHARACTERS = [chr(c) for c in range(33, 127)]
 
 
-def config():
+def config(layers=2):
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2,
         head_dim=32, max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=510, eos_token_id=EOS, pad_token_id=EOS,
         architectures=["LlamaForCausalLM"],
     )  # fmt: skip
@@ -63,8 +64,24 @@ def tokenizer(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(own))
 
 
+def eagle(folder):
+    """Write the head: next to nothing but the last hidden state, so its law is about that of the token before."""
+    from safetensors.torch import save_file
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(13)
+    weights = LlamaForCausalLM(config(1)).float().state_dict()
+    own = {
+        name.removeprefix("model."): value for name, value in weights.items() if "layers." in name and "input_layernorm" not in name
+    }
+    own["fc.weight"] = torch.cat([0.05 * torch.randn(64, 64), torch.eye(64)], 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(own, folder / "model.safetensors", {"format": "pt"})
+    config(1).save_pretrained(folder)
+
+
 def make(folder):
-    """Write both models; -> their paths"""
+    """Write the models; -> their paths"""
     paths = []
     for name, model in (("target", target()), ("student", student())):
         path = Path(folder) / name
@@ -72,4 +89,5 @@ def make(folder):
         model.save_pretrained(path)
         tokenizer(path)
         paths.append(str(path))
-    return paths
+    eagle(Path(folder) / "eagle")
+    return [*paths, str(Path(folder) / "eagle")]

@@ -1,13 +1,21 @@
-"""One vLLM engine in a process of its own: reads a job (JSON) from stdin, writes what came out (JSON) to the file named.
+"""vLLM engines in a process of their own, one after the other: reads jobs from stdin (JSON, one a line), and writes what came out of
+each (JSON) to the file it names, or to that of the command line.
 
-job: llm       arguments of vllm.LLM
+job: out       the file
+     llm       arguments of vllm.LLM
+     runner    "V2": vLLM's newer model runner, interpreted
      repair    true: vLLM's own rejection sampler, with its broken kernel of the CPU repaired
-     calls     list of {prompts: [[ids]], params: [{SamplingParams}] or one for all}; may_fail: true for "error" in its place
+     spoil     true: drafts are verified as if they came from a flatter law than they did, for controls
+     calls     list of {prompts: [[ids]], params: [{SamplingParams}] or one for all}. limit: seconds it may take; may_fail: true for
+               "error" in its place; name: of it, in the log
 -> {"calls": [[{"ids", "text", "logprobs"}] of each call, or {"error": ...}], "counters": {...}, "seconds": [...]}
 """
 
+import contextlib
+import faulthandler
 import json
 import os
+import signal
 import sys
 import time
 
@@ -45,12 +53,56 @@ def repair():
     rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
 
 
-def main(job, out):
-    from vllm import LLM
-    from vllm.sampling_params import StructuredOutputsParams
+@contextlib.contextmanager
+def limited(name, seconds):
+    """TimeoutError after so many seconds; where Python is stuck in a library, the end of the process, with its stack."""
+    if seconds is None:
+        yield
+        return
 
+    def late(*_):
+        raise TimeoutError(f"{name} took more than {seconds} s")
+
+    print(f"call: {name}", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(seconds + 15, exit=True)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def spoil():
+    from specsample.integrations.vllm import v1, v2
+
+    drafted, laws_of = v1.drafted, v2.laws_of
+
+    def flatter(*args):
+        tokens, laws = drafted(*args)
+        return tokens, None if laws is None else laws / 2
+
+    v1.drafted, v2.laws_of = flatter, lambda *args: laws_of(*args) / 2
+
+
+def prepare(job):
+    """What holds for the whole process: the first job says it."""
+    if job.get("runner") == "V2":
+        import interpreted
+
+        interpreted.enable()
     if job.get("repair"):
         repair()
+    if job.get("spoil"):
+        spoil()
+
+
+def main(job, out):
+    from vllm import LLM
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+    from vllm.sampling_params import StructuredOutputsParams
+
     llm = LLM(**job["llm"])
     result = {"calls": [], "seconds": []}
     for call in job["calls"]:
@@ -58,19 +110,26 @@ def main(job, out):
         own = call["params"] if isinstance(call["params"], list) else [call["params"]] * count
         start = time.perf_counter()
         try:
-            params = [params_of(each, StructuredOutputsParams) for each in own]
-            outputs = llm.generate([{"prompt_token_ids": ids} for ids in call["prompts"]], params, use_tqdm=False)
+            with limited(call.get("name"), call.get("limit")):
+                params = [params_of(each, StructuredOutputsParams) for each in own]
+                outputs = llm.generate([{"prompt_token_ids": ids} for ids in call["prompts"]], params, use_tqdm=False)
             kept = [plain(each.outputs[0]) for each in outputs]
         except Exception as error:
             if not call.get("may_fail"):
                 raise
             kept = {"error": f"{type(error).__name__}: {error}"}
+            # A request whose step raised is vLLM's still: it would be waited for by each call to come.
+            llm.llm_engine.abort_request(list(llm.llm_engine.output_processor.request_states), internal=True)
         result["seconds"].append(time.perf_counter() - start)
         result["calls"].append(kept)
     counted = [m for m in llm.get_metrics() if "spec_decode" in m.name or "preempt" in m.name]
     result["counters"] = {m.name: getattr(m, "value", None) for m in counted}
-    with open(out, "w") as file:
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    cleanup_dist_env_and_memory()
+    with open(out + ".part", "w") as file:
         json.dump(result, file)
+    os.replace(out + ".part", out)
 
 
 def plain(output):
@@ -81,4 +140,8 @@ def plain(output):
 
 
 if __name__ == "__main__":
-    main(json.load(sys.stdin), sys.argv[1])
+    for number, line in enumerate(sys.stdin):
+        job = json.loads(line)
+        if number == 0:
+            prepare(job)
+        main(job, job.get("out") or sys.argv[1])

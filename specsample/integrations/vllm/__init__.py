@@ -1,6 +1,6 @@
 """specsample inside vLLM: `SPECSAMPLE_VLLM=token|block|race vllm serve …` (docs/vllm.md).
 
-vLLM loads `register` from the entry point `vllm.general_plugins` in each of its processes. Without the variable nothing is touched.
+vLLM loads `register` from the entry point `vllm.general_plugins` in each of its processes. Without the variable, nothing is touched.
 """
 
 import os
@@ -11,10 +11,10 @@ _done = False
 
 
 def register():
-    """Check this vLLM, then replace what SPECSAMPLE_VLLM asks for; again in the same process: nothing.
+    """Check this vLLM, then replace what SPECSAMPLE_VLLM asks for. A second call in the same process does nothing.
 
-    Errors: ValueError for another value of the variable; RuntimeError, before anything is replaced, for a vLLM whose functions are
-    not those that were read.
+    Errors: ValueError for any other value of the variable; RuntimeError, before anything is replaced, for a vLLM whose functions
+    differ from those the adapter was written against.
     """
     global _done
     scheme = os.environ.get(VARIABLE, "")

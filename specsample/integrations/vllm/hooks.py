@@ -1,4 +1,4 @@
-"""Which functions of vLLM become whose. All checks come before the first of them is replaced."""
+"""Puts our functions in place of vLLM's. All checks come before the first replacement."""
 
 import functools
 import importlib
@@ -16,16 +16,16 @@ def install(scheme):
 
     check(Path(vllm.__file__).parent, version)
     module = lambda name: importlib.import_module(f"vllm.{name}")
-    # All imports first, too: a module that is missing leaves vLLM as it was.
+    # So do all imports: if a module is missing, vLLM stays as it was.
     params, outputs = module("sampling_params"), module("v1.outputs")
     runner, drafter = module("v1.worker.gpu_model_runner"), module("v1.spec_decode.llm_base_proposer")
     if HAS_TRITON:
         sampler, rejection = module("v1.worker.gpu.sample.sampler"), module("v1.worker.gpu.spec_decode.rejection_sampler")
         speculator = module("v1.worker.gpu.spec_decode.speculator")
-    # Plugins are loaded before vLLM sets its logging up: each runner says it when it is made.
+    # Plugins load before vLLM configures its logging, so each runner logs this when it starts.
     log = module("logger").init_logger("vllm.specsample")
     say = functools.partial(log.info, "specsample (scheme %s, vLLM %s) replaces %s of runner %s", scheme, version)
-    # min_p and logit_bias, which vLLM refuses with speculation, are served.
+    # vLLM refuses min_p and logit_bias with speculation; here they work.
     params.SamplingParams._validate_spec_decode = lambda self, speculative_config: None
     _v1(runner, drafter, outputs.SamplerOutput, scheme, say)
     if HAS_TRITON:
@@ -33,7 +33,7 @@ def install(scheme):
 
 
 def check(package, version):
-    """RuntimeError unless this is a vLLM that was read."""
+    """RuntimeError unless the adapter was written against this vLLM."""
     if version not in sources.VERSIONS:
         known = ", ".join(sources.VERSIONS)
         raise RuntimeError(f"specsample knows vLLM {known}, this is {version}: install one of them, or unset SPECSAMPLE_VLLM")
@@ -43,12 +43,12 @@ def check(package, version):
 
 
 def refuse_lossy(config):
-    """ValueError for settings of speculation that change the law, or that were not examined."""
+    """ValueError for speculation settings that change the law, or that the adapter was not written for."""
     how = getattr(config, "rejection_sample_method", "standard")
     if how in ("synthetic", "fly"):
         raise ValueError(f"rejection_sample_method={how!r} does not keep the target's law. Use another, or unset SPECSAMPLE_VLLM")
     if getattr(config, "enable_adaptive_verification", False):
-        raise ValueError("specsample does not know enable_adaptive_verification. Unset one of both")
+        raise ValueError("specsample does not know enable_adaptive_verification. Unset one of the two")
 
 
 def _v1(runner, drafter, output, scheme, say):
@@ -73,7 +73,7 @@ def _v1(runner, drafter, output, scheme, say):
     def _sample_from_logits(self, logits, sampling_metadata):
         state = getattr(self, "specsample", None)
         drawn = self._enable_probabilistic_draft_probs and not sampling_metadata.all_greedy
-        if state is None or not drawn:  # warm-up, or drafts that are picked
+        if state is None or not drawn:  # a warm-up, or greedy drafts
             return own(self, logits, sampling_metadata)
         return v1.draft(self, state, logits)
 

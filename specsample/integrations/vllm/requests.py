@@ -1,4 +1,4 @@
-"""What the requests of a batch ask for, as `ss.verify` and `ss.sample` take it. Shared by vLLM's two model runners."""
+"""The settings of a batch's requests as `ss.verify` and `ss.sample` take them. Shared by vLLM's two model runners."""
 
 import ctypes
 import functools
@@ -9,15 +9,15 @@ import torch
 
 from ...sampling import Sampling
 
-GREEDY = 1e-5  # vLLM's bound: temperatures below it are greedy
+GREEDY = 1e-5  # vLLM takes temperatures below this for greedy
 
 
 @functools.lru_cache(maxsize=65536)
 def seed_of(request, engine_seed):
-    """The seed of a request that has none: a hash of the engine's seed and of the request's id, int64.
+    """A seed for a request without one: a hash of the engine's seed and the request's id, int64.
 
-    vLLM appends eight random characters to the ids it is given ("7" becomes "7-1f0c9a3e"); they are left out, so a run with the
-    same engine seed and the same ids gives the same text.
+    vLLM appends eight random characters to each id ("7" becomes "7-1f0c9a3e"). They are left out, so that a run with the same
+    engine seed and ids repeats its texts.
     """
     name, dash, tail = request.rpartition("-")
     if dash and len(tail) == 8 and all(c in "0123456789abcdef" for c in tail):
@@ -38,9 +38,9 @@ def upload(values, dtype, device):
 
 
 def sampling_of(temperature, top_k, top_p, min_p, device):
-    """Lists with one value a request -> Sampling. A field is a number where all agree: no tensor for it, and nothing to upload.
+    """Lists with one value per request -> Sampling. A field on which all requests agree stays a number, so nothing is uploaded.
 
-    Numbers go through float32, in which vLLM's other runner keeps them: the law of a request must not depend on its batch.
+    Values are rounded to float32, in which vLLM's V2 runner stores them: a request's law must not depend on its batch.
     """
     fields = []
     for values in (temperature, top_k, top_p, min_p):
@@ -50,9 +50,9 @@ def sampling_of(temperature, top_k, top_p, min_p, device):
 
 
 def with_min_p_first(logits, temperature, min_p):
-    """Rows without the tokens that min_p drops: vLLM applies it before top-k and top-p, whose mass it thereby changes.
+    """The rows with min_p applied. vLLM applies it before top-k and top-p, which changes the mass that those see.
 
-    logits [R, V]; temperature, min_p: numbers or [R]. Greedy rows keep their largest logits, rows of min_p 0 all.
+    logits [R, V]; temperature, min_p: numbers or [R]. Greedy rows keep only their largest logits, rows with min_p 0 everything.
     """
     if isinstance(min_p, torch.Tensor):
         bound = temperature * min_p.log()
@@ -64,12 +64,12 @@ def with_min_p_first(logits, temperature, min_p):
 
 
 def within_grammar(tokens, laws, deciding):
-    """Drafts [n] and their laws' logits [n, V'] as vLLM leaves them under a grammar. deciding [n, V]: the target's row that decides
-    each draft, with the grammar's mask in it.
+    """Drafts [n], and the logits of their laws [n, V'], restricted to what a grammar allows. deciding [n, V]: the target's row that
+    decides each draft, with the grammar's mask in it.
 
-    vLLM cuts a chain at the first token its grammar refuses: by its value. What is left was drawn from the draft's law without
-    the refused tokens, so that is the law to verify; drafts that were not cut are dropped here. Any set of tokens that hangs on
-    the prefix alone may be refused so, hence rows of other requests need no exception.
+    vLLM cuts a chain at the first token that its grammar refuses. Whether a draft survives thus depends on its value, and a
+    survivor has the law of the draft without the refused tokens: that law is the one to verify. A refused draft that vLLM left in
+    is dropped here. This is right for any set of tokens that depends on the prefix alone, so rows of other requests need no exception.
     """
     width = min(laws.shape[-1], deciding.shape[-1])
     refused = deciding[:, :width] == -torch.inf
@@ -79,13 +79,13 @@ def within_grammar(tokens, laws, deciding):
 
 
 def with_first_token(tokens):
-    """Tokens [B, D + 1] in which a row without a finite logit emits id 0, as vLLM's argmax does: each request goes on."""
+    """Tokens [B, D + 1]; a request whose row has no finite logit emits id 0, as vLLM's argmax would, so that it goes on."""
     tokens[:, 0].clamp_(min=0)
     return tokens
 
 
 def of_rows(value, length, device):
-    """A number or a tensor of the requests as float32 [length]"""
+    """A number, or a tensor of one value per row, as float32 [length]"""
     if isinstance(value, torch.Tensor):
         return value.to(torch.float32)
     return torch.full((length,), value, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""The functions of vLLM that the adapter replaces, stands for, or relies on, by version: what was read when it was written.
+"""Digests of the functions of vLLM that the adapter replaces, imitates or relies on, for each version it was written against.
 
 `python -m specsample.integrations.vllm.sources FOLDER` prints the digests of the vLLM that lies in FOLDER (site-packages, or an
 unpacked wheel), without importing it: how a new version gets its column, once these functions have been read.
@@ -64,7 +64,7 @@ def _parsed(path):
 
 
 def digest(package, file, function):
-    """Of the function's source without white space (a new version of Python reads it the same); "-" where there is none."""
+    """Of the function's source without white space, so that it does not depend on the version of Python; "-" if it is not there."""
     path = Path(package) / file
     if not path.exists():
         return "-"
@@ -78,7 +78,7 @@ def digest(package, file, function):
 
 
 def unknown(package, version):
-    """What in `package` is not what was read of that version: ["file: function"]"""
+    """What in `package` differs from that version as it was read: ["file: function"]"""
     column = VERSIONS.index(version)
     return [f"{file}: {name}" for file, name, known in entries() if digest(package, file, name) != known[column]]
 

@@ -3,7 +3,7 @@
 Rows of logits are request-major, the bonus row last: [total, V] with total = Σ (drafts of the request + 1), which is the packed
 layout of `ss.verify`. The position of a round is that of the first token it emits, seq_lens − drafts.
 
-Nothing here waits for the device: no boolean index, no `.item()` or `.tolist()` of its tensors (a test reads this file for them).
+Nothing here waits for the device: no boolean index, no `.item()` or `.tolist()` of its tensors (a test searches this file for them).
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ from .requests import GREEDY, of_rows, sampling_of, seed_of, signed, upload, wit
 
 
 class Asked(NamedTuple):
-    """What the requests of a batch ask for. Made when the batch changes, on the device without waiting for it.
+    """What the requests of a batch ask for. Rebuilt when the batch changes, without waiting for the device.
 
-    metadata     vLLM's SamplingMetadata, made anew whenever the batch changes
+    metadata     vLLM's SamplingMetadata, a new object whenever the batch changes
     ids          the requests' ids, in the order of the rows
     params       their SamplingParams
     seeds        int64 [B]
-    sampling     of the target; drafting: of the drafts, the same object unless min_p must come before top-k and top-p
-    biases       (request, {token: bias}) of those that have some
-    minimal      (request, min_tokens, ids of their stop tokens, whether a grammar binds them too)
-    grammars     whether vLLM cuts drafts of any of them where a grammar refuses one
+    sampling     of the target; drafting: of the drafts. The same object unless min_p must come before top-k and top-p
+    biases       (request, {token: bias}) of requests with a logit_bias
+    minimal      (request, min_tokens, its stop tokens, whether it has a grammar too) of requests with min_tokens
+    grammars     whether any request has a grammar, at which vLLM cuts drafts
     """
 
     metadata: Any
@@ -43,7 +43,7 @@ class Asked(NamedTuple):
 
 
 class State:
-    """What the adapter keeps of a runner from step to step."""
+    """What the adapter remembers of a runner from step to step."""
 
     def __init__(self, runner, scheme):
         self.card = SCHEMES[scheme]
@@ -59,7 +59,7 @@ def asked_for(runner, state):
     metadata, asked = batch.sampling_metadata, state.asked
     if asked is not None and asked.metadata is metadata and asked.ids == batch.req_ids:
         return asked
-    # Nobody draws from vLLM's generators now; on a CPU, where they have no offset, winding one back would end the engine.
+    # Nothing draws from vLLM's generators any more. On a CPU, where they have no offset, rewinding one would end the engine.
     batch.generators.clear()
     ids, device = list(batch.req_ids), runner.device
     params = [runner.requests[name].sampling_params for name in ids]
@@ -135,8 +135,9 @@ def owners(counts):
 def processed(runner, asked, logits, counts, position, metadata):
     """Rows after bias, penalties, bad words, allowed ids, min_tokens and thinking budget: a float32 copy; or `logits` itself.
 
-    vLLM's own function for plain decoding does it, with one request a row: so a row of a round has the law, bit for bit, that the
-    same prefix has without drafts. (Its function for drafts masks stop tokens of the bonus row by the committed length alone.)
+    vLLM's own function for plain decoding does it, each row taken for a request of its own. So a row of a round has, bit for bit,
+    the law that the same prefix has without drafts. (vLLM's function for rounds masks the bonus row's stop tokens by the committed
+    length alone.)
     """
     plain, holder = asked.metadata, asked.metadata.thinking_budget_state_holder
     custom = [p for p in plain.logitsprocs.non_argmax_invariant if type(p).__name__ not in OURS]
@@ -190,12 +191,12 @@ def _forbid_stops(law, minimal, runner, ids, owner, place, position):
 
 
 def _of_rows(plain, owner, place, custom, device):
-    """vLLM's SamplingMetadata of a batch with one request a row."""
+    """vLLM's SamplingMetadata of a batch in which each row is a request of its own."""
     texts = plain.output_token_ids
     if texts and len(owner) > len(texts):
         drafts = plain.spec_token_ids
         texts = [[*texts[b], *drafts[b][:i]] if i else texts[b] for b, i in zip(owner, place)]
-    if len(owner) == owner[-1] + 1:  # one row a request already
+    if len(owner) == owner[-1] + 1:  # one row per request already
         index = None
     else:
         index = upload(owner, torch.int64, device)
@@ -221,7 +222,7 @@ class _Custom(NamedTuple):
 
 
 def _think(holder, plain, law, metadata):
-    """vLLM's thinking budget, which it keeps request by request: bonus rows, then rows of drafts, in its own order."""
+    """vLLM's thinking budget, which is tracked per request: bonus rows first, then rows of drafts, as vLLM does it."""
     holder.update_state(plain.output_token_ids, plain.spec_token_ids, repeat_indices=None)
     if metadata is None:
         return holder.apply_to_logits(law, False, plain.spec_token_ids)
@@ -232,7 +233,7 @@ def _think(holder, plain, law, metadata):
 
 def with_invariant(asked, law, counts):
     """-> the rows and the Sampling to read them with, after what vLLM applies between temperature and top-k: min_p, where top-k or
-    top-p follow it, and processors of the user's (plain decoding only: vLLM refuses them with speculation)."""
+    top-p follow it, and the user's own processors (in plain decoding only: vLLM refuses them with speculation)."""
     sampling = asked.sampling
     if sampling is not asked.drafting:
         temperature, min_p = (_of_row(field, counts) for field in (sampling.temperature, asked.drafting.min_p))
@@ -257,7 +258,7 @@ def _of_row(field, counts):
 
 
 def drafted(runner, state, asked, logits, metadata):
-    """-> draft tokens [n], and the logits they were drawn from [n, V], or None for drafts that were picked (n-gram, greedy)"""
+    """-> draft tokens [n], and the logits they were drawn from [n, V], or None for drafts that were not drawn (n-gram, greedy)"""
     tokens = metadata.draft_token_ids
     if not state.card.uses_draft_logits:
         return tokens, None
@@ -268,7 +269,7 @@ def drafted(runner, state, asked, logits, metadata):
     if names == asked.ids and all(n == kept.shape[1] for n in counts):
         laws = kept.flatten(0, 1)
         lost = None
-    else:  # a request that sat out a step has lost the law of its drafts: they are dropped, which no law forbids
+    else:  # a request that sat out a step has lost the law of its drafts; dropping them keeps the law of the text
         place = {name: b for b, name in enumerate(names)}
         lost = [name not in place for name in asked.ids]
         index = [place.get(name, 0) * kept.shape[1] + i for name, n in zip(asked.ids, counts) for i in range(n)]
@@ -289,7 +290,7 @@ def _without(tokens, lost, counts):
 @torch.inference_mode()
 def draft(proposer, state, logits):
     """Draft tokens from rows [B, V], or [B·K, V] of a drafter that does all depths at once -> (tokens, what vLLM calls their
-    probabilities: it hands back whatever it is given, here raw logits)"""
+    probabilities; it hands back whatever it is given, here raw logits)"""
     asked, batch = state.asked, len(state.asked.ids)
     seeds, position, sampling, depth = asked.seeds, state.next, asked.drafting, state.depth
     if logits.shape[0] != batch:
@@ -314,7 +315,7 @@ def draft(proposer, state, logits):
 
 
 def logprobs(runner, asked, raw, law, sampling, tokens, rows, counts):
-    """vLLM's LogprobsTensors of the emitted tokens [B, D + 1], flat; what stands at rejected places it leaves out itself."""
+    """vLLM's LogprobsTensors of the emitted tokens [B, D + 1], flat. vLLM itself leaves out what stands at rejected places."""
     plain, sampler = asked.metadata, runner.sampler
     count, wanted = plain.max_num_logprobs, plain.logprob_token_ids
     if count is None and not wanted:

@@ -2,7 +2,7 @@
 
 A request has a slot; its settings and the logits of its drafts lie there, on the device. Rows of logits are request-major, the
 bonus row last, which is the packed layout of `ss.verify`; the row of a token at index p carries position p, so the token it decides
-has index p + 1. Drafting is recorded in a CUDA graph. Nothing here waits for the device: what hangs on a slot is indexed there.
+has index p + 1. Drafting is captured in a CUDA graph, so nothing here waits for the device: slots are looked up there.
 """
 
 import numpy as np
@@ -30,9 +30,11 @@ def settings(states, slots, host_slots):
 
 def law_of(sampler, logits, expanded, slots, host_slots, pos, input_ids, local, longest, make_context):
     """-> the rows [n, V] after vLLM's logits processors, the Sampling of the requests, and what vLLM calls processed logits (None:
-    not asked for). `logits` itself where nothing changes it."""
+    not asked for). The rows are `logits` itself where nothing changes them."""
     states = sampler.sampling_states
-    if sampler.return_sampling_mask or sampler.logprobs_mode.startswith("processed"):  # wanted in full: vLLM applies all then
+    if sampler.return_sampling_mask or sampler.logprobs_mode.startswith(
+        "processed"
+    ):  # the whole law is wanted, so vLLM applies everything
         law = sampler.apply_sampling_params(logits, expanded, slots, host_slots, pos, input_ids, local, longest)
         temperature = field(states.temperature, slots, host_slots)
         hot = float(temperature > 0) if isinstance(temperature, float) else (temperature > 0).to(torch.float32)
@@ -59,7 +61,7 @@ def sample(
     sampler, make_context, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, expanded_local_pos,
     seq_lens_upper_bound_np, return_logprobs=False,
 ):  # fmt: skip
-    """Sampler.sample: one row a request -> (tokens int64 [B], logits that log-probabilities may be asked of)"""
+    """Sampler.sample: one row per request -> (tokens int64 [B], the logits that log-probabilities are taken from)"""
     law, sampling, kept = law_of(
         sampler, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, expanded_local_pos,
         seq_lens_upper_bound_np, make_context,
@@ -105,12 +107,12 @@ def rows_of_nodes(local, nodes):
     count = local.shape[0]
     row = torch.arange(count, device=local.device)
     first = local == 0
-    node = torch.where(first, count, row - first.cumsum(0))  # place `count` takes what is no draft
+    node = torch.where(first, count, row - first.cumsum(0))  # place `count` collects the rows that are no draft
     return torch.zeros(count + 1, dtype=torch.int64, device=local.device).scatter_(0, node, row)[:nodes]
 
 
 def laws_of(draft_logits, rows, expanded, local, host_slots, count):
-    """The logits of the drafts, one row a node: a view where the requests lie side by side with all their drafts, else a copy."""
+    """The logits of the drafts, one row per node: a view where the requests lie side by side with all their drafts, else a copy."""
     steps, first = draft_logits.shape[1], int(host_slots[0])
     side_by_side = np.array_equal(host_slots, np.arange(first, first + len(host_slots)))
     if side_by_side and count == len(host_slots) * (steps + 1):
@@ -139,7 +141,7 @@ def draw(
 
 
 def with_spare_slot(speculator):
-    """One more slot for the drafts' logits, so that slot −1 is nobody's."""
+    """One more slot for the drafts' logits, so that slot −1 belongs to no request."""
     kept = speculator.draft_logits
     if kept is not None:
         fill = speculator.draft_logits_spec(speculator.vllm_config)[1]
@@ -148,7 +150,7 @@ def with_spare_slot(speculator):
 
 
 def add_request(sampler, slot, params):
-    """After vLLM's own Sampler.add_request: a seed for who has none, and whether the request's rows need vLLM's processors."""
+    """After vLLM's own Sampler.add_request: a seed for a request without one, and whether its rows need vLLM's processors."""
     states = sampler.sampling_states
     if params.seed is None:
         states.seeds.np[slot] = seed_of(sampler.req_states.index_to_req_id[slot], sampler.specsample_seed)
