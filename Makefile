@@ -12,7 +12,7 @@
 # make bench   run the benchmarks on this machine -> benchmarks/results/
 # make bench-trees   several drafts per node: time relative to one draft, acceptance relative to the optimum
 # make papers  the papers' experiments on the demo's models (or ARGS="--target M --draft M") -> benchmarks/results/papers/
-# make check-cuda   compile the CUDA kernels with nvcc for every architecture: spills, local memory, 16-byte loads, machine code; link one extension
+# make check-cuda   compile the CUDA kernels with nvcc for every architecture; check spills, local memory, 16-byte loads and machine code; link one extension
 # make check-races  run the CUDA kernels under ThreadSanitizer, for every layout, team size, filter, tree, …: most of an hour
 # make check-ptx    execute the PTX that nvcc generates on the CPU, with the shipped launch code: every case (docs/ptx.md)
 # make check-torch  compile every host file against the headers of all supported torch versions; run it with the oldest (4 GB)

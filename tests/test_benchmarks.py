@@ -118,7 +118,7 @@ def test_prices_of_a_pass():
         sass.common_way(blocks, [("ATOMS", 1)])
     assert passes.rounds(88) == [1, 2] and passes.rounds(11) == [3, 4]
 
-    # The same loop over a row that is read token by token, eight of which are packed before the next are asked for.
+    # The same loop over a row that is read token by token, eight of which are packed before the next are loaded.
     packed = [f"LDG.E.U16 R{j}, [R20]" for j in range(8)] + ["PRMT R8, R0, 0x5410, R1"]
     narrow = sass.blocks_of(listing([".L_x_1:", *lines[1:14], "@P2 BRA `(.L_x_4)", *packed * 4, ".L_x_4:", "MUFU.LG2 R1, R8",
                                      "@P3 BRA `(.L_x_1)", "EXIT"]).replace("[R2]", "[R30]"))  # fmt: skip
@@ -151,7 +151,7 @@ def test_plan_of_a_call():
     each = {"top-k": 1 + 4, "top-p": 1 + 4, "min-p": 1, "all": 1 + 4 + 4}
     assert names == {"plain": [8 + 1]} | {f: [8 * (n + 1) + n + 1] for f, n in each.items()}
 
-    class Same:  # every pass a microsecond for a team, 700 instructions to its end
+    class Same:  # every pass takes a team a microsecond, and has 700 instructions to its end
         kind, after = passes.PASSES[passes.STATISTICS], 700
         of_team = staticmethod(lambda *_: 1e-6)
 

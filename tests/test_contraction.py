@@ -1,7 +1,7 @@
-"""No token depends on whether a compiler fuses a product with the sum that takes it.
+"""No token depends on whether a compiler fuses a product with the sum that uses it.
 
-The kernels' PTX is executed (ptx_machine.py) as far fused as a compiler may, and with nothing fused that the source does not fuse. The
-default run takes both texts of the kernel of rows and the fused one of the round; `make check-ptx` takes all.
+The kernels' PTX is executed (ptx_machine.py) with everything fused that a compiler may fuse, and with nothing fused beyond what the
+source fuses. By default, both versions of the row kernel and the fused one of the verify kernel are run; `make check-ptx` runs all.
 """
 
 import re
@@ -33,7 +33,7 @@ def test_fusing():
         ("\tadd.f32 \t%f5, %f4, %f3;", "\tfma.rn.f32 \t%f5, %f1, %f2, %f4;"),
         ("@%p1 sub.f32 \t%f5, %f3, %f4;", "@%p1 neg.f32 \t%sign_f32, %f4;\n@%p1 fma.rn.f32 \t%f5, %f1, %f2, %sign_f32;"),
         ("\tsub.f32 \t%f5, %f4, %f3;", "\tneg.f32 \t%sign_f32, %f1;\n\tfma.rn.f32 \t%f5, %sign_f32, %f2, %f4;"),
-        ("\tadd.rn.f32 \t%f5, %f3, %f4;", "\tadd.rn.f32 \t%f5, %f3, %f4;"),  # the source says that both are rounded
+        ("\tadd.rn.f32 \t%f5, %f3, %f4;", "\tadd.rn.f32 \t%f5, %f3, %f4;"),  # the source requires both to be rounded
         ("\tmov.f32 \t%f3, %f4;\n\tadd.f32 \t%f5, %f3, %f4;", "\tmov.f32 \t%f3, %f4;\n\tadd.f32 \t%f5, %f3, %f4;"),
     ]:
         assert contraction.fused(text.format(before)).endswith(text.format(after).partition("<2>;\n")[2]), before
@@ -47,7 +47,7 @@ def test_there_is_something_to_fuse(kernel, least):
 
 
 def test_control_what_is_fused_is_executed():
-    """Its sums left out, tokens or statistics are others."""
+    """With its sums left out, tokens or statistics change."""
 
     def without_sums(text):
         known, lines = set(text.splitlines()), contraction.fused(text).splitlines()
@@ -64,7 +64,7 @@ def test_control_what_is_fused_is_executed():
 
 
 def test_control_nothing_is_fused_in_the_other_text():
-    """but what the source fuses itself"""
+    """Except what the source itself fuses"""
     usual, split = ptx_machine.text("row", "sm_90"), contraction.split("row", "sm_90")
     count = lambda text: len(re.findall(r"\bfma\.rn\.f64", text))
     assert 0 < count(split) < count(usual) and not re.search(r"\b(mul|add|sub)\.f(32|64)", split)

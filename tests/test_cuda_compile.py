@@ -1,7 +1,7 @@
-"""The CUDA kernels through NVIDIA's compiler: no spills and no local memory, and 16-byte loads, on every architecture that is shipped.
+"""The CUDA kernels compiled by NVIDIA's compiler: no spills, no local memory, and 16-byte loads, for every shipped architecture.
 
-The default run takes one architecture; `make check-cuda` (SPECSAMPLE_CHECK_CUDA=1) takes all of them, some minutes. The compiler is
-nvcc, of CUDA_HOME or on the path, or CUDA 12's from the package index (`make check-cuda12`; nvidia_tools.py).
+The default run covers one architecture; `make check-cuda` (SPECSAMPLE_CHECK_CUDA=1) covers all of them, in some minutes. The
+compiler is nvcc from CUDA_HOME or the path, or CUDA 12's from the package index (`make check-cuda12`; nvidia_tools.py).
 """
 
 import re
@@ -18,7 +18,7 @@ SPILLING = "__global__ void kernel(int* x) { int a[64]; for (int i = 0; i < 64; 
 
 
 def archs():
-    """Those of setup.py that the compiler knows (CUDA 12's: from 12.8 on all of them): 80, 86, …"""
+    """The architectures of setup.py that the compiler supports (CUDA 12: all of them from 12.8 on): 80, 86, …"""
     text = (native.ROOT / "setup.py").read_text()
     ours = re.search(r'^CUDA_ARCHS = "([\d. ]+)"', text, re.M).group(1).replace(".", "").split()
     if PACKAGES or nvcc() is None:
@@ -28,7 +28,7 @@ def archs():
 
 
 def compiled(source, folder, arch):
-    """-> (cubin, what ptxas said)"""
+    """-> (cubin, output of ptxas)"""
     if PACKAGES:
         return nvrtc(source, folder, arch, native.ROOT, GATE)
     return machine_code.compiled(source, folder, arch)
@@ -57,7 +57,7 @@ def test_no_spills_and_16_byte_loads(tmp_path, arch, kernel):
     assert "warning" not in said
     for text in disassembled(cubin).values():
         assert "LDG.E.128" in text, "no 16-byte loads"
-    # What the SASS is made of, where there is no disassembler.
+    # The PTX that the SASS is generated from, in case there is no disassembler.
     (body,) = re.split(r"\.entry\s+", ptx)[1:]
     assert "ld.global.nc.v4" in body, "no 16-byte loads"
 
@@ -69,8 +69,8 @@ def test_control_the_gate_sees_local_memory(tmp_path):
 
 
 def test_the_first_call_on_a_gpu(tmp_path):
-    """It may fail, and is then made again, or finds no code for an old GPU; it loads every kernel, so that none is loaded while a
-    graph is captured."""
+    """It may fail and is then repeated, or find no code for an old GPU; it loads every kernel, so that none is loaded while a graph
+    is captured."""
     if cuda_headers() is None:
         pytest.skip("no CUDA headers")
     source, program = native.ROOT / "csrc/testing/first_call.cpp", tmp_path / "first_call"

@@ -1,8 +1,9 @@
-"""Gates on the machine code of the CUDA kernels: what the compiler made of the loops over rows, of a team's barriers, and how much of it.
+"""Gates on the machine code of the CUDA kernels: the compiled loops over rows, the compiled barriers of a team, and the code size.
 
-Nothing here runs. What is seen are instructions and their order; how long the memory takes, or whether two warps ever wait for each
-other, is not (docs/ptx.md). Each gate has a control that it must refuse. The default run takes sm_90, and for sm_80 the kernel of rows;
-`make check-cuda` (SPECSAMPLE_CHECK_CUDA=1) takes both kernels for both. No spills and 16-byte loads: tests/test_cuda_compile.py.
+Nothing is executed. The gates see instructions and their order, but not how long memory takes or whether two warps ever wait for
+each other (docs/ptx.md). Each gate has a control that it must reject. The default run covers both kernels for sm_90 and the row
+kernel for sm_80; `make check-cuda` (SPECSAMPLE_CHECK_CUDA=1) covers both for both. Spills and 16-byte loads:
+tests/test_cuda_compile.py.
 """
 
 import re
@@ -17,16 +18,16 @@ from nvidia_tools import ALL, PACKAGES, nvcc
 ARCHS = ("80", "90")
 KERNELS = [(k, a) for k in code.SOURCES for a in ARCHS if ALL or a == "90" or k == "row_kernel"]
 
-# Bytes in flight an SM. By Little's law the 4.3 TB/s of an H200 for 132 SMs, at 0.8 µs until an answer comes, take 26 KB, the 2.0 TB/s of
-# an A100 for 108 SMs at 0.6 µs take 11 KB. Passes that hold a weight for each token have registers for 22.5 KB, the race, which keeps a
-# maximum of each group, for twice that.
+# Bytes in flight per SM. By Little's law, the 4.3 TB/s of an H200 with 132 SMs need 26 KB at a latency of 0.8 µs, and the 2.0 TB/s
+# of an A100 with 108 SMs need 11 KB at 0.6 µs. Passes that hold a weight for each token have registers for 22.5 KB; the race, which
+# keeps one maximum per group, for twice that.
 FLOORS = {"tile_masses": 22_500, "sum_tiles": 22_500, "each_unit": 22_500, "bound_groups": 45_000}
 PASSES = {"row_kernel": {"tile_masses": 1, "sum_tiles": 2, "each_unit": 8, "bound_groups": 1},
           "verify_kernel": {"tile_masses": 1, "sum_tiles": 6, "each_unit": 10, "bound_groups": 1}}  # fmt: skip
-# A turn of a pass is fetched once if it fits the instruction cache beside each scheduler: 12 KiB on Volta, the smallest that was
-# measured in public, which is code.TURN instructions. The kernels do not fit the SM's (128 KiB there) and need not: a call comes to few
-# of their passes. But whatever runs for the first time is fetched from farther away, 128 bytes at a time, and each copy of a pass adds
-# to that: today's size and a tenth.
+# A turn of a pass is fetched only once if it fits in each scheduler's instruction cache: 12 KiB on Volta, the smallest with
+# published measurements, which is code.TURN instructions. The kernels do not fit in the SM's cache (128 KiB there) and need not: a
+# call runs few of their passes. But code that runs for the first time is fetched from farther away, 128 bytes at a time, and each
+# copy of a pass adds to that: the limit is today's size plus a tenth.
 TEXT = {"row_kernel": 340_000, "verify_kernel": 1_360_000}
 
 needs_nvcc = pytest.mark.skipif(nvcc() is None or PACKAGES is not None, reason="no nvcc in CUDA_HOME or on the path")
@@ -37,7 +38,7 @@ def small(statement, folder, arch="90", **settings):
 
 
 def changed(folder, file, *edits):
-    """A copy of the sources with edits (old, new) in a file of csrc/cuda; -> where it is"""
+    """Copy the sources and apply edits (old, new) to a file of csrc/cuda; -> the folder of the copy"""
     shutil.copytree(native.ROOT / "csrc", folder / "csrc")
     path = folder / "csrc/cuda" / file
     for old, new in edits:
@@ -46,11 +47,11 @@ def changed(folder, file, *edits):
     return folder
 
 
-# -- the listing, read back ----------------------------------------------------------------------------------------------
+# -- parsing the listing -------------------------------------------------------------------------------------------------
 
 
 def test_registers():
-    """Those that an instruction writes and reads"""
+    """The registers that an instruction writes and reads"""
     for op, written, read in [
         ("@!P1 LDG.E.128.CONSTANT R20, desc[UR8][R52.64+0x410]", {20, 21, 22, 23}, {52, 53}),
         ("LDG.E.U16 R3, [R4.64]", {3}, {4, 5}),
@@ -67,7 +68,7 @@ def test_registers():
 
 
 def test_waits():
-    """Loads that are asked for together, and one after the other"""
+    """Loads issued together, and one after the other"""
     ops = lambda *texts: [sass.Op(text) for text in texts]
     first, second, use = "LDG.E.128 R0, [R8]", "LDG.E.128 R4, [R8]", "FADD R20, R0, R5"
     together = ops(first, second, "FMUL R9, R9, R9", use)
@@ -79,7 +80,7 @@ def test_waits():
 
 
 def test_ways():
-    """A call of a label leaves a loop, other calls are followed nowhere; frames say which functions an instruction is from."""
+    """A call to a label leaves a loop, other calls are not followed; frames name the source functions of an instruction."""
     where = f'//## File "{native.ROOT}/csrc/cuda/rows.h", line '
     number = lambda text: 1 + (native.ROOT / "csrc/cuda/rows.h").read_text().splitlines().index(text)
     load = number("SPS_DEVICE uint4 load16(const void* p) { return __ldg(static_cast<const uint4*>(p)); }")
@@ -108,7 +109,7 @@ def kernel(request):
 
 @needs_nvcc
 def test_line_information_changes_no_instruction(tmp_path):
-    """The kernels are shipped without"""
+    """The shipped kernels are compiled without it."""
     name, arch = "row_kernel", "90"
     plain, _ = code.compiled(code.SOURCES[name], tmp_path, arch, lines=False)
     with_lines = [ops for ops, _ in code.kernel_blocks(name, arch)]
@@ -117,8 +118,8 @@ def test_line_information_changes_no_instruction(tmp_path):
 
 @needs_nvcc
 def test_passes_over_rows(kernel):
-    """Their loads are on the way together, and only widened, or their maxima taken, before the next are asked for: what is left of the work
-    stands between."""
+    """The loads of a turn are in flight together, and are only widened or reduced to maxima before the next are issued: the rest of
+    the work comes between that and their use."""
     name, _, blocks = kernel
     turns = code.turns(blocks)
     for dtype in code.DTYPES:
@@ -128,7 +129,7 @@ def test_passes_over_rows(kernel):
 
 
 def refused(turns):
-    """What the gates have against them"""
+    """The violations of the gates"""
     out = []
     for turn in turns:
         if turn.waiting < turn.loads or turn.in_flight < FLOORS[turn.functions[0]]:
@@ -142,7 +143,7 @@ def refused(turns):
 
 @needs_nvcc
 def test_rows_that_are_not_aligned(tmp_path):
-    """Their tokens are read one by one, and all of a turn are asked for before one is packed; with two rows, those of one row."""
+    """Their tokens are loaded one by one, all of a turn before the first is packed; with two rows, all of one row."""
     for statement, rows in ((STATISTICS, 1), ("out[thread_id()] = residual_sum(s, o)", 2)):
         way = sass.common_way(small(statement, tmp_path), [("LDG.E.U16", 32), ("MUFU.EX2", 32)])
         narrow = {id(op) for op in way if "LDG.E.U16" in op}
@@ -160,7 +161,7 @@ OPENING = [("LDG.E.U16", 2), (lambda op: "from_bfloat16" in op.functions, 2), ("
 
 
 def opened(folder, **settings):
-    """Logits that are under way where the opening of a race's group waits for them"""
+    """How many logits are in flight each time that the opening of a race's group waits for them"""
     blocks = small("out[thread_id()] = run_race(s, o.dtype).score", folder, **settings)
     way = sass.common_way(blocks, OPENING, loads=False)
     return [n for _, n in sass.waits(way, {id(op) for op in way if "LDG.E.U16" in op})]
@@ -168,7 +169,7 @@ def opened(folder, **settings):
 
 @needs_nvcc
 def test_logits_of_a_group(tmp_path):
-    """Which are not asked for ahead, but together"""
+    """They are not loaded ahead, but issued together."""
     assert opened(tmp_path)[0] == 2
 
 
@@ -208,7 +209,7 @@ def test_control_a_loop_that_does_not_ask_ahead(tmp_path):
 
 @needs_nvcc
 def test_control_a_long_turn(tmp_path):
-    """The histogram, once tokens have bins: 16 of a lane, one after the other (benchmarks/results/predicted.md)"""
+    """The histogram when tokens fall into bins: 16 per lane, one after another (benchmarks/results/predicted.md)"""
     blocks = small("scatter(s, o, s.histogram); out[thread_id()] = s.tile_sum[thread_id() & 255]", tmp_path)
     turns = code.turns(blocks)
     assert "long" not in {what for what, *_ in refused(turns)}
@@ -221,7 +222,7 @@ def test_control_a_long_turn(tmp_path):
 def test_barriers_of_teams(kernel):
     name, arch, blocks = kernel
     assert code.fences(blocks, teams=arch == "90") == []
-    if arch == "90":  # and they are all in it
+    if arch == "90":  # and all of them are there
         arrivals = [op.functions for ops, _ in blocks for op in ops if "SYNCS.ARRIVE" in op]
         functions = {names[names.index("team_barrier") + 1] for names in arrivals}
         assert set(code.TEAM_BARRIERS) - functions == ({"histogram", "crew"} if name == "row_kernel" else set())
@@ -229,7 +230,7 @@ def test_barriers_of_teams(kernel):
 
 TEAM = "SPS_START_TEAM(s); out[thread_id()] = team_max(s, static_cast<float>(out[0]))"
 ARRIVAL, WAIT = "mbarrier.arrive.release.cluster", "mbarrier.try_wait.parity.acquire.cluster"
-WRONG = {  # edits of team.h: what is found
+WRONG = {  # edits of team.h: the expected finding
     "nothing": ([], None),
     "released twice": ([("  if (thread_id() < team_size())\n    asm", "  __threadfence();\n  if (thread_id() < team_size())\n    asm")],
                        "stronger than a team needs"),

@@ -1,5 +1,5 @@
-"""The PTX machine (csrc/emulator/ptx) finds the mistake in a program and names it, with its line: small programs with one mistake
-each."""
+"""The PTX machine (csrc/emulator/ptx) finds the mistake in a program and reports it with its line: small programs, each with one
+mistake."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from ptx_programs import ALL_BLOCKS, CLUSTER, PHASES, REVERSE, STORE, found, pro
 OUT = "a buffer of 64 ints"
 
 
-WRONG = {  # name: (body, the diagnosis, threads, how it is launched)
+WRONG = {  # name: (body, diagnosis, threads, launch arguments)
     "out of bounds": (
         "mul.wide.u32 %l20, %r2, 4;\nadd.s64 %l20, %l20, %l0;\nst.global.u32 [%l20+4], %r2;",
         "out of bounds: 4 bytes at",
@@ -149,7 +149,7 @@ def test_control_mistakes_are_found(name, shuffle):
 
 
 def test_an_uninitialised_value_may_be_loaded_and_left():
-    """Compilers load ahead of a test, and copy structures with their padding."""
+    """Compilers load ahead of a test, and copy structures including their padding."""
     unused = "ld.shared.u32 %r10, [shared];\nsetp.eq.s32 %p1, %r2, 99;\nselp.b32 %r19, %r10, %r2, %p1;\n" + STORE
     out = torch.zeros(32, dtype=torch.int32)
     assert found(unused, out) == "" and out.tolist() == list(range(32))

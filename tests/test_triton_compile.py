@@ -105,7 +105,7 @@ def test_control_a_bin_computed_in_another_way_is_seen():
     )
     assert len(triton_ptx.forms(other)[1]) == 2 and triton_ptx.fused(other) == 1
     assert triton_ptx.fused(copies.replace(".rn", "")) == 4  # otherwise the assembler may fuse them
-    packed = copies.replace(  # arithmetic on pairs is that on its halves
+    packed = copies.replace(  # arithmetic on a pair is arithmetic on its halves
         "mul.rn.f32 \t%f32, %f2, %f70;",
         "mov.b64 %rd1, {%f2, %f5};\n\tmov.b64 %rd2, {%f70, %f71};\n\tmul.rn.f32x2 %rd3, %rd1, %rd2;\n\tmov.b64 {%f32, %f33}, %rd3;",
     )

@@ -1,6 +1,6 @@
-"""The situations that vLLM tests its own rejection samplers in, told to the adapter with a real bonus row (theirs is mocked).
+"""The cases in which vLLM tests its own rejection samplers, given to the adapter with a real bonus row (theirs is mocked).
 
-docs/vllm.md has the table: which hold, which do not apply and why.
+docs/vllm.md has the table: which hold, and which do not apply and why.
 """
 
 import pytest
@@ -119,7 +119,7 @@ def test_filters_bind_every_row(scheme, own):
 @pytest.mark.parametrize("scheme", SUPPORTED)
 @pytest.mark.parametrize("with_law", [True, False])
 def test_every_place_has_the_targets_law(scheme, with_law):
-    """One target row and one draft row for all places, so that each emitted token has the same law."""
+    """One target row and one draft row for all places, so that every emitted token has the same law."""
     count, K, width = 30_000, 2, 16
     target = numbers(1, width, seed=6)
     draft = -target if with_law else target  # opposite preferences: most drafts are rejected
@@ -137,7 +137,7 @@ def test_every_place_has_the_targets_law(scheme, with_law):
     found = torch.tensor(found)
     law = target[0].double().softmax(-1)
     assert p_value(found[:, 0], law) > FAILURE_RATE
-    # A later place is looked at only where it was reached, which must not depend on what stands there.
+    # A later place is examined only if it was reached, which must not depend on the token there.
     for place in (1, 2) if scheme != "block" else ():
         reached = found[found[:, place] >= 0, place]
         assert len(reached) > 100 and p_value(reached, law) > FAILURE_RATE
@@ -165,7 +165,7 @@ def test_rows_of_nan_give_an_id(scheme, temperature):
 
 @pytest.mark.parametrize("scheme", ["token", "block"])
 def test_nothing_is_accepted_behind_a_placeholder(scheme):
-    """With equal laws a draft is accepted always: only the placeholder stops it."""
+    """With equal laws a draft is always accepted: only the placeholder stops it."""
     count, width = 500, 64
     law = numbers(1, width, seed=8)
     laws = law.expand(count, 3, width).contiguous()

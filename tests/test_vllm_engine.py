@@ -1,4 +1,4 @@
-"""vLLM itself with the adapter, on the CPU, under both of its model runners: make test-vllm (a virtual environment of its own)."""
+"""vLLM itself with the adapter, on the CPU, with both of its model runners: make test-vllm (a separate virtual environment)."""
 
 import re
 
@@ -67,9 +67,9 @@ def test_race_text_is_the_same_under_both_runners():
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_the_target_as_its_own_drafter_is_always_accepted(runner):
-    """Streams, positions and laws of the drafts are what the verifier takes them for: a slip in any of them shows here."""
+    """The streams, positions and laws of the drafts are those that the verifier assumes: an error in any of them shows here."""
     params = [{"seed": 9, "temperature": 0.8}, {"seed": 10, "temperature": 1.0}]
-    if runner == "V1":  # V2 drafts know the temperature only
+    if runner == "V1":  # V2 applies only the temperature to drafts
         params[1] |= {"top_p": 0.9, "top_k": 30}
     params = [{**own, "max_tokens": 1 + 6 * (K + 1), "ignore_eos": True} for own in params]
     for scheme in SUPPORTED:
@@ -93,7 +93,7 @@ def test_logprobs_are_those_without_drafts(runner, mode):
     other = run(engine("student", logprobs_mode=mode), call, "race", runner=runner)["calls"][0]
     assert ids(plain) == ids(other)
     pairs = list(zip(plain, other))
-    # Greedy requests have vLLM's own text, so its log-probabilities too.
+    # Greedy requests have vLLM's own text, and so its log-probabilities too.
     vllms = run(engine(logprobs_mode=mode), call)["calls"][0]
     pairs += [(plain[i], vllms[i]) for i in (1, 7)]
     for a, b in pairs:
@@ -106,7 +106,7 @@ def test_logprobs_are_those_without_drafts(runner, mode):
 
 
 def test_a_server_with_concurrent_and_cancelled_requests(tmp_path):
-    """Mixed requests, all at once, some cancelled while they stream: each text is what the request gets alone."""
+    """Mixed requests, all at once, some cancelled while streaming: each text is the one that the request gets alone."""
     from concurrent.futures import ThreadPoolExecutor
 
     from server import Server

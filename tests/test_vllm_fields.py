@@ -1,10 +1,10 @@
-"""Each field of SamplingParams in vLLM with the adapter, with speculation and without: make test-vllm."""
+"""Each field of SamplingParams in vLLM with the adapter, with and without speculation: make test-vllm."""
 
 import pytest
 from jobs import engine, ids, prompts, run
 from tiny import CHARACTERS
 
-# A value of each field that says something. What plain decoding refuses here is named below.
+# A meaningful value for each field. Those that plain decoding rejects here are listed below.
 FIELDS = {
     "n": 2, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.2, "temperature": 0.7, "watermarking": False,
     "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 3, "stop": ["~"], "stop_token_ids": [5], "ignore_eos": True, "max_tokens": 3,
@@ -16,7 +16,7 @@ FIELDS = {
     "repetition_detection": {"max_pattern_size": 4, "min_count": 2}, "routed_experts_prompt_start": 0,
     "trace_decode_token_ids": [1, 2],
 }  # fmt: skip
-# Refused without speculation: prompt_logprob_start alone says nothing, and the engine was not told to replay traces.
+# Rejected without speculation: prompt_logprob_start alone means nothing, and the engine was not told to replay traces.
 REFUSED = {"V1": {"prompt_logprob_token_ids", "prompt_logprob_start", "trace_decode_token_ids"}}
 REFUSED["V2"] = REFUSED["V1"] - {"prompt_logprob_token_ids"}
 
@@ -26,7 +26,7 @@ THINKING = {"reasoning_start_str": "<", "reasoning_end_str": ">"}
 
 def asked():
     own = {"max_tokens": 8, "temperature": 1.0, "seed": 7}
-    # Log-probabilities make vLLM compile something when they are first asked for.
+    # Log-probabilities cause vLLM to compile something when they are first requested.
     return [
         {"prompts": prompts(1), "params": {**own, name: value}, "may_fail": True, "name": name, "limit": 150}
         for name, value in FIELDS.items()
@@ -34,7 +34,7 @@ def asked():
 
 
 def outcome(drafter, scheme, runner="V1", **more):
-    """-> {field: ids of the text}, {field: why it was refused}"""
+    """-> {field: ids of the text}, {field: why it was rejected}"""
     calls = run(engine(drafter, reasoning_config=THINKING), asked(), scheme, runner=runner, **more)["calls"]
     refused = {name: each["error"] for name, each in zip(FIELDS, calls) if isinstance(each, dict)}
     return {name: ids(each) for name, each in zip(FIELDS, calls) if name not in refused}, refused
@@ -51,7 +51,7 @@ def test_the_list_is_whole():
 @pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_what_plain_decoding_accepts_is_accepted_with_speculation(runner, drafter, scheme):
     plain, refused = outcome(None, scheme, runner)
-    assert set(refused) == REFUSED[runner], refused  # an error or a time-out would be one of them
+    assert set(refused) == REFUSED[runner], refused  # an error or a time-out would be among them
     drafted, too = outcome(drafter, scheme, runner)
     assert set(too) == set(refused), too
     if scheme == "race":
@@ -59,7 +59,7 @@ def test_what_plain_decoding_accepts_is_accepted_with_speculation(runner, drafte
 
 
 def test_vllm_as_it_is_refuses_more():
-    """The control. (Its top-k ends in an error in the midst of a step on the CPU: no refusal, and not looked at.)"""
+    """The control. (On the CPU its top-k ends in an error in the middle of a step: not a rejection, and ignored.)"""
     refused = outcome("ngram", None, repair=True)[1]
     refused = {name for name, why in refused.items() if why.startswith(("VLLMValidationError", "ValueError"))}
     assert refused == REFUSED["V1"] | {"min_p", "logit_bias"}
@@ -68,7 +68,7 @@ def test_vllm_as_it_is_refuses_more():
 
 @pytest.mark.parametrize("drafter", [None, "ngram", "student"])
 def test_a_thinking_budget_ends_the_thoughts(drafter):
-    """Under V1."""
+    """With V1."""
     start, end = map(CHARACTERS.index, "<>")
     own = {"max_tokens": 12, "ignore_eos": True, "temperature": 1.0}
     params = [{**own, "seed": i, "thinking_token_budget": 2 + i // 2} for i in range(6)]

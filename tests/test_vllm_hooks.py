@@ -1,4 +1,4 @@
-"""When the vLLM adapter puts itself in, and what it refuses; that nothing on the hot path waits for the device."""
+"""When the vLLM adapter installs itself, and what it rejects; that nothing on the hot path waits for the device."""
 
 import ast
 import sys
@@ -19,7 +19,7 @@ from specsample.integrations.vllm import hooks, requests, sources, v1, v2
 
 @pytest.fixture
 def fake_vllm(monkeypatch, tmp_path):
-    """A module `vllm` of some version in a folder of its own; nothing in it can be replaced unnoticed: it has no functions."""
+    """A module `vllm` of some version in its own folder; nothing in it can be replaced unnoticed, because it has no functions."""
     module = ModuleType("vllm")
     module.__file__, module.__version__ = str(tmp_path / "vllm" / "__init__.py"), "9.9.0"
     triton = ModuleType("vllm.triton_utils")
@@ -104,7 +104,7 @@ WAITS = {"item", "tolist", "cpu", "numpy", "nonzero", "masked_select", "unique",
 @pytest.mark.parametrize("module", [v1, v2, requests])
 def test_the_hot_path_calls_nothing_that_waits(module):
     tree = ast.parse(Path(module.__file__).read_text())
-    tree.body = [part for part in tree.body if getattr(part, "name", None) != "upload"]  # the one way for a list to the device
+    tree.body = [part for part in tree.body if getattr(part, "name", None) != "upload"]  # the only way to copy a list to the device
     called = [n.func.attr for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
     assert len(called) > 20 and not WAITS & set(called)
     built = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in ("torch.tensor", "torch.as_tensor")]
@@ -113,8 +113,8 @@ def test_the_hot_path_calls_nothing_that_waits(module):
 
 @pytest.fixture
 def no_memory(monkeypatch):
-    """A device without memory: whatever would read it raises, as would a shape that hangs on values. (A torch without CUDA cannot
-    index tensors that pretend to be on a GPU.)"""
+    """A device without memory: whatever would read it raises, as would a shape that depends on values. (A torch without CUDA
+    cannot index tensors that pretend to be on a GPU.)"""
     monkeypatch.setattr(backends, "pick", lambda *args, **kwargs: torch.ops.specsample)
     rows = torch.empty(3, V, device="meta")
     for waits in (lambda: bool(rows[0, 0] > 0), lambda: rows[rows[:, 0] > 0], lambda: rows[0, 0].item(), lambda: rows.tolist()):

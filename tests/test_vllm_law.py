@@ -1,4 +1,4 @@
-"""The law of what vLLM writes with the adapter, by chi-square over many short texts of a model with 512 tokens: make test-vllm."""
+"""The law of vLLM's texts with the adapter, by chi-square over many short texts of a model with 512 tokens: make test-vllm."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ LAWS = {
 }
 SAMPLES = {"V1": 20_000, "V2": 5_000}  # V2 is interpreted: 5000 texts take minutes
 PROMPT = [17, 201, 44, 17, 201]
-# For n-gram look-up: three quarters of the texts go on with a token that is in it, and three in ten then as it goes on there.
+# For n-gram look-up: three quarters of the texts continue with a token that is in it, and three in ten then as it continues there.
 RECURRING = [
     263, 431, 70, 107, 503, 320, 243, 74, 403, 338, 13, 75, 242, 467, 354, 265, 151, 298, 241, 354, 493, 265, 298, 427, 93, 427, 93,
     427, 94, 298, 115, 298, 433, 427, 93, 427, 427, 128, 118, 427, 74, 427, 242, 368, 495, 495, 495, 495,
@@ -25,7 +25,7 @@ LENGTH = 3
 
 
 def law(logits, temperature, top_p=1.0, min_p=0.0):
-    """Rows of logits -> vLLM's law, by hand: temperature, min-p, then top-p, float64."""
+    """Rows of logits -> vLLM's law, computed by hand: temperature, min-p, then top-p, in float64."""
     z = logits.double() / temperature
     kept = z >= z.amax(-1, keepdim=True) + (math.log(min_p) if min_p else -math.inf)
     z = z.masked_fill(~kept, -torch.inf)
@@ -41,8 +41,8 @@ def prompt_of(drafter):
 
 @functools.cache
 def laws_of(name, drafter):
-    """[{(x,): probability}, {(x, y): …}, {(x, y, z): …}] of the first tokens after the prompt, exact; without texts that begin with
-    something rarer than 1e-4."""
+    """[{(x,): probability}, {(x, y): …}, {(x, y, z): …}] of the first tokens after the prompt, exact; without texts that begin
+    with something rarer than 1e-4."""
     model, setting, laws, begun = tiny.target(), LAWS[name], [], {(): 1.0}
     for _ in range(LENGTH):
         texts = [[*prompt_of(drafter), *text] for text in begun]
@@ -55,7 +55,7 @@ def laws_of(name, drafter):
 
 
 def p_of(texts, name, length, drafter="student"):
-    """p of the first `length` tokens of the texts, what is expected fewer than eight times in one cell."""
+    """p of the first `length` tokens of the texts; outcomes expected fewer than eight times share one cell."""
     cells = laws_of(name, drafter)[length - 1]
     index = {cell: i for i, cell in enumerate(cell for cell, p in cells.items() if p * len(texts) >= 8)}
     common = [cells[cell] for cell in index]
@@ -65,7 +65,7 @@ def p_of(texts, name, length, drafter="student"):
 
 
 def samples(drafter, scheme, names=tuple(LAWS), runner="V1", **more):
-    """{law: texts}, of requests without seeds; what vLLM counted"""
+    """{law: texts} for requests without seeds; vLLM's counters"""
     params = {"max_tokens": LENGTH, "ignore_eos": True, "detokenize": False}
     calls = [{"prompts": [prompt_of(drafter)] * SAMPLES[runner], "params": {**LAWS[name], **params}} for name in names]
     result = run(engine(drafter, max_num_seqs=256, seed=5), calls, scheme, runner=runner, **more)
@@ -95,7 +95,7 @@ def test_drafts_taken_for_those_of_another_law_are_seen(runner):
 
 
 def test_vllm_as_it_is_does_not_keep_the_law():
-    """Its kernel that spreads temperature and top-p over the rows is broken on the CPU. Repaired, it passes."""
+    """Its kernel that expands temperature and top-p to the rows is broken on the CPU. Once repaired, it passes."""
     name = "T = 0.7, top-p"
     texts, _ = samples("student", None, (name,))
     assert p_of(texts[name], name, LENGTH) < CAUGHT

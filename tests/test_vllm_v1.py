@@ -1,4 +1,4 @@
-"""The vLLM adapter without vLLM, under the V1 model runner: what it makes of the objects it is handed. (With vLLM: make test-vllm.)"""
+"""The vLLM adapter without vLLM, for the V1 model runner: what it does with the objects it gets. (With vLLM: make test-vllm.)"""
 
 from types import SimpleNamespace
 
@@ -87,7 +87,7 @@ def test_drafts_are_drawn_for_the_next_round(scheme):
         expected = ss.draft(laws[:, i], kind=kind, sampling=law_of(asked), seed=seeds, position=position, depth=i, node=i)[:, 0]
         assert tokens.tolist() == expected.tolist()
         assert kept is None if scheme == "race" else kept.data_ptr() == laws[:, i].data_ptr()
-    # All depths in one call, request by request, as drafters do that run once.
+    # All depths in one call, request by request, as in drafters that run once.
     _, state = step(runner, scheme, numbers(4, V, seed=1, scale=3))
     at_once, _ = v1.draft(SimpleNamespace(), state, laws.flatten(0, 1))
     assert at_once.view(4, K).tolist() == torch.stack([tokens for tokens, _ in drawn], 1).tolist()
@@ -96,7 +96,7 @@ def test_drafts_are_drawn_for_the_next_round(scheme):
 
 
 def test_with_the_target_as_drafter_all_is_accepted():
-    """A wrong stream, position or law of the drafts shows here: equal laws are accepted always."""
+    """A wrong stream, position or law of the drafts shows here: with equal laws every draft is accepted."""
     asked, K = [fakes.params(**own) for own in MIXED] * 8, 3
     asked = [fakes.params(**{**vars(own), "seed": b}) for b, own in enumerate(asked)]
     names, texts = names_of(32), TEXTS * 8
@@ -114,7 +114,7 @@ def test_with_the_target_as_drafter_all_is_accepted():
 
 
 def test_a_lost_law_costs_the_drafts_not_the_law():
-    """A request that sat out a step has no law left for drafts that were drawn: they are dropped. Picked drafts are kept."""
+    """A request that sat out a step has lost the law of its drawn drafts, which are dropped. Picked drafts are kept."""
     asked = [fakes.params(seed=b) for b in range(2)]
     laws, target = numbers(2, 2, V, seed=5, scale=2), numbers(6, V, seed=6, scale=2)
     runner = fakes.runner(names_of(2), asked, TEXTS[:2])
@@ -143,7 +143,7 @@ PROCESSED = {
 
 @pytest.mark.parametrize("name", [*PROCESSED, "all"])
 def test_a_row_of_a_round_has_the_law_of_its_prefix(name):
-    """Row i of a round, processed, is bit for bit the row of a plain step whose text has the first i drafts in it."""
+    """Row i of a round, processed, equals bit for bit the row of a plain step whose text includes the first i drafts."""
     own, metadata = {}, {}
     for each in PROCESSED if name == "all" else [name]:
         own, metadata = {**own, **PROCESSED[each][0]}, {**metadata, **PROCESSED[each][1]}
@@ -189,7 +189,7 @@ def test_min_tokens_gives_way_to_a_grammar_that_leaves_nothing_else():
 
 @pytest.mark.parametrize("values", [(0.7, 0.3), (torch.tensor([0.7, 1.0, 0.0]).double(), torch.tensor([0.3, 0.0, 0.3]).double())])
 def test_min_p_comes_first(values):
-    """vLLM applies min_p before top-k and top-p: another law than transformers' order where both cut."""
+    """vLLM applies min_p before top-k and top-p: a different law from transformers' order if both cut."""
     temperature, least = values
     logits = numbers(3, V, seed=8, scale=2)
     law = (logits / torch.as_tensor(temperature).reshape(-1, 1).clamp(min=1e-9)).softmax(-1)
@@ -202,7 +202,7 @@ def test_min_p_comes_first(values):
 
 def test_min_p_and_top_p_have_vllms_law():
     law = torch.tensor([0.5, 0.3, 0.2] + [0.0] * (V - 3))
-    asked = [fakes.params(seed=1, min_p=0.5, top_p=0.6)]  # .5 and .3 stay, .625 and .375 of what stays: top-p keeps the first
+    asked = [fakes.params(seed=1, min_p=0.5, top_p=0.6)]  # .5 and .3 stay, as .625 and .375: top-p keeps the first
     runner = fakes.runner(names_of(1), asked, [[]])
     found = v1.asked_for(runner, v1.State(runner, "token"))
     rows, sampling = v1.with_invariant(found, law.log()[None], [0])
@@ -230,7 +230,7 @@ def test_processors_of_the_user_act_after_the_temperature():
 @pytest.mark.parametrize("mended", [True, False])
 @pytest.mark.parametrize("scheme", ["token", "block"])
 def test_drafts_cut_by_a_grammar_keep_the_law(scheme, mended, monkeypatch):
-    """vLLM cuts drafts that a grammar refuses: what is left has another law than it was drawn from. The control takes that one."""
+    """vLLM cuts drafts that a grammar rejects: the rest no longer have the law they were drawn from, which the control uses."""
     count, width = 60_000, 8
     target, draft = numbers(1, 2, width, seed=21, scale=1.0), numbers(1, 1, width, seed=22, scale=1.0)
     target[:, :, ::3] = -torch.inf  # the grammar

@@ -1,4 +1,4 @@
-"""The vLLM adapter without vLLM, under the V2 model runner."""
+"""The vLLM adapter without vLLM, for the V2 model runner."""
 
 from types import SimpleNamespace
 

@@ -1,20 +1,20 @@
-"""The passes over rows of the CUDA kernels, and of Triton's, priced by their machine code. Nothing here runs on a GPU.
+"""The cost of the passes over rows in the CUDA kernels, and in Triton's, from their machine code. Nothing here runs on a GPU.
 
-Each pass is compiled alone. In the disassembly, the common way through one turn of its loop is the one of the fewest instructions that
-does what every turn must do for bfloat16 (PASSES says what, by the instructions that it takes): 16-byte loads, no slow path. A warp's
-instruction serves 32 tokens, one of each lane. Four times follow for a row:
+Each pass is compiled alone. In the disassembly, the common path ("way") through one turn of its loop is the one with the fewest
+instructions that does what every turn must do for bfloat16 (PASSES lists this work by its instructions): 16-byte loads, no slow
+path. One instruction of a warp serves 32 tokens, one per lane. Four times follow for a row:
 
-    issue   instructions / (4 a cycle an SM), one block a row; multiplications to 64 bits count twice
-    special special functions / (16 lanes a cycle an SM)
+    issue   instructions / (4 per cycle per SM), one block per row; multiplications to 64 bits count twice
+    special special functions / (16 lanes per cycle per SM)
     memory  bytes / bandwidth, shared by all SMs
-    flight  bytes / (bytes in flight / latency): what the loads of one turn can ask for, which are all that wait at a time
+    flight  bytes / (bytes in flight / latency): only the loads of one turn are outstanding at a time
 
 and for a row that is not aligned to 16 bytes, on the way that reads its tokens one by one, also
 
-    L1      loads of two bytes, whose 32 lanes touch four lines
+    L1      two-byte loads, whose 32 lanes touch four lines
 
-A pass takes at least the largest. Then the block drains: nothing is on its way until the next pass asks for something. That is one latency,
-the instructions from the last loads to the end of the pass, which mostly wait for each other, and barriers.
+A pass takes at least the largest of these. Then the block drains: nothing is in flight until the next pass issues loads. This costs
+one latency, the instructions from the last loads to the end of the pass, most of which wait for each other, and barriers.
 """
 
 import math
@@ -25,27 +25,27 @@ import machine_code
 import sass
 import triton_compile
 
-ARCH, SMS, CLOCK, BANDWIDTH = "90", 132, 1.75e9, 4.3e12  # H200; bandwidth of a copy, both directions
-VOCAB, ISSUED, COPIED = 128_256, (0.5, 0.75), 0.9  # shares of the issue slots, and of the bandwidth, that are used
-LATENCY = 0.8e-6  # of memory that is busy
-MEETING = 0.05e-6  # a barrier of a block
-DEPENDENT, AGAIN = 4, 0.3e-6  # cycles of an instruction that waits for the one before it; seconds of logits that are read again
-LINES = 4  # cycles of a load that touches so many lines of the first-level cache
+ARCH, SMS, CLOCK, BANDWIDTH = "90", 132, 1.75e9, 4.3e12  # H200; copy bandwidth, both directions
+VOCAB, ISSUED, COPIED = 128_256, (0.5, 0.75), 0.9  # shares of the issue slots and of the bandwidth that are used
+LATENCY = 0.8e-6  # of memory under load
+MEETING = 0.05e-6  # one barrier of a block
+DEPENDENT, AGAIN = 4, 0.3e-6  # cycles of an instruction that waits for the previous one; seconds to read logits again
+LINES = 4  # cycles of a load that touches this many lines of the L1 cache
 BLOCKS, CREW = machine_code.BLOCKS, machine_code.CREW
 
 LOADS, ONE_BY_ONE, EXP2, TILE = ("LDG.E.128", 4), r"LDG\.E\.U16", ("MUFU.EX2", 32), ("SHFL", 10)
 WIDEN = ("IMAD.U32 .*0x10000|SHF.L.U32|IMAD.SHL|PRMT .*RZ", 14)  # from bfloat16
 MAXIMA = ("HMNMX2.BF16", 4)
-PHILOX, LOG2 = ("IMAD.(WIDE|HI).U32", 18), ("MUFU.LG2", 1)  # one call; a bound of a group
+PHILOX, LOG2 = ("IMAD.(WIDE|HI).U32", 18), ("MUFU.LG2", 1)  # one call; the bound of one group
 
 
 class Kind(NamedTuple):
     statement: str
     always: tuple  # instructions of every turn,
-    last: tuple = ()  # and of those that end a tile or make random words,
-    after: int = 1  # after how many tokens of a lane these come
+    last: tuple = ()  # and of turns that end a tile or generate random words,
+    after: int = 1  # which come once per this many tokens of a lane
     rows: int = 1
-    team: int = 2  # barriers of a team in it, and of a block
+    team: int = 2  # team barriers in the pass; crew: barriers of a block
     crew: int = 0
 
 
@@ -69,11 +69,11 @@ PASSES = {
     "ratio histogram, none in the tail": Kind(SCATTER, **BINNED, rows=2, team=5),
     RACE: Kind("out[thread_id()] = run_race(s, o.dtype).score", (LOADS, MAXIMA, LOG2), (PHILOX,), 128, team=3, crew=1),
 }
-# The loop in which a warp opens a group, in the race's text: the group's words, a logit a lane, its own word, exchanges over the warp.
-# So many groups of a row are opened whatever its law, if each warp takes its highest bound, and no fewer rounds than this follow.
+# The race's loop in which a warp opens a group: the group's words, one logit per lane, its own word, exchanges across the warp.
+# This many groups of a row are opened, whatever its law, if each warp takes its highest bound, in no fewer rounds than this.
 WIDENED = (lambda op: "from_bfloat16" in op.functions, 2)
 OPENING, OPENED, LEAST_ROUNDS = [("LDG.E.U16", 2), WIDENED, (PHILOX[0], 36), ("MUFU.LG2", 3), ("SHFL", 5)], (32, 35), (1, 2)
-# The same pass as one of Triton's kernels has it, and instructions of a turn; a race bounds its groups in a loop of its own.
+# The same pass in one of Triton's kernels, and instructions of a turn; the race bounds its groups in a separate loop.
 TRITON = {
     STATISTICS: ("laws_kernel", [LOADS, EXP2], ()),
     "residual mass": ("masses_kernel", [LOADS, EXP2], ()),
@@ -90,8 +90,8 @@ def compiled_by_triton(name, folder):
 
 
 def loads_of(way):
-    """16-byte loads of bfloat16. Under a predicate and its opposite stand those of a 16-bit row and those of a float32 one, which
-    are twice as many."""
+    """The number of 16-byte loads for bfloat16. Those of a 16-bit row and those of a float32 one, twice as many, are under a
+    predicate and its opposite."""
     under = [sass.guard(op) for op in way if LOADS[0] in op]
     return sum(1 for guard in under if under.count(guard) <= (under.count(sass.opposite(guard)) or len(under)))
 
@@ -101,16 +101,16 @@ def count(way, pattern):
 
 
 class Pass:
-    """Instructions of one token on the ways through a loop, and what follows from them, in seconds for a row on an SM"""
+    """Instructions per token on the ways through a loop, and the resulting times, in seconds for a row on an SM"""
 
     def __init__(self, blocks, kind, apart=(), threads=CREW * BLOCKS, aligned=True):
-        """apart: of a second loop, which makes the random words; threads: of an SM that read"""
+        """apart: instructions of a second loop, which generates the random words; threads: those of an SM that read rows"""
         self.kind, rows, always = kind, kind.rows, list(kind.always)
         if not aligned:
             eight = sass.common_way(blocks, always)
             always[0] = (ONE_BY_ONE, 8 * loads_of(eight))
         often = sass.common_way(blocks, always)
-        self.turn = (8 * loads_of(often) if aligned else count(often, ONE_BY_ONE)) // rows  # tokens of a lane
+        self.turn = (8 * loads_of(often) if aligned else count(often, ONE_BY_ONE)) // rows  # tokens per lane
         turns = max(1, kind.after // self.turn)
         ways = [(sass.common_way(blocks, [*always, *kind.last]) if kind.last else often, self.turn)] + [(often, self.turn)] * (
             turns - 1
@@ -126,7 +126,7 @@ class Pass:
         self.instructions, self.wide, self.special = each(""), each(r"IMAD\.(WIDE|HI)"), each(r"MUFU|F2I|I2F|F2F")
         self.issue = (self.instructions + self.wide) * VOCAB / 32 / 4 / CLOCK
         self.unit = self.special * VOCAB / 16 / CLOCK
-        self.first = 0 if aligned else each(ONE_BY_ONE) * VOCAB / 32 * LINES / CLOCK  # of the first-level cache
+        self.first = 0 if aligned else each(ONE_BY_ONE) * VOCAB / 32 * LINES / CLOCK  # of the L1 cache
         self.memory = rows * VOCAB * 2 * SMS / BANDWIDTH
         if aligned:
             self.in_flight = 16 * loads_of(often) * threads
@@ -135,11 +135,11 @@ class Pass:
             self.in_flight = 2 * max(n for _, n in sass.waits(often, asked)) * threads
         self.flight = rows * VOCAB * 2 / self.in_flight * LATENCY
         last = next(i for i, (ops, _) in enumerate(blocks) if any(op is often[0] for op in ops))
-        self.after = len(sass.way_to(blocks, last, r"\bEXIT\b") or ())  # instructions from a turn's beginning to the end
+        self.after = len(sass.way_to(blocks, last, r"\bEXIT\b") or ())  # instructions from the start of a turn to the end
         self.waits = LATENCY + self.after * DEPENDENT / CLOCK + (kind.team + kind.crew + 2) * MEETING
 
     def busy(self, used=ISSUED[0]):
-        """Seconds of an SM that has a row, but for memory that all share"""
+        """Seconds that an SM needs for a row, apart from memory bandwidth, which all SMs share"""
         return max(self.issue / used, self.unit, self.flight, self.first)
 
     @property
@@ -148,28 +148,28 @@ class Pass:
 
     @property
     def each(self):
-        """Seconds a row of the SM's blocks, each of which goes through a pass and waits"""
+        """Seconds per row for the blocks of an SM, each of which runs a pass and then waits"""
         return [max(busy, (busy + self.waits) / BLOCKS) for busy in self.shared]
 
     def of_team(self, team, teams=1, vocab=VOCAB, used=ISSUED[0]):
-        """Seconds for a row of each of several teams at once: warps take a tile, or a turn if that is more, and all wait for the last"""
+        """Seconds for a row of each of several teams at once: a warp takes a tile, or a turn if larger; all wait for the last"""
         chunks, warps = vocab / (32 * max(32, self.turn)), team * CREW // 32
         memory = self.memory / SMS * teams / COPIED
         return max(self.busy(used) / team * math.ceil(chunks / warps) * warps / chunks, memory) * vocab / VOCAB
 
 
 def opening(blocks):
-    """Seconds of a warp in which it opens what it has the highest bound of: its instructions wait for each other, and it for logits"""
+    """Seconds for a warp to open the groups with its highest bound: instructions wait for each other, and the warp for logits"""
     way = sass.common_way(blocks, OPENING, loads=False)
     logits = {id(op) for op in way if "LDG.E.U16" in op}
     waits = [i for i, _ in sass.waits(way, logits)]
-    # Those that were asked for together have come together.
+    # Logits that were requested together arrive together.
     apart = sum(any(id(op) in logits for op in way[last:i]) for last, i in zip([0, *waits], waits))
     return len(way) * DEPENDENT / CLOCK + apart * AGAIN
 
 
 def rounds(warps):
-    """In which so many warps open the groups of a row: a range"""
+    """How many rounds this many warps need to open the groups of a row: a range"""
     return [max(least, math.ceil(n / warps)) for n, least in zip(OPENED, LEAST_ROUNDS)]
 
 
@@ -179,8 +179,8 @@ def blocks_of(cubin):
 
 
 def measured(folder, exact):
-    """{name: Pass} of CUDA, the same of rows that are not aligned, those of Triton; seconds of opening a group. exact: seconds of exact
-    scores"""
+    """{name: Pass} for CUDA, for CUDA with rows that are not aligned, and for Triton; seconds to open a group. exact: seconds of
+    exact scores"""
     cuda, apart, by_triton = {}, {}, {}
     for name, kind in PASSES.items():
         blocks = blocks_of(machine_code.pass_alone(kind.statement, folder, ARCH))

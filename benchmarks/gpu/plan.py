@@ -1,7 +1,7 @@
-"""What a call of the benchmarks does on a GPU, and what that is priced at: launches, teams, passes one after the other, the rest.
+"""What a call of the benchmarks does on a GPU, and its predicted cost: launches, teams, consecutive passes, the rest.
 
-Teams, and whether rows are read ahead, follow the launch code (csrc/cuda/capacity.h, verify.cu). What is not a pass is counted in the
-kernels' text and priced by guesses, which stand in ASSUMED: microseconds each, some of them a range.
+Teams, and whether rows are read ahead, follow the launch code (csrc/cuda/capacity.h, verify.cu). Everything but the passes is
+counted in the kernels' source and priced by guesses, which are in ASSUMED: microseconds each, some of them a range.
 """
 
 from typing import NamedTuple
@@ -15,13 +15,13 @@ MOST_TEAM, UNIT, CREW = constant(r"kMaxTeam = (\d+)", "shape.h"), constant(r"kUn
 
 ASSUMED = {
     "launch": 3.0,  # the first of a call
-    "launch that began early": 1.0,  # what is left of it when the one before has ended
+    "launch that began early": 1.0,  # what is left of it once the previous one has ended
     "barrier of a team": (0.5, 1.0),
     "barrier of a block": kinds.MEETING * 1e6,
     "set-up of a request": 1.5,
-    "latency of memory": kinds.LATENCY * 1e6,  # before the first loads of a row have come, and where the walk reads a logit
+    "latency of memory": kinds.LATENCY * 1e6,  # until the first loads of a row arrive, and when the walk reads a logit
     "exact scores of the tokens that may have won": 2.0,
-    "step of a token's walk": 1.2,  # two laws, two logits, two exponentials and a random number, asked for beforehand
+    "step of a token's walk": 1.2,  # two laws, two logits, two exponentials and a random number, requested beforehand
     "step of a race's walk": 0.5,
     "sums and law of a selection": 8.0,  # O(bins) in double: the histogram's sums, two scalars, the coupling
 }
@@ -29,8 +29,8 @@ ASSUMED = {
 
 class Launch(NamedTuple):
     teams: int
-    passes: list  # of a team, one after the other
-    counts: dict  # of what else is assumed, a team
+    passes: list  # of a team, one after another
+    counts: dict  # of everything else in ASSUMED, per team
     vocab: int = kinds.VOCAB
 
     @property
@@ -39,7 +39,7 @@ class Launch(NamedTuple):
 
 
 def team(count, vocab, processors=SMS):
-    """Blocks of each of so many teams: the most for which there is room, and for which a row gives each thread something"""
+    """Blocks per team, for this many teams: the most that fit, and for which a row gives every thread some work"""
     size = MOST_TEAM
     while size > 1 and (count > processors // size or vocab < size * CREW * UNIT):
         size //= 2
@@ -47,7 +47,7 @@ def team(count, vocab, processors=SMS):
 
 
 def law(filters, normalised):
-    """The passes that a law takes; top-k and top-p find a cut-off in three digits."""
+    """The passes that compute a law; top-k and top-p find a cut-off in three digits."""
     if filters == "plain":
         return [STATISTICS] if normalised else []
     by_k = [MAXIMUM, *[DIGIT] * 3] if filters in ("top-k", "all") else []
@@ -56,13 +56,13 @@ def law(filters, normalised):
 
 
 def launches(case, histogram=None):
-    """Of a call in which all drafts are accepted. histogram: the pass that a selection among several drafts takes"""
+    """The launches of a call in which all drafts are accepted. histogram: the pass of a selection among several drafts"""
     B, L = case.B, case.L
     set_up = {"launch": 1, "set-up of a request": 1, "barrier of a team": 1}
     if case.scheme == "sample":
         return [Launch(B, [*law(case.filters, False), RACE], {"launch": 1, "barrier of a team": 1}, case.V)]
     paths = case.K if case.K > 1 else 1
-    rows = B * (paths * L + 1 + (L if case.scheme != "race" else 0))  # one draft row a depth: several drafts are of one law
+    rows = B * (paths * L + 1 + (L if case.scheme != "race" else 0))  # one draft row per depth: several drafts share one law
     ahead = 2 * rows <= SMS
     early = {"launch that began early": 1, "latency of memory": 1}
     if case.scheme == "race":
@@ -78,12 +78,12 @@ def launches(case, histogram=None):
         selection, walk = [histogram], {"sums and law of a selection": 1, "step of a token's walk": 1}
     if ahead:
         return [Launch(rows, law(case.filters, True), set_up, case.V), Launch(B, [*selection, RACE], early | walk, case.V)]
-    walk["latency of memory"] = L  # its logits were not asked for beforehand
+    walk["latency of memory"] = L  # its logits were not requested beforehand
     return [Launch(B, law(case.filters, True) * 2 * L + selection * L + last + [RACE], set_up | walk, case.V)]
 
 
 def price(plan, measured, opened):
-    """-> a range of microseconds for each: launches, barriers, drains, passes, the rest, all. measured: {name: Pass}"""
+    """-> a range of microseconds for each of launches, barriers, drains, passes, the rest, and all. measured: {name: Pass}"""
     prices = {**ASSUMED, "round of opened groups": opened * 1e6}
     parts = {"launches": [0, 0], "barriers": [0, 0], "drains": [0, 0], "passes": [0, 0], "rest": [0, 0]}
 

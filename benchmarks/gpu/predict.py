@@ -1,12 +1,12 @@
-"""Predicted times of the CUDA kernels, and Triton's passes beside them, from the SASS: nothing here runs on a GPU.
+"""Predicted times of the CUDA kernels, compared with Triton's passes, from the SASS: nothing here runs on a GPU.
 
     python -m benchmarks.gpu.predict -> benchmarks/results/predicted.md    (needs nvcc, triton, and nvdisasm, CUDA's or Triton's)
 
-passes.py has the passes over rows and how they are priced, plan.py what a call does, its teams and its guesses.
+passes.py has the passes over rows and their cost, plan.py what a call does, its teams and the guesses.
 
-Predicted are 90 % of the copy bandwidth, and a half or three quarters of the issue slots used: 12 warps an SM hide latencies in part, how
-much only a GPU can tell. A race opens its best groups after its pass, one a warp at a time, and scores what may win: a fixed cost of
-a row, from the instructions of a warp's way through that loop, which wait for each other.
+The predictions assume 90 % of the copy bandwidth, and half or three quarters of the issue slots: 12 warps per SM hide part of the
+latencies, and only a GPU can tell how much. A race opens its best groups after its pass, one per warp at a time, and scores the
+possible winners: a fixed cost per row, from the instructions on a warp's way through that loop, which wait for each other.
 """
 
 import sys
@@ -32,7 +32,7 @@ CASES = [
     *(Case("token", B, 4, V + 1, 0.7) for B in (1, 64)),
 ]
 SEVERAL = [(Case("optimal", B, 1, V, K=4), bins) for B in (1, 64) for bins in (TAIL, BINNED)]
-# What a request reads when an SM has one or more, in passes: both laws, the law after them and a race.
+# The passes of a request when an SM has one or more of them: both laws, the law after them, and a race.
 MANY = {"`token`, one draft": [STATISTICS] * 3 + [RACE], "`sample`": [RACE]}
 MANY |= {f"`optimal`, four drafts, {bins.split(', ')[1]}": [*MANY["`token`, one draft"], bins] for bins in (TAIL, BINNED)}
 LATENCIES = (0.6e-6, 0.8e-6, 1.0e-6)

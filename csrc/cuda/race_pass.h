@@ -148,7 +148,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
   const float highest = bound_groups(s, scores, stream, row, dtype, vocab);
   SPS_TEAM_BARRIER(s);
 
-  // Read only now: in registers over the pass above, they would spill.
+  // Read only here: kept in registers during the pass above, they would spill.
   const Pair pair = Pair::of(law, race.draft, race.norms);
   const float scale = static_cast<float>(race.scale), floor = static_cast<float>(race.floor);
   Best best = Best::none();

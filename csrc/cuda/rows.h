@@ -11,7 +11,7 @@ struct Unit {
   float z[kUnit];
 };
 
-// As it stands in memory: to ask for several before one is read.
+// A logit as stored in memory, so that several loads can be issued before the first value is used.
 SPS_DEVICE uint32_t logit_bits(const void* row, int dtype, int64_t token) {
   if (dtype == kFloat32) return __ldg(static_cast<const uint32_t*>(row) + token);
   return __ldg(static_cast<const uint16_t*>(row) + token);
@@ -63,7 +63,7 @@ struct Batch {
       }
       return;
     }
-    if (!aligned && first + (kUnits - 1) * step + kUnit <= end) {  // all of them asked for before one is packed
+    if (!aligned && first + (kUnits - 1) * step + kUnit <= end) {  // issue all loads before the first is packed
       const uint16_t* p = static_cast<const uint16_t*>(row) + first;
       uint16_t z[kUnits][kUnit];
 #pragma unroll

@@ -1,7 +1,7 @@
-"""vLLM's V2 model runner on a CPU: its Triton kernels in Triton's interpreter. `enable()` before vLLM is imported.
+"""vLLM's V2 model runner on a CPU, its Triton kernels in Triton's interpreter. Call `enable()` before importing vLLM.
 
-vLLM asks for a Triton with a backend for CPUs; this names one that compiles nothing. The interpreter refuses masks of integers,
-which Triton itself takes: they are made bool. Some milliseconds a kernel and request, so it is for few and short texts.
+vLLM requires a Triton with a CPU backend; this registers one that compiles nothing. The interpreter rejects integer masks, which
+Triton itself accepts: they are converted to bool. Each kernel takes some milliseconds per request, so use it for few, short texts.
 """
 
 import os

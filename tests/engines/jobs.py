@@ -1,8 +1,8 @@
-"""What the tests of vLLM share: engines on tiny random models in float32, in processes of their own, for an environment variable
+"""Shared by the tests of vLLM: engines on tiny random models in float32, in separate processes, because an environment variable
 switches the adapter on.
 
-Importing vLLM takes ten times what such an engine does. So V2's engines of one scheme follow each other in one process, one
-engine is asked for much, and what it wrote is kept for other tests.
+Importing vLLM takes ten times as long as running such an engine. So V2's engines with the same scheme share a process, one after
+another, each engine gets many calls, and its output is kept for other tests.
 """
 
 import atexit
@@ -32,15 +32,15 @@ K = 3
 
 @functools.cache
 def models():
-    """Paths of the target and of the student, for as long as the tests run."""
+    """Paths of the models, which exist for as long as the tests run."""
     folder = tempfile.TemporaryDirectory()
-    models.folder = folder  # kept: it is removed with its object
+    models.folder = folder  # kept: the folder is deleted with its object
     return tiny.make(folder.name)
 
 
 def engine(drafter=None, **given):
-    """Arguments of vllm.LLM. drafter: None, "ngram", a model that draws ("student", "itself", "eagle"), or one
-    that picks ("greedy")"""
+    """Arguments of vllm.LLM. drafter: None, "ngram", a model that samples ("student", "itself", "eagle"), or
+    one that picks the likeliest token ("greedy")"""
     target, student, head = models()
     own = {
         "model": target, "dtype": "float32", "enforce_eager": True, "max_model_len": 256, "max_num_seqs": 16, "seed": 0,
@@ -61,20 +61,20 @@ def engine(drafter=None, **given):
 
 
 def run(llm, calls, scheme=None, **more):
-    """-> what vllm_run.py wrote, with "log". scheme: None = vLLM as it is; more: of the job. AssertionError when it ends in an error"""
+    """-> the output of vllm_run.py, with "log". scheme: None = unmodified vLLM; more: of the job. AssertionError if it fails"""
     job = {"llm": llm, "calls": calls, "runner": "V1", **more}
     return _run(json.dumps(job, sort_keys=True), scheme)
 
 
 class Worker:
-    """A process of vllm_run.py, for all jobs with the same scheme and the same of what it does to the whole process."""
+    """A process of vllm_run.py, for all jobs with the same scheme and the same process-wide settings."""
 
     def __init__(self, scheme):
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)])}
         env.pop("SPECSAMPLE_VLLM", None)
         if scheme is not None:
             env["SPECSAMPLE_VLLM"] = scheme
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process)
         command = [sys.executable, str(HERE / "vllm_run.py")]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log, text=True, env=env)
 
@@ -96,7 +96,7 @@ class Worker:
 @functools.cache
 def _run(text, scheme):
     job = json.loads(text)
-    alone = job["runner"] == "V1"  # whose third engine in one process was seen to fail
+    alone = job["runner"] == "V1"  # a third V1 engine in one process was seen to fail
     key = None if alone else (scheme, *(job.get(name) for name in ("runner", "repair", "spoil")))
     worker = WORKERS.pop(key, None) or Worker(scheme)
     name = hashlib.sha256(f"{scheme}{text}".encode()).hexdigest()[:16]
@@ -104,7 +104,7 @@ def _run(text, scheme):
     if alone:
         worker.close()
     else:
-        WORKERS[key] = worker  # one that failed is not used again
+        WORKERS[key] = worker  # one that failed is not reused
     return result
 
 
@@ -113,7 +113,7 @@ atexit.register(lambda: [worker.close() for worker in WORKERS.values()])
 
 
 def prompts(count, seed=3):
-    """Ids with repeats in them, so that n-gram look-up finds some; of lengths 4 to 40."""
+    """Ids with repetitions, so that n-gram look-up finds some; 4, 7, 10, … ids and half of them again."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for i in range(count):
@@ -127,7 +127,7 @@ def ids(outputs):
 
 
 COMMON = {"max_tokens": 24, "ignore_eos": True}
-# One of each kind of setting, and mixtures.
+# Each kind of setting, and combinations.
 MIXED = [
     {"temperature": 0.8}, {"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9}, {"temperature": 1.2, "top_k": 20},
     {"temperature": 1.0, "min_p": 0.1}, {"temperature": 1.0, "min_p": 0.02, "top_p": 0.95, "top_k": 50},
@@ -155,6 +155,6 @@ CALLS = {
 
 
 def texts(drafter, scheme, runner="V1", **given):
-    """One engine asked for all of CALLS. -> what `run` gives, with "greedy", "seeded", … for its calls"""
+    """One engine given all of CALLS. -> the result of `run`, with "greedy", "seeded", … for its calls"""
     result = run(engine(drafter, **given), list(CALLS.values()), scheme, runner=runner)
     return {**result, **dict(zip(CALLS, result["calls"]))}

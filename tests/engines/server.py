@@ -1,4 +1,4 @@
-"""An OpenAI-compatible vLLM server of a tiny model, in processes of its own."""
+"""An OpenAI-compatible vLLM server of a tiny model, in separate processes."""
 
 import json
 import os
@@ -65,7 +65,7 @@ class Server:
             return json.load(answer)["choices"][0]["text"]
 
     def cancel(self, body):
-        """Read three pieces of a stream, then hang up. -> how many were read"""
+        """Read three chunks of a stream, then disconnect. -> how many were read"""
         with self._post({**body, "stream": True}) as answer:
             pieces = 0
             for line in answer:

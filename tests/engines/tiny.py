@@ -1,9 +1,9 @@
-"""Tiny random Llamas with a tokenizer, as folders that vLLM loads: `make(folder)`.
+"""Tiny random Llamas with a tokenizer, as folders that vLLM can load: `make(folder)`.
 
-target   two layers, 512 tokens, whose laws are neither flat nor certain
-student  the same with noise on its weights: it agrees often
-eagle    a head of one layer on the target's hidden states, for vLLM's method "eagle": it agrees now and then
-The prompts of tests are ids; the tokenizer (one word an id) is there for the server and for grammars.
+target   two layers, 512 tokens, with laws that are neither flat nor certain
+student  the target with noise on its weights: it agrees often
+eagle    a one-layer head on the target's hidden states, for vLLM's method "eagle": it agrees now and then
+The prompts of the tests are ids; the tokenizer (one word per id) is needed for the server and for grammars.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 VOCAB, EOS = 512, 511
-SHARPNESS = 20.0  # of the head: about a dozen tokens share most of a law
+SHARPNESS = 20.0  # of the output head: about a dozen tokens share most of a law's mass
 CHARACTERS = [chr(c) for c in range(33, 127)]
 
 
@@ -65,7 +65,7 @@ def tokenizer(folder):
 
 
 def eagle(folder):
-    """Write the head: next to nothing but the last hidden state, so its law is about that of the token before."""
+    """Write the head: it passes on little but the last hidden state, so its law is close to that of the previous token."""
     from safetensors.torch import save_file
     from transformers import LlamaForCausalLM
 

@@ -1,13 +1,13 @@
-"""vLLM engines in a process of their own, one after the other: reads jobs from stdin (JSON, one a line), and writes what came out of
-each (JSON) to the file it names, or to that of the command line.
+"""vLLM engines in a separate process, one after another: reads jobs from stdin (JSON, one per line), and writes the output of each
+(JSON) to the file that it names, or to the one on the command line.
 
 job: out       the file
      llm       arguments of vllm.LLM
      runner    "V2": vLLM's newer model runner, interpreted
-     repair    true: vLLM's own rejection sampler, with its broken kernel of the CPU repaired
-     spoil     true: drafts are verified as if they came from a flatter law than they did, for controls
+     repair    true: vLLM's own rejection sampler, with its broken CPU kernel repaired
+     spoil     true: drafts are verified as if drawn from a flatter law than they were, for controls
      calls     list of {prompts: [[ids]], params: [{SamplingParams}] or one for all}. limit: seconds it may take; may_fail: true for
-               "error" in its place; name: of it, in the log
+               "error" in its place; name: its name in the log
 -> {"calls": [[{"ids", "text", "logprobs"}] of each call, or {"error": ...}], "counters": {...}, "seconds": [...]}
 """
 
@@ -42,7 +42,7 @@ def params_of(given, constraints):
 
 
 def repair():
-    """vLLM 0.32 and 0.33 on a CPU spread temperature, top-k and top-p over the rows into a copy that is dropped."""
+    """vLLM 0.32 and 0.33 on a CPU expand temperature, top-k and top-p to the rows in a copy that is discarded."""
     import torch
     from vllm.v1.sample import rejection_sampler
 
@@ -55,7 +55,7 @@ def repair():
 
 @contextlib.contextmanager
 def limited(name, seconds):
-    """TimeoutError after so many seconds; where Python is stuck in a library, the end of the process, with its stack."""
+    """TimeoutError after this many seconds; if Python is stuck in a library, the process ends and prints its stack."""
     if seconds is None:
         yield
         return
@@ -87,7 +87,7 @@ def spoil():
 
 
 def prepare(job):
-    """What holds for the whole process: the first job says it."""
+    """Process-wide settings, taken from the first job."""
     if job.get("runner") == "V2":
         import interpreted
 
@@ -118,7 +118,7 @@ def main(job, out):
             if not call.get("may_fail"):
                 raise
             kept = {"error": f"{type(error).__name__}: {error}"}
-            # A request whose step raised is vLLM's still: it would be waited for by each call to come.
+            # vLLM keeps a request whose step raised: every later call would wait for it.
             llm.llm_engine.abort_request(list(llm.llm_engine.output_processor.request_states), internal=True)
         result["seconds"].append(time.perf_counter() - start)
         result["calls"].append(kept)

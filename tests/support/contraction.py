@@ -1,7 +1,7 @@
-"""A kernel's PTX with products and sums fused as far as a compiler may, and with none fused that the source does not fuse.
+"""A kernel's PTX with every product and sum fused that a compiler may fuse, and with none fused beyond what the source fuses.
 
-nvcc fuses a product and the sum that takes it (-fmad), where it sees fit, and ptxas may fuse what nvcc left without `.rn`. Both
-texts are legal outcomes; `__fmul_rn` and `fmaf` of the source are not touched in either.
+nvcc fuses a product with the sum that uses it (-fmad) where it sees fit, and ptxas may fuse whatever nvcc left without `.rn`. Both
+versions are legal outcomes; `__fmul_rn` and `fmaf` of the source are untouched in both.
 """
 
 import functools
@@ -19,12 +19,12 @@ _SIGN = {"f32": "%sign_f32", "f64": "%sign_f64"}
 
 
 def fused(text):
-    """Every sum that stands without `.rn` takes its product unrounded, whatever else uses the product and however far away it stands."""
+    """Every sum without `.rn` uses its product unrounded, whatever else uses the product and however far away it is."""
     return fuse(text)[0]
 
 
 def fuse(text):
-    """-> (the text, how many were fused)"""
+    """-> (the PTX, how many were fused)"""
     written = Counter(_WRITTEN.findall(text))
     once = lambda x: written[x] <= 1
     products = {m[5]: (m[6], m[7]) for m in _OPERATION.finditer(text) if m[2] == "mul" and once(m[5]) and once(m[6]) and once(m[7])}
@@ -48,7 +48,7 @@ def fuse(text):
 
 @functools.cache
 def split(kernel, arch):
-    """As nvcc leaves it when it may fuse nothing"""
+    """The PTX that nvcc generates when it may fuse nothing"""
     folder = native.ROOT / "build/split" / f"{kernel}-{arch}"
     source, ptx = folder / "kernels.cu", folder / "kernels.ptx"
     folder.mkdir(parents=True, exist_ok=True)

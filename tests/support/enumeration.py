@@ -1,4 +1,4 @@
-"""Enumerated laws: target and draft of every prefix, and a reference's round under scripted decisions."""
+"""Enumerated laws: target and draft for every prefix, and a round of the reference under scripted decisions."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 
 
 def laws(vocab, length, rng, style):
-    """{prefix: law} of every prefix up to `length`."""
+    """{prefix: law} for every prefix up to `length`."""
     out = {}
     for n in range(length + 1):
         for prefix in itertools.product(range(vocab), repeat=n):
@@ -29,7 +29,7 @@ def pair(vocab, depth, target_style, draft_style, seed=0):
 
 
 def completed(outcomes, target, vocab, depth):
-    """Law of the completed sequence of depth + 1 tokens: what was emitted, then the target. {emitted: probability} -> array"""
+    """Law of the completed sequence of depth + 1 tokens: the emitted ones, then the target's. {emitted: probability} -> array"""
     law = np.zeros((vocab,) * (depth + 1))
     for emitted, probability in outcomes.items():
         rest = depth + 1 - len(emitted)
@@ -47,11 +47,11 @@ def target_law(target, vocab, depth):
 
 
 class Scripted:
-    """Scripted decisions of a batch, one combination a row, and the probability of having taken them.
+    """Scripted decisions for a batch, one combination per row, and the probability of taking them.
 
-    Rounds are vectorised, so they also take decisions that do not matter. A node's test counts the first time; of the races
-    only those whose token is emitted count, which the caller picks from the recorded laws.
-    bits [rows, N]: outcomes of the nodes' tests; then, for schemes that ask `stays`, those of nodes 1, 2, …
+    Rounds are vectorised, so they also take decisions that do not matter. Only the first test of a node counts, and only the races
+    whose token is emitted, which the caller selects from the recorded laws.
+    bits [rows, N]: outcomes of the nodes' tests; for schemes that ask `stays`, followed by those of nodes 1, 2, …
     """
 
     def __init__(self, bits, clock, residual, nodes=None):
@@ -62,7 +62,7 @@ class Scripted:
 
     @property
     def probability(self):
-        return self.taken.nan_to_num(nan=0.5).prod(-1)  # a node that was not tested: either bit, half each
+        return self.taken.nan_to_num(nan=0.5).prod(-1)  # a node that was not tested: half for either bit
 
     def accept(self, node, numerator, denominator):
         if self.bits.shape[1] == 0:

@@ -1,4 +1,4 @@
-"""Pairs of laws on small vocabularies for the tests of formulas."""
+"""Pairs of laws on small vocabularies, for tests of formulas."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def random_law(rng, shape, vocab, spread=0.6):
 
 
 def hand_made():
-    """Pairs of laws with something awkward about them: name -> (target, draft)"""
+    """Awkward pairs of laws: name -> (target, draft)"""
     x = 0.15
     laws = {
         "equal": ([0.5, 0.3, 0.2], [0.5, 0.3, 0.2]),

@@ -1,7 +1,7 @@
-"""The CUDA kernels' machine code as it is shipped, and what its passes over rows do with memory.
+"""The CUDA kernels' machine code as it is shipped, and how its passes over rows access memory.
 
-A pass is found by line information: 16-byte loads of `Batch::load`, by whom that was called. The way through one turn of its loop is the
-shortest one that has all of the turn's loads and the work of a dtype (sass.py).
+A pass is found by line information: the 16-byte loads of `Batch::load`, grouped by caller. The path ("way") through one turn of its
+loop is the shortest that contains all of the turn's loads and the work for a dtype (sass.py).
 """
 
 import functools
@@ -17,8 +17,8 @@ from nvidia_tools import nvcc, nvidia_tool
 # One kernel for sample, draft and row_stats, one for verify under every scheme.
 SOURCES = {"row_kernel": '#include "csrc/cuda/row_kernels.h"\n', "verify_kernel": '#include "csrc/cuda/verify_kernel.h"\n'}
 FOLDER = native.ROOT / "build/cubin"
-GATE = ("-v", "-warn-spills", "-warn-lmem-usage")  # of ptxas
-# A pass alone, for controls and for benchmarks/gpu/predict.py.
+GATE = ("-v", "-warn-spills", "-warn-lmem-usage")  # options of ptxas
+# A kernel with a single pass, for controls and for benchmarks/gpu/predict.py.
 PASS = """
 #include "csrc/cuda/kernels.h"
 namespace specsample {{
@@ -34,12 +34,12 @@ __global__ void __launch_bounds__(kBlock, {blocks}) pass_kernel(double* out) {{
 
 
 def constant(pattern, file):
-    """A number of the kernels' text"""
+    """A number from the kernels' source"""
     return int(re.search(pattern, (native.ROOT / "csrc/cuda" / file).read_text())[1])
 
 
-BLOCKS = constant(r"__launch_bounds__\(kBlock, (\d)\)", "verify_kernel.h")  # of a kernel on an SM: as many as its registers allow
-CREW = constant(r"kCrew = (\d+)", "shape.h")  # threads of a block that read
+BLOCKS = constant(r"__launch_bounds__\(kBlock, (\d)\)", "verify_kernel.h")  # of a kernel per SM: as many as its registers allow
+CREW = constant(r"kCrew = (\d+)", "shape.h")  # threads of a block that read rows
 
 
 def command(arch, include=native.ROOT):
@@ -49,7 +49,7 @@ def command(arch, include=native.ROOT):
 
 
 def shipped(kernel, arch):
-    """-> (cubin, what ptxas said, PTX) of a kernel, compiled once for all tests: -lineinfo changes no instruction"""
+    """-> (cubin, output of ptxas, PTX) of a kernel, compiled once for all tests: -lineinfo changes no instruction"""
     folder = FOLDER / f"{kernel}-sm_{arch}"
     folder.mkdir(parents=True, exist_ok=True)
     source, cubin, said = folder / "kernels.cu", folder / "kernels.cubin", folder / "kernels.cubin.said"
@@ -70,7 +70,7 @@ def shipped(kernel, arch):
 
 
 def compiled(source, folder, arch, include=native.ROOT, lines=True):
-    """-> (cubin, what ptxas said) of a small kernel"""
+    """-> (cubin, output of ptxas) of a small kernel"""
     path, out = folder / "kernel.cu", folder / "kernel.cubin"
     path.write_text(source)
     done = subprocess.run(
@@ -85,7 +85,7 @@ def pass_alone(statement, folder, arch, include=native.ROOT):
 
 
 def blocks_of(cubin):
-    """sass.blocks_of its only kernel; skips the test where there is no disassembler"""
+    """sass.blocks_of its only kernel; skips the test if there is no disassembler"""
     if nvidia_tool("nvdisasm") is None:
         pytest.skip("no nvdisasm on the path or in Triton's package")
     (text,) = sass.disassembled(cubin).values()
@@ -101,29 +101,29 @@ def kernel_blocks(kernel, arch):
 
 _BFLOAT16 = lambda op: "from_bfloat16" in op.functions or "HMNMX2.BF16" in op
 _FLOAT16 = lambda op: "from_float16" in op.functions or "HMNMX2 " in op
-# dtype: (loads of a unit of eight tokens, what every turn does with it, what no turn does)
+# dtype: (loads per unit of eight tokens, an operation that every turn has, one that no turn has)
 DTYPES = {"bfloat16": (1, _BFLOAT16, _FLOAT16), "float16": (1, _FLOAT16, _BFLOAT16),
           "float32": (2, None, lambda op: _BFLOAT16(op) or _FLOAT16(op))}  # fmt: skip
-# function that reads: the work of a turn, by an instruction, and how often for each unit. Of a maximum there is none: the largest logits
-# are found before more is asked for, and little is left to do with them.
+# reading function: the work of a turn, as an instruction and its count per unit. A maximum has none: the largest logits are found
+# before the next loads are issued, and little is left to do with them.
 WORK = {"tile_masses": ("MUFU.EX2", 8), "sum_tiles": ("MUFU.EX2", 8), "bound_groups": ("MUFU.LG2", 1 / 4), "each_unit": None}
 POLYNOMIAL = ("FFMA", 8 * 8)  # the mass for top-p
-TURN = 12 << 10 >> 4  # instructions that a turn may have: tests/test_machine_code.py says why
-ARITHMETIC = r"MUFU|\b[DFH](ADD|MUL|FMA)2?\b"  # of weights; to widen float16 takes HADD2.F32
+TURN = 12 << 10 >> 4  # most instructions of a turn: tests/test_machine_code.py says why
+ARITHMETIC = r"MUFU|\b[DFH](ADD|MUL|FMA)2?\b"  # on weights; widening float16 uses HADD2.F32
 
 
 class Turn(NamedTuple):
-    """Of a pass's loop over a row of a dtype. `functions`: who reads, who called that, …"""
+    """One turn of a pass's loop over a row of a dtype. `functions`: the one that reads, its caller, …"""
 
     functions: tuple
     dtype: str
-    way: list  # instructions in the order in which they run, from the first wait for a load of the turn before
+    way: list  # instructions in the order in which they run, from the first wait for a load of the previous turn
     loads: int
-    waiting: int  # loads that are under way when one of them is first waited for
+    waiting: int  # loads in flight when one of them is first waited for
 
     @property
     def in_flight(self):
-        """Bytes that an SM has asked for and waits for"""
+        """Bytes that an SM has requested and not yet received"""
         return 16 * self.waiting * CREW * BLOCKS
 
     @property
@@ -134,7 +134,7 @@ class Turn(NamedTuple):
 
 
 def _streams(blocks):
-    """{(function, file, line) of callers of Batch::load: {(block, guard): its 16-byte loads there}}"""
+    """{(function, file, line) of the callers of Batch::load: {(block, guard): their 16-byte loads there}}"""
     found = {}
     for i, (ops, _) in enumerate(blocks):
         for op in ops:
@@ -145,11 +145,11 @@ def _streams(blocks):
 
 
 def turns(blocks):
-    """Turns of all passes, of rows that are read 16 bytes at a time, in every dtype. (`read_unit` asks again for what few units are.)"""
+    """Turns of all passes over rows read 16 bytes at a time, in every dtype. (Without `read_unit`, which rereads few units.)"""
     out = []
     for callers, at in _streams(blocks).items():
-        # The turn's loads stand together, those of 16 bits and twice as many of float32, under a predicate and its opposite. Where
-        # a row ends they stand alone.
+        # The loads of a turn stand together: those for 16 bits, and twice as many for float32, under a predicate and its opposite.
+        # At the end of a row they stand alone.
         together = {key: ops for key, ops in at.items() if len(ops) > 1}
         assert together, f"{callers}: no two loads stand together"
         least = min(len(ops) for ops in together.values())
@@ -171,7 +171,7 @@ def turns(blocks):
 
 
 def _from_first_wait(way, loads):
-    """-> (the way from there, loads, how many of them are then under way)"""
+    """-> (the way starting there, the number of loads, how many of them are in flight at that wait)"""
     waits = sass.waits(way, loads)
     assert waits, "nothing that was loaded is ever used"
     i, count = max(waits, key=lambda wait: (wait[1], -wait[0]))
@@ -180,8 +180,8 @@ def _from_first_wait(way, loads):
 
 # -- barriers of a team --------------------------------------------------------------------------------------------------
 
-# How many barriers of a team each function has (team.h). A block's crew meets; what it wrote is made known to the other blocks by one full
-# memory barrier of the lanes that arrive there; after the wait nothing stale may be read, for which the first cache is emptied.
+# The number of team barriers in each function (team.h). A block's crew meets; one full memory barrier by the lanes that arrive
+# makes its writes visible to the other blocks; after the wait nothing stale may be read, so the L1 cache is invalidated.
 TEAM_BARRIERS = {"max_and_mass": 2, "sum_of_tiles": 2, "team_max": 2, "team_best": 2, "run_race": 1, "merge_histograms": 2,
                  "histogram": 4, "crew": 1}  # fmt: skip
 KINDS = {"meets": r"BAR\.SYNC\S* 0x1,", "full": r"MEMBAR\.(?!ALL\.CTA)", "arrives": r"SYNCS\.ARRIVE|UCGABAR_ARV",
@@ -189,7 +189,7 @@ KINDS = {"meets": r"BAR\.SYNC\S* 0x1,", "full": r"MEMBAR\.(?!ALL\.CTA)", "arrive
 
 
 def fences(blocks, teams):
-    """-> what is wrong with the memory barriers of a kernel (nothing: []). teams: whether it was compiled for teams of several blocks"""
+    """-> the faults in a kernel's memory barriers (none: []). teams: whether it was compiled for teams of several blocks"""
     ops = [op for ops, _ in blocks for op in ops]
     marked = [("", sass.Op())] + [(kind, op) for op in ops for kind, pattern in KINDS.items() if re.search(pattern, op)]
     if not teams:

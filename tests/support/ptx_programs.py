@@ -1,4 +1,4 @@
-"""Small programs in PTX for the tests of the PTX machine."""
+"""Small PTX programs for the tests of the PTX machine."""
 
 from ptx_machine import run
 
@@ -12,7 +12,7 @@ REGISTERS = (
 
 
 def program(body, buffers=1, numbers=True):
-    """A kernel k(buffer 0, …, int launch, int number): %l0, … are its addresses, %r0 and %r1 the numbers, %r2 the thread, %r3 its block."""
+    """A kernel k(buffer 0, …, int launch, int number). %l0, …: addresses; %r0, %r1: the ints; %r2: the thread; %r3: its block"""
     params = [f".param .u64 b{i}" for i in range(buffers)] + [f".param .u32 {name}" for name in ("launch", "number") if numbers]
     begin = "".join(f"ld.param.u64 %l{i}, [b{i}];\n" for i in range(buffers))
     begin += "ld.param.u32 %r0, [launch];\nld.param.u32 %r1, [number];\n" if numbers else ""
@@ -33,7 +33,7 @@ REVERSE = (  # through shared memory: out[i] = in[n - 1 - i]
 )
 
 
-CLUSTER = (  # each block writes its rank to the next one's shared memory, which reads it: out[block] = rank of the one before
+CLUSTER = (  # each block writes its rank to the shared memory of the next, which reads it: out[block] = rank of the previous one
     "mov.u32 %r10, shared;\nmov.u32 %r4, %cluster_ctarank;\nmov.u32 %r5, %cluster_nctarank;\nadd.u32 %r6, %r4, 1;\nrem.u32 %r6, %r6, %r5;\n"
     "{start}\nsetp.eq.s32 %p1, %r2, 0;\nmapa.shared::cluster.u32 %r11, %r10, %r6;\n@%p1 st.shared::cluster.u32 [%r11], %r4;\n"
     "{middle}\n@%p1 ld.shared.u32 %r19, [%r10];\nmul.wide.u32 %l20, %r3, 4;\nadd.s64 %l20, %l20, %l0;\n@%p1 st.global.u32 [%l20], %r19;\n{end}"
@@ -43,7 +43,7 @@ CLUSTER = (  # each block writes its rank to the next one's shared memory, which
 ALL_BLOCKS = "barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;"
 
 
-PHASES = (  # three turns on an mbarrier for two warps; what one wrote before it, the other reads behind it
+PHASES = (  # three turns on an mbarrier for two warps; what one writes before it, the other reads after it
     "mov.u32 %r10, shared;\nsetp.eq.s32 %p1, %r2, 0;\n@%p1 mbarrier.init.shared::cta.b64 [%r10], {count};\nbar.sync 0;\n"
     "and.b32 %r4, %r2, 31;\nshr.u32 %r5, %r2, 5;\nxor.b32 %r6, %r5, 1;\nmov.u32 %r7, 0;\nsetp.eq.s32 %p2, %r4, 0;\nmov.u32 %r19, 0;\n"
     "TURN:\nmad.lo.s32 %r11, %r7, 8, %r10;\nmad.lo.s32 %r12, %r5, 4, %r11;\nmad.lo.s32 %r13, %r6, 4, %r11;\nadd.s32 %r14, %r5, 10;\n"

@@ -1,6 +1,6 @@
-"""Machine code as text, read back: nvdisasm's listing of a kernel as blocks of instructions, and ways through its loops.
+"""Disassembled machine code: nvdisasm's listing of a kernel as basic blocks of instructions, and paths ("ways") through its loops.
 
-With line information (nvcc -lineinfo, which changes no instruction) each instruction says which functions of the source it is from.
+With line information (nvcc -lineinfo, which changes no instruction), each instruction knows which source functions it comes from.
 """
 
 import functools
@@ -19,7 +19,7 @@ _KERNEL = re.compile(r"^\s*\.section\s+\.text\.(\w+),", re.M)
 
 
 class Op(str):
-    """An instruction. `frames`: (function, file, line) of the source that it is from, the innermost first; () where nothing says so"""
+    """An instruction. `frames`: (function, file, line) of the source that it comes from, innermost first; () if unknown"""
 
     frames = ()
 
@@ -29,7 +29,7 @@ class Op(str):
 
 
 def disassembled(cubin):
-    """{kernel: listing}; {} where no disassembler is found (CUDA's, or the one in Triton's package)"""
+    """{kernel: listing}; {} if no disassembler is found (CUDA's, or the one in Triton's package)"""
     if (tool := nvidia_tool("nvdisasm")) is None:
         return {}
     text = subprocess.run([tool, "-c", "-ndf", "-gi", str(cubin)], capture_output=True, text=True, check=True).stdout
@@ -39,7 +39,7 @@ def disassembled(cubin):
 
 @functools.cache
 def _functions(path):
-    """Names by line: the function whose head was the last one before. (Lambdas are of the function around them.)"""
+    """Function names by line: the last function that began before it. (Lambdas belong to the enclosing function.)"""
     names, name = [None], None
     for line in path.read_text().splitlines():
         head = _HEAD.match(line)
@@ -57,7 +57,7 @@ def _frame(path, line):
 
 
 def blocks_of(text):
-    """[(instructions, blocks that may follow)] of a listing. (An indirect branch is followed nowhere: a walk's table of schemes.)"""
+    """[(instructions, blocks that may follow)] of a listing. (Indirect branches are not followed: a walk's table of schemes.)"""
     blocks, labels, frames, fresh = [[]], {}, (), True
     for line in text.splitlines():
         if found := _FRAME.match(line):
@@ -75,7 +75,7 @@ def blocks_of(text):
     out = []
     for i, ops in enumerate(blocks):
         last = ops[-1] if ops else ""
-        # A call of a label is how sm_80 leaves some loops; other calls (of slow paths) are followed nowhere.
+        # sm_80 leaves some loops by calling a label; other calls (to slow paths) are not followed.
         target = re.search(r"\b(?:BRA|CALL)\b[^`]*`\((\.L_x_\d+)\)", last)
         follow = [i + 1] if i + 1 < len(blocks) else []
         if re.search(r"\b(EXIT|RET|BRX|CALL)\b", last) and not target:
@@ -88,12 +88,12 @@ def blocks_of(text):
 
 
 def guard(op):
-    """The predicate under which an instruction stands, with its sign; "" for none"""
+    """The predicate that guards an instruction, with its sign; "" if there is none"""
     return re.match(r"(@!?U?P\w+ )?", op)[0]
 
 
 def opposite(guard):
-    """Of a predicate, with its sign; None of none"""
+    """The predicate with the other sign; None if there is none"""
     return (guard.replace("@!", "@") if "!" in guard else guard.replace("@", "@!")) or None
 
 
@@ -102,7 +102,7 @@ def _is(what, op):
 
 
 def around(blocks, start, most):
-    """-> (the blocks that begin at most so many instructions after a block, its place among them)"""
+    """-> (the blocks that begin at most `most` instructions after a block, the index of that block among them)"""
     distance, heap = {start: 0}, [(0, start)]
     while heap:
         so_far, at = heapq.heappop(heap)
@@ -116,7 +116,7 @@ def around(blocks, start, most):
 
 
 def _still_to_come(blocks, start, counts, enough):
-    """For each block: of every instruction that is needed, how many at most on the ways from its end back to `start`; None: no way"""
+    """For each block: the largest count of every needed instruction over the paths from its end back to `start`; None: no path"""
     most, changed = [None] * len(blocks), True
     while changed:
         changed = False
@@ -133,8 +133,8 @@ def _still_to_come(blocks, start, counts, enough):
 
 
 def turn(blocks, start, needed, limit=1 << 30):
-    """Instructions of the shortest way from a block back to it on which `needed` [(pattern or test, how many)] is done; None: no way
-    that is shorter than the limit"""
+    """Instructions on the shortest path from a block back to it that does all of `needed` [(pattern or test, how many)]; None: no
+    such path is shorter than the limit"""
     counts = [[sum(_is(what, op) for op in ops) for what, _ in needed] for ops, _ in blocks]
     enough = tuple(n for _, n in needed)
 
@@ -175,7 +175,7 @@ def turn(blocks, start, needed, limit=1 << 30):
 
 
 def common_way(blocks, needed, loads=True):
-    """... of the loop in which that way is shortest. loads: among loops that read rows, 16 bytes at a time; or among the others"""
+    """`turn` of the loop in which it is shortest. loads: among the loops that read rows 16 bytes at a time, or among the others"""
     loops = {(to, i) for i, (_, follow) in enumerate(blocks) for to in follow if to <= i}
     starts = {to for to, i in loops if loads == any("LDG.E.128" in op for ops, _ in blocks[to : i + 1] for op in ops)}
     best = None
@@ -190,7 +190,7 @@ _WIDE = re.compile(r"^(?:D(?:ADD|MUL|FMA)|IMAD\.WIDE|CS2R(?!\.32)|[FI]2F\.F64)|\
 
 
 def registers(op):
-    """(those that an instruction writes, those that it reads), of 32 bits each"""
+    """(registers that an instruction writes, registers that it reads), 32 bits each"""
     name, _, rest = op[len(guard(op)) :].partition(" ")
     operands = [x.strip() for x in rest.split(",")]
     writes_none = re.match(r"ST|RED\.|BAR|SYNCS|BRA|WARPSYNC|R2P|DEPBAR|NOP", name) or "SETP" in name
@@ -211,16 +211,16 @@ def registers(op):
 
 
 def waits(way, loads):
-    """[(place, loads under way)]: where a way, which is gone again and again, waits for a load, and how many of `loads` (ids) it then
-    waits for or has asked for"""
+    """[(place, loads in flight)]: where a way that is run again and again waits for a load, and how many of `loads` (ids) are then
+    in flight, those it waits for included"""
     pending, found, guards = {}, {}, {}
-    for _ in range(2):  # the second time what the first has asked for is under way
+    for _ in range(2):  # the second time, the loads of the first are in flight
         for i, op in enumerate(way):
             written, read = registers(op)
             if done := {pending[r] for r in read if r in pending}:
                 found[i] = max(len(set(pending.values())), found.get(i, 0))
                 pending = {r: load for r, load in pending.items() if load not in done}
-            own = guard(op)  # where it stands under the opposite of a load's predicate, only one of the two is executed
+            own = guard(op)  # under the opposite of a load's predicate, only one of the two is executed
             pending = {r: load for r, load in pending.items() if r not in written or own == opposite(guards[load])}
             if id(op) in loads:
                 pending |= dict.fromkeys(written - pending.keys(), id(op))
@@ -229,7 +229,7 @@ def waits(way, loads):
 
 
 def way_to(blocks, start, end):
-    """Instructions on the shortest way from the beginning of a block to one that matches `end`; None: no way"""
+    """Instructions on the shortest path from the start of a block to one that matches `end`; None: no path"""
     heap, seen = [(0, start, [])], set()
     while heap:
         length, at, way = heapq.heappop(heap)

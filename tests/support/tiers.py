@@ -41,7 +41,7 @@ TESTS = {  # file::function, or with its first parameter: file::function[cpu
         "test_op_arguments::test_the_same_is_said_on_every_device",
     ),
     "statistical": (
-        # The reference's stay: laws of 200 000 draws from the CPU's kernels, whose integers are the reference's.
+        # Laws of 200 000 draws from the CPU's kernels, whose integers equal the reference's; the reference's own tests stay.
         "test_peer_bugs::test_bug_5_filters_of_the_draft[cpu",
         "test_peer_bugs::test_bug_5_dtype_of_the_draft[cpu",
         "test_peer_bugs::test_bug_5_the_draft_takes_the_targets_settings_by_default[cpu",

@@ -1,7 +1,7 @@
-"""Laws of the multi-draft schemes on trees, enumerated: by their C++ templates for any tree, by the reference for one node.
+"""Laws of the multi-draft schemes on trees, by enumeration: with their C++ templates for any tree, with the reference for one node.
 
-The templates of csrc/schemes run over csrc/testing/enumerate.h for every assignment of tokens to the nodes, with the probability that
-the drafts come out so. Only the selection of `optimal` and `optimal_block` is integrated numerically there (to about 1e-7).
+The templates of csrc/schemes run on csrc/testing/enumerate.h for every assignment of tokens to the nodes, weighted by the
+probability of these drafts. Only the selection of `optimal` and `optimal_block` is integrated numerically there (to about 1e-7).
 """
 
 import itertools
@@ -23,10 +23,10 @@ SELECTING = ("optimal", "optimal_block")
 COMPARING = ("importance",)  # select by comparing two draws at a time
 
 
-BINS = 256  # of the schemes with bins, where a test does not say otherwise
+BINS = 256  # for the schemes with bins, unless a test says otherwise
 
 
-SETTINGS = {"bins": BINS, "levels": 2, "rounds": 4, "cells": 64}  # few outcomes to be enumerated
+SETTINGS = {"bins": BINS, "levels": 2, "rounds": 4, "cells": 64}  # so that there are few outcomes to enumerate
 
 
 def options(scheme, **changes):
@@ -44,7 +44,7 @@ def prefix_of(node, parents, tokens):
 
 
 def drafts(kind, parents, draft, vocab):
-    """Every assignment of tokens to the nodes with its probability, children drawn as `kind` draws them. -> [(tokens, weight)]"""
+    """Every assignment of tokens to the nodes with its probability, the children drawn as `kind` says. -> [(tokens, weight)]"""
     groups = defaultdict(list)
     for node, parent in enumerate(parents):
         groups[parent].append(node)
@@ -95,7 +95,7 @@ def distinct_assignments(assignments):
 
 
 def by_templates(scheme, target, draft, vocab, depth, parents, change=None, **settings):
-    """{emitted tokens: probability}, expected accepted length; change(tokens): what a wrong drafter does to the drafts"""
+    """{emitted tokens: probability}, expected accepted length; change(tokens): how a wrong drafter alters the drafts"""
     module, outcomes, accepted = native.load(), defaultdict(float), 0.0
     for tokens, weight in distinct_assignments(drafts(CARDS[scheme].draft_kind, parents, draft, vocab)):
         tokens = change(list(tokens)) if change else list(tokens)
@@ -115,7 +115,7 @@ def gap(outcomes, target, vocab, depth):
 
 
 def by_reference(scheme, target, draft, vocab, k, **settings):
-    """One node with k children under the reference's rule: every combination of drafts, tests and races is a row of one batch."""
+    """One node with k children by the reference's rule: each combination of drafts, tests and races is one row of a batch."""
     card, ids = CARDS[scheme], range(vocab)
     assignments = list(distinct_assignments(drafts(card.draft_kind, STAR(k), draft, vocab)))
     decisions = 2 * k - 1 if scheme in COMPARING else k
@@ -139,8 +139,8 @@ def by_reference(scheme, target, draft, vocab, k, **settings):
     for row in range(len(rows)):
         n = int(count[row])
         drawn = max((i for i, x in enumerate(tokens[row].tolist()) if x >= 0), default=-1)
-        raced = n == 0 or scheme == "top" and nodes[row, 0] != drawn  # `top` accepts all but the last child by its race
-        # A race that does not count runs through its tokens all the same: a share of each.
+        raced = n == 0 or scheme == "top" and nodes[row, 0] != drawn  # `top` accepts every child but the last by its race
+        # A race that does not count is enumerated all the same: each of its tokens gets an equal share.
         chance = draws.clock_laws[1][row].item() if n else 1 / vocab
         chance *= draws.residual_laws[0][row].item() if raced else 1 / vocab
         probability = weight[row] * draws.probability[row].item() * chance
@@ -153,12 +153,12 @@ BINARY = [-1, -1, 0, 0, 1, 1]
 
 
 def coarse(scheme):
-    """The least value of every setting."""
+    """The smallest value of every setting."""
     return {"options": {name: setting[1][0] for name, setting in CARDS[scheme].options.items()}}
 
 
 def complete(args, depth=2):
-    """Tokens [trials, depth + 1]: a round, then plain tokens at the positions that it left."""
+    """Tokens [trials, depth + 1]: a round, then plain samples at the positions that it left empty."""
     verdict = ss.verify(**args, backend="cpu")
     tokens = verdict.tokens
     for i in range(1, depth + 1):

@@ -23,14 +23,14 @@ def forms(ptx, root="cvt.rzi.s32.f32"):
             continue
         registers = _REGISTER.findall(target)
         for half, register in enumerate(registers):
-            unpacked = op == "mov.b64" and len(registers) == 2  # from a pair: compute capability 10.0 on has arithmetic on pairs
+            unpacked = op == "mov.b64" and len(registers) == 2  # of a pair: compute capability 10.0 and later compute on pairs
             defined.setdefault(register, []).append((half, operands) if unpacked else (op, operands))
         if op == root:
             roots.append(operands[0])
     known = {}
 
     def half_of(operand, half):
-        """The form of one half of a pair: each is computed as by the instruction for one number"""
+        """The form of one half of a pair: each half is computed as by the instruction for a single number"""
         ways = defined.get(operand, ())
         if len(ways) != 1:
             return "L"

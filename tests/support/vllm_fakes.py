@@ -1,4 +1,4 @@
-"""Objects of the shapes that vLLM's runners hand to the adapter, without vLLM: what its tests in the ordinary run stand on."""
+"""Objects shaped like those that vLLM's runners pass to the adapter, without vLLM: for the adapter's tests in the ordinary run."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from specsample.integrations.vllm import SUPPORTED, v1  # noqa: F401 (SUPPORTED 
 
 
 def params(**given):
-    """SamplingParams as vLLM has checked them."""
+    """SamplingParams after vLLM's checks."""
     own = {
         "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": None, "logit_bias": None, "min_tokens": 0,
         "all_stop_token_ids": set(), "structured_outputs": None, "allowed_token_ids": None, "bad_words": None,
@@ -24,7 +24,7 @@ def params(**given):
 
 @dataclasses.dataclass
 class Metadata:
-    """SamplingMetadata, as far as it is read."""
+    """SamplingMetadata, as far as the adapter reads it."""
 
     output_token_ids: list
     spec_token_ids: list
@@ -43,7 +43,7 @@ class Metadata:
 
 
 class Sampler:
-    """Of V1: its processors are a frequency penalty and allowed ids, on the rows and texts they are given."""
+    """V1's: its processors are a frequency penalty, bad words and allowed ids, applied to the rows and texts they are given."""
 
     logprobs_mode = "raw_logprobs"
 
@@ -79,7 +79,7 @@ class Output(SimpleNamespace):
 
 
 def runner(names, asked, texts, prompt=5, engine_seed=0, device="cpu", **metadata):
-    """GPUModelRunner of V1 before a step. asked: params of each request; texts: what each has written so far (lists of ids)."""
+    """V1's GPUModelRunner before a step. asked: params of each request; texts: what each has generated so far (lists of ids)."""
     device = torch.device(device)
     batch = SimpleNamespace(
         req_ids=list(names), sampling_metadata=Metadata([list(t) for t in texts], [[] for _ in names], **metadata),
@@ -98,7 +98,7 @@ def runner(names, asked, texts, prompt=5, engine_seed=0, device="cpu", **metadat
 
 
 def with_drafts(one, drafts, laws=None):
-    """The runner at a round of `drafts` (lists of ids); laws: what vLLM carries of them [B, K, V]. -> SpecDecodeMetadata"""
+    """The runner in a round with `drafts` (lists of ids); laws: what vLLM keeps of them [B, K, V]. -> SpecDecodeMetadata"""
     counts = [len(own) for own in drafts]
     one.input_batch.sampling_metadata.spec_token_ids = [list(own) for own in drafts]
     device = one.device
@@ -119,7 +119,7 @@ def with_drafts(one, drafts, laws=None):
 
 
 class Column(SimpleNamespace):
-    """UvaBackedTensor: the host's array and the device's tensor of one setting, a value a slot."""
+    """UvaBackedTensor: the host array and the device tensor of one setting, one value per slot."""
 
     def __init__(self, values, dtype, device):
         host = np.array(values, dtype=dtype)
@@ -127,7 +127,7 @@ class Column(SimpleNamespace):
 
 
 def sampler_v2(slots, vocab, device="cpu", logprobs_mode="raw_logprobs"):
-    """Sampler of V2. slots: params of each slot"""
+    """V2's Sampler. slots: params of each slot"""
     states = SimpleNamespace(
         temperature=Column([p.temperature for p in slots], np.float32, device),
         top_k=Column([p.top_k or vocab for p in slots], np.int32, device),
@@ -142,11 +142,11 @@ def sampler_v2(slots, vocab, device="cpu", logprobs_mode="raw_logprobs"):
 
 
 def rows_v2(slots, drafts, positions, device="cpu"):
-    """Arguments of RejectionSampler._verify that say which row is whose. slots: of each request; positions: of its first row"""
+    """Arguments of RejectionSampler._verify that assign rows to requests. slots: of each request; positions: of its first row"""
     counts = [len(own) + 1 for own in drafts]
     local = [i for n in counts for i in range(n)]
     own = lambda values: torch.tensor(values, dtype=torch.int32, device=device)
-    sampled = own([token for tokens in drafts for token in [7, *tokens]])  # the first row's input is no draft
+    sampled = own([token for tokens in drafts for token in [7, *tokens]])  # the first row's input is not a draft
     return {
         "draft_sampled": sampled, "verify_draft_sampled": sampled,
         "pos": own([p + i for p, n in zip(positions, counts) for i in range(n)]).long(),
@@ -156,7 +156,7 @@ def rows_v2(slots, drafts, positions, device="cpu"):
     }  # fmt: skip
 
 
-# -- what the tests ask for ------------------------------------------------------------------------------------------------
+# -- requests of the tests -------------------------------------------------------------------------------------------------
 
 V = 64
 MIXED = (
@@ -170,7 +170,7 @@ PROMPT = 5
 
 
 def law_of(asked, rows=None):
-    """Sampling of a list of params, a value a request (or a row)."""
+    """Sampling of a list of params, one value per request (or row)."""
     rows = range(len(asked)) if rows is None else rows
     column = lambda name: torch.tensor([getattr(asked[b], name) for b in rows], dtype=torch.float32).double()  # noqa: E731
     return ss.Sampling(*map(column, ("temperature", "top_k", "top_p", "min_p")))

@@ -1,6 +1,6 @@
 """specsample inside vLLM: `SPECSAMPLE_VLLM=token|block|race vllm serve …` (docs/vllm.md).
 
-vLLM loads `register` from the entry point `vllm.general_plugins` in each of its processes. Without the variable, nothing is touched.
+vLLM loads `register` from the entry point `vllm.general_plugins` in each process. Without the variable, nothing is replaced.
 """
 
 import os
@@ -11,7 +11,7 @@ _done = False
 
 
 def register():
-    """Check this vLLM, then replace what SPECSAMPLE_VLLM asks for. A second call in the same process does nothing.
+    """Check this vLLM, then install the scheme that SPECSAMPLE_VLLM names. A second call in the same process does nothing.
 
     Errors: ValueError for any other value of the variable; RuntimeError, before anything is replaced, for a vLLM whose functions
     differ from those the adapter was written against.

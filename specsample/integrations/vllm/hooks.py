@@ -1,4 +1,4 @@
-"""Puts our functions in place of vLLM's. All checks come before the first replacement."""
+"""Replaces vLLM's functions with ours. All checks come before the first replacement."""
 
 import functools
 import importlib
@@ -16,7 +16,7 @@ def install(scheme):
 
     check(Path(vllm.__file__).parent, version)
     module = lambda name: importlib.import_module(f"vllm.{name}")
-    # So do all imports: if a module is missing, vLLM stays as it was.
+    # All imports come before it too: if a module is missing, vLLM is left unchanged.
     params, outputs = module("sampling_params"), module("v1.outputs")
     runner, drafter = module("v1.worker.gpu_model_runner"), module("v1.spec_decode.llm_base_proposer")
     if HAS_TRITON:
@@ -25,7 +25,7 @@ def install(scheme):
     # Plugins load before vLLM configures its logging, so each runner logs this when it starts.
     log = module("logger").init_logger("vllm.specsample")
     say = functools.partial(log.info, "specsample (scheme %s, vLLM %s) replaces %s of runner %s", scheme, version)
-    # vLLM refuses min_p and logit_bias with speculation; here they work.
+    # vLLM rejects min_p and logit_bias with speculation; here they work.
     params.SamplingParams._validate_spec_decode = lambda self, speculative_config: None
     _v1(runner, drafter, outputs.SamplerOutput, scheme, say)
     if HAS_TRITON:
@@ -33,7 +33,7 @@ def install(scheme):
 
 
 def check(package, version):
-    """RuntimeError unless the adapter was written against this vLLM."""
+    """Raise RuntimeError unless the adapter was written against this vLLM."""
     if version not in sources.VERSIONS:
         known = ", ".join(sources.VERSIONS)
         raise RuntimeError(f"specsample knows vLLM {known}, this is {version}: install one of them, or unset SPECSAMPLE_VLLM")
@@ -43,7 +43,7 @@ def check(package, version):
 
 
 def refuse_lossy(config):
-    """ValueError for speculation settings that change the law, or that the adapter was not written for."""
+    """Raise ValueError for speculation settings that change the law or that the adapter does not support."""
     how = getattr(config, "rejection_sample_method", "standard")
     if how in ("synthetic", "fly"):
         raise ValueError(f"rejection_sample_method={how!r} does not keep the target's law. Use another, or unset SPECSAMPLE_VLLM")
@@ -66,7 +66,7 @@ def _v1(runner, drafter, output, scheme, say):
         if state is None:
             state = self.specsample = v1.State(self, scheme)
             if self.speculative_config is not None:
-                self.drafter.specsample = state  # a drafter does not know its runner
+                self.drafter.specsample = state  # a drafter has no reference to its runner
         return v1.sample(self, state, logits, spec_decode_metadata, output)
 
     @functools.wraps(own)

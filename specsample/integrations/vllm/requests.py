@@ -1,4 +1,4 @@
-"""The settings of a batch's requests as `ss.verify` and `ss.sample` take them. Shared by vLLM's two model runners."""
+"""The settings of a batch's requests in the form that `ss.verify` and `ss.sample` take. Shared by vLLM's two model runners."""
 
 import ctypes
 import functools
@@ -9,15 +9,15 @@ import torch
 
 from ...sampling import Sampling
 
-GREEDY = 1e-5  # vLLM takes temperatures below this for greedy
+GREEDY = 1e-5  # vLLM treats temperatures below this as greedy
 
 
 @functools.lru_cache(maxsize=65536)
 def seed_of(request, engine_seed):
     """A seed for a request without one: a hash of the engine's seed and the request's id, int64.
 
-    vLLM appends eight random characters to each id ("7" becomes "7-1f0c9a3e"). They are left out, so that a run with the same
-    engine seed and ids repeats its texts.
+    vLLM appends eight random characters to each id ("7" becomes "7-1f0c9a3e"). They are ignored, so that a run with the same
+    engine seed and ids reproduces its texts.
     """
     name, dash, tail = request.rpartition("-")
     if dash and len(tail) == 8 and all(c in "0123456789abcdef" for c in tail):
@@ -32,7 +32,7 @@ def signed(seed):
 
 
 def upload(values, dtype, device):
-    """A list as a tensor on the device, without waiting for it."""
+    """Copy a list to a tensor on the device, without waiting for it."""
     host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
 
@@ -40,7 +40,7 @@ def upload(values, dtype, device):
 def sampling_of(temperature, top_k, top_p, min_p, device):
     """Lists with one value per request -> Sampling. A field on which all requests agree stays a number, so nothing is uploaded.
 
-    Values are rounded to float32, in which vLLM's V2 runner stores them: a request's law must not depend on its batch.
+    Values are rounded to float32, as vLLM's V2 runner stores them: a request's law must not depend on its batch.
     """
     fields = []
     for values in (temperature, top_k, top_p, min_p):
@@ -50,7 +50,7 @@ def sampling_of(temperature, top_k, top_p, min_p, device):
 
 
 def with_min_p_first(logits, temperature, min_p):
-    """The rows with min_p applied. vLLM applies it before top-k and top-p, which changes the mass that those see.
+    """The rows with min_p applied. vLLM applies it before top-k and top-p, which changes the mass that these see.
 
     logits [R, V]; temperature, min_p: numbers or [R]. Greedy rows keep only their largest logits, rows with min_p 0 everything.
     """
@@ -65,11 +65,11 @@ def with_min_p_first(logits, temperature, min_p):
 
 def within_grammar(tokens, laws, deciding):
     """Drafts [n], and the logits of their laws [n, V'], restricted to what a grammar allows. deciding [n, V]: the target's row that
-    decides each draft, with the grammar's mask in it.
+    decides each draft, with the grammar's mask applied.
 
-    vLLM cuts a chain at the first token that its grammar refuses. Whether a draft survives thus depends on its value, and a
-    survivor has the law of the draft without the refused tokens: that law is the one to verify. A refused draft that vLLM left in
-    is dropped here. This is right for any set of tokens that depends on the prefix alone, so rows of other requests need no exception.
+    vLLM cuts a chain at the first token that its grammar rejects. Whether a draft survives thus depends on its value, and the law
+    of a survivor is that of the draft without the rejected tokens: that is the law to verify. A rejected draft that vLLM left in is
+    dropped here. This is correct for any set of tokens that depends on the prefix alone, so other requests need no special case.
     """
     width = min(laws.shape[-1], deciding.shape[-1])
     refused = deciding[:, :width] == -torch.inf
@@ -79,7 +79,7 @@ def within_grammar(tokens, laws, deciding):
 
 
 def with_first_token(tokens):
-    """Tokens [B, D + 1]; a request whose row has no finite logit emits id 0, as vLLM's argmax would, so that it goes on."""
+    """Tokens [B, D + 1]; a request whose row has no finite logit emits id 0, as vLLM's argmax would, so that it continues."""
     tokens[:, 0].clamp_(min=0)
     return tokens
 

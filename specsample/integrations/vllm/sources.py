@@ -1,7 +1,7 @@
 """Digests of the functions of vLLM that the adapter replaces, imitates or relies on, for each version it was written against.
 
-`python -m specsample.integrations.vllm.sources FOLDER` prints the digests of the vLLM that lies in FOLDER (site-packages, or an
-unpacked wheel), without importing it: how a new version gets its column, once these functions have been read.
+`python -m specsample.integrations.vllm.sources FOLDER` prints the digests of the vLLM in FOLDER (site-packages, or an unpacked
+wheel), without importing it: the column to add for a new version, once these functions have been read.
 """
 
 import ast
@@ -64,7 +64,7 @@ def _parsed(path):
 
 
 def digest(package, file, function):
-    """Of the function's source without white space, so that it does not depend on the version of Python; "-" if it is not there."""
+    """Digest of the function's source without white space, independent of the version of Python; "-" if there is none."""
     path = Path(package) / file
     if not path.exists():
         return "-"
@@ -78,7 +78,7 @@ def digest(package, file, function):
 
 
 def unknown(package, version):
-    """What in `package` differs from that version as it was read: ["file: function"]"""
+    """What differs in `package` from that version as it was read: ["file: function"]"""
     column = VERSIONS.index(version)
     return [f"{file}: {name}" for file, name, known in entries() if digest(package, file, name) != known[column]]
 

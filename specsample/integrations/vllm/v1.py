@@ -1,9 +1,9 @@
-"""vLLM's V1 model runner (CPU, older GPUs): its sampler, its rejection sampler and its draft sampler, in terms of specsample.
+"""vLLM's V1 model runner (CPU, older GPUs): its sampler, rejection sampler and draft sampler, implemented with specsample.
 
 Rows of logits are request-major, the bonus row last: [total, V] with total = Σ (drafts of the request + 1), which is the packed
 layout of `ss.verify`. The position of a round is that of the first token it emits, seq_lens − drafts.
 
-Nothing here waits for the device: no boolean index, no `.item()` or `.tolist()` of its tensors (a test searches this file for them).
+Nothing here waits for the device: no boolean indexing, no `.item()` or `.tolist()` on its tensors (a test searches for them).
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ class Asked(NamedTuple):
     params       their SamplingParams
     seeds        int64 [B]
     sampling     of the target; drafting: of the drafts. The same object unless min_p must come before top-k and top-p
-    biases       (request, {token: bias}) of requests with a logit_bias
-    minimal      (request, min_tokens, its stop tokens, whether it has a grammar too) of requests with min_tokens
-    grammars     whether any request has a grammar, at which vLLM cuts drafts
+    biases       (request, {token: bias}) for requests with a logit_bias
+    minimal      (request, min_tokens, its stop tokens, whether it also has a grammar) for requests with min_tokens
+    grammars     whether any request has a grammar, by which vLLM cuts drafts
     """
 
     metadata: Any
@@ -43,14 +43,14 @@ class Asked(NamedTuple):
 
 
 class State:
-    """What the adapter remembers of a runner from step to step."""
+    """The adapter's state for a runner, kept from step to step."""
 
     def __init__(self, runner, scheme):
         self.card = SCHEMES[scheme]
         self.engine_seed = runner.model_config.seed or 0
         self.asked = None
-        self.next = None  # int64 [B]: the position of the round that is drafted now
-        self.depth = 0  # drafts of it so far
+        self.next = None  # int64 [B]: the position of the round being drafted now
+        self.depth = 0  # the number of its drafts so far
         self.drawn = set()  # ids of requests whose last drafts were drawn, not picked
 
 
@@ -59,7 +59,7 @@ def asked_for(runner, state):
     metadata, asked = batch.sampling_metadata, state.asked
     if asked is not None and asked.metadata is metadata and asked.ids == batch.req_ids:
         return asked
-    # Nothing draws from vLLM's generators any more. On a CPU, where they have no offset, rewinding one would end the engine.
+    # Nothing draws from vLLM's generators any more. On a CPU, where they have no offset, rewinding one would bring down the engine.
     batch.generators.clear()
     ids, device = list(batch.req_ids), runner.device
     params = [runner.requests[name].sampling_params for name in ids]
@@ -85,7 +85,7 @@ def asked_for(runner, state):
 
 @torch.inference_mode()
 def sample(runner, state, logits, metadata, output):
-    """The step after the target's forward. metadata: SpecDecodeMetadata, or None where no request has drafts; output: the class
+    """The step after the target's forward call. metadata: SpecDecodeMetadata, or None if no request has drafts; output: the class
     SamplerOutput."""
     batch = runner.input_batch
     batch.update_async_output_token_ids()
@@ -128,15 +128,15 @@ def sample(runner, state, logits, metadata, output):
 
 
 def owners(counts):
-    """-> the request of each row, and its place below the request's first row"""
+    """-> the request of each row, and its offset from the request's first row"""
     return [b for b, n in enumerate(counts) for _ in range(n + 1)], [i for n in counts for i in range(n + 1)]
 
 
 def processed(runner, asked, logits, counts, position, metadata):
-    """Rows after bias, penalties, bad words, allowed ids, min_tokens and thinking budget: a float32 copy; or `logits` itself.
+    """Rows after bias, penalties, bad words, allowed ids, min_tokens and thinking budget: a float32 copy, or `logits` itself.
 
-    vLLM's own function for plain decoding does it, each row taken for a request of its own. So a row of a round has, bit for bit,
-    the law that the same prefix has without drafts. (vLLM's function for rounds masks the bonus row's stop tokens by the committed
+    vLLM's own function for plain decoding does this, with each row as a separate request. So a row of a round has, bit for bit,
+    the law of the same prefix without drafts. (vLLM's function for rounds masks the bonus row's stop tokens by the committed
     length alone.)
     """
     plain, holder = asked.metadata, asked.metadata.thinking_budget_state_holder
@@ -161,7 +161,7 @@ OURS = ("MinTokensLogitsProcessor", "LogitBiasLogitsProcessor", "MinPLogitsProce
 
 
 def _unfinished(runner, name, least):
-    """Whether a request may still be short of its min_tokens. Its list may hold drafts that are not verified yet."""
+    """Whether a request may still be short of its min_tokens. Its list may contain drafts that are not yet verified."""
     return len(runner.requests[name].output_token_ids) - 2 * (runner.num_spec_tokens + 1) < least
 
 
@@ -174,7 +174,7 @@ def _add_bias(law, biases, owner):
 
 
 def _forbid_stops(law, minimal, runner, ids, owner, place, position):
-    """−inf for stop tokens of rows before the request's min_tokens; but not where a grammar leaves nothing else."""
+    """−inf for stop tokens in rows before the request's min_tokens, except where a grammar leaves nothing else."""
     entries = [
         (row, token, b, place[row] - runner.requests[ids[b]].num_prompt_tokens - least, grammar)
         for b, least, stops, grammar in minimal for row, o in enumerate(owner) if o == b for token in stops
@@ -191,7 +191,7 @@ def _forbid_stops(law, minimal, runner, ids, owner, place, position):
 
 
 def _of_rows(plain, owner, place, custom, device):
-    """vLLM's SamplingMetadata of a batch in which each row is a request of its own."""
+    """vLLM's SamplingMetadata of a batch in which each row is a separate request."""
     texts = plain.output_token_ids
     if texts and len(owner) > len(texts):
         drafts = plain.spec_token_ids
@@ -222,7 +222,7 @@ class _Custom(NamedTuple):
 
 
 def _think(holder, plain, law, metadata):
-    """vLLM's thinking budget, which is tracked per request: bonus rows first, then rows of drafts, as vLLM does it."""
+    """vLLM's thinking budget, which is tracked per request: bonus rows first, then rows of drafts, as in vLLM."""
     holder.update_state(plain.output_token_ids, plain.spec_token_ids, repeat_indices=None)
     if metadata is None:
         return holder.apply_to_logits(law, False, plain.spec_token_ids)
@@ -232,8 +232,8 @@ def _think(holder, plain, law, metadata):
 
 
 def with_invariant(asked, law, counts):
-    """-> the rows and the Sampling to read them with, after what vLLM applies between temperature and top-k: min_p, where top-k or
-    top-p follow it, and the user's own processors (in plain decoding only: vLLM refuses them with speculation)."""
+    """-> the rows and the Sampling to read them with, after what vLLM applies between temperature and top-k: min_p, if top-k or
+    top-p follows it, and the user's own processors (in plain decoding only: vLLM rejects them with speculation)."""
     sampling = asked.sampling
     if sampling is not asked.drafting:
         temperature, min_p = (_of_row(field, counts) for field in (sampling.temperature, asked.drafting.min_p))
@@ -269,7 +269,7 @@ def drafted(runner, state, asked, logits, metadata):
     if names == asked.ids and all(n == kept.shape[1] for n in counts):
         laws = kept.flatten(0, 1)
         lost = None
-    else:  # a request that sat out a step has lost the law of its drafts; dropping them keeps the law of the text
+    else:  # a request that sat out a step has lost the law of its drafts; dropping them preserves the law of the text
         place = {name: b for b, name in enumerate(names)}
         lost = [name not in place for name in asked.ids]
         index = [place.get(name, 0) * kept.shape[1] + i for name, n in zip(asked.ids, counts) for i in range(n)]
@@ -289,8 +289,8 @@ def _without(tokens, lost, counts):
 
 @torch.inference_mode()
 def draft(proposer, state, logits):
-    """Draft tokens from rows [B, V], or [B·K, V] of a drafter that does all depths at once -> (tokens, what vLLM calls their
-    probabilities; it hands back whatever it is given, here raw logits)"""
+    """Draft tokens from rows [B, V], or [B·K, V] from a drafter that computes all depths at once -> (tokens, what vLLM calls
+    their probabilities; it returns whatever it was given, here raw logits)"""
     asked, batch = state.asked, len(state.asked.ids)
     seeds, position, sampling, depth = asked.seeds, state.next, asked.drafting, state.depth
     if logits.shape[0] != batch:
@@ -315,7 +315,7 @@ def draft(proposer, state, logits):
 
 
 def logprobs(runner, asked, raw, law, sampling, tokens, rows, counts):
-    """vLLM's LogprobsTensors of the emitted tokens [B, D + 1], flat. vLLM itself leaves out what stands at rejected places."""
+    """vLLM's LogprobsTensors of the emitted tokens [B, D + 1], flattened. vLLM itself omits the entries at rejected places."""
     plain, sampler = asked.metadata, runner.sampler
     count, wanted = plain.max_num_logprobs, plain.logprob_token_ids
     if count is None and not wanted:
@@ -334,7 +334,7 @@ def logprobs(runner, asked, raw, law, sampling, tokens, rows, counts):
 
 
 def of_law(law, sampling, counts):
-    """The rows as vLLM's processed logits: over the temperature (greedy: 1), −inf where a filter drops the token."""
+    """The rows as vLLM's processed logits: divided by the temperature (greedy: 1), −inf where a filter drops the token."""
     fields = [_of_row(field, counts) for field in sampling]
     temperature = of_rows(fields[0], len(law), law.device)
     temperature = temperature.masked_fill(temperature == 0, 1.0)

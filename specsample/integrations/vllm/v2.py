@@ -1,8 +1,8 @@
-"""vLLM's V2 model runner (the default on GPUs): its sampler, its rejection sampler and its draft sampler, in terms of specsample.
+"""vLLM's V2 model runner (the default on GPUs): its sampler, rejection sampler and draft sampler, implemented with specsample.
 
-A request has a slot; its settings and the logits of its drafts lie there, on the device. Rows of logits are request-major, the
-bonus row last, which is the packed layout of `ss.verify`; the row of a token at index p carries position p, so the token it decides
-has index p + 1. Drafting is captured in a CUDA graph, so nothing here waits for the device: slots are looked up there.
+A request has a slot, which holds its settings and the logits of its drafts on the device. Rows of logits are request-major, the
+bonus row last, which is the packed layout of `ss.verify`; the row of a token at index p has position p, so the token it decides
+has index p + 1. Drafting is captured in a CUDA graph, so nothing here waits for the device: slots are looked up on it.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from .requests import seed_of, with_first_token, with_min_p_first, within_gramma
 
 
 def field(column, slots, host_slots):
-    """A setting of the requests in `slots`: a number where all agree (the host knows), else a tensor."""
+    """A setting of the requests in `slots`: a number if all agree (known on the host), else a tensor."""
     values = column.np[host_slots]
     return float(values[0]) if (values == values[0]).all() else column.gpu[slots]
 
@@ -30,7 +30,7 @@ def settings(states, slots, host_slots):
 
 def law_of(sampler, logits, expanded, slots, host_slots, pos, input_ids, local, longest, make_context):
     """-> the rows [n, V] after vLLM's logits processors, the Sampling of the requests, and what vLLM calls processed logits (None:
-    not asked for). The rows are `logits` itself where nothing changes them."""
+    not requested). The rows are `logits` itself if nothing changes them."""
     states = sampler.sampling_states
     if sampler.return_sampling_mask or sampler.logprobs_mode.startswith(
         "processed"
@@ -61,7 +61,7 @@ def sample(
     sampler, make_context, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, expanded_local_pos,
     seq_lens_upper_bound_np, return_logprobs=False,
 ):  # fmt: skip
-    """Sampler.sample: one row per request -> (tokens int64 [B], the logits that log-probabilities are taken from)"""
+    """Sampler.sample: one row per request -> (tokens int64 [B], the logits from which log-probabilities are computed)"""
     law, sampling, kept = law_of(
         sampler, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, expanded_local_pos,
         seq_lens_upper_bound_np, make_context,
@@ -76,7 +76,7 @@ def verify(
     rejection, make_context, scheme, logits, draft_logits, draft_sampled, pos, cu_num_logits, idx_mapping, idx_mapping_np,
     expanded_idx_mapping, expanded_local_pos, seq_lens_upper_bound_np, verify_draft_sampled,
 ):  # fmt: skip
-    """RejectionSampler._verify -> (processed logits, tokens int64 [B, steps + 1], how many of them int32 [B])"""
+    """RejectionSampler._verify -> (processed logits, tokens int64 [B, steps + 1], their number int32 [B])"""
     sampler, card = rejection.sampler, SCHEMES[scheme]
     law, sampling, kept = law_of(
         sampler, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, draft_sampled, expanded_local_pos,
@@ -100,19 +100,19 @@ def verify(
 
 
 def rows_of_nodes(local, nodes):
-    """int64 [nodes]: the row that each draft token is the input of.
+    """int64 [nodes]: the row whose input each draft token is.
 
     local: a row's place in its request [n]. Draft rows are those with place > 0: row r of request b is node r − b − 1.
     """
     count = local.shape[0]
     row = torch.arange(count, device=local.device)
     first = local == 0
-    node = torch.where(first, count, row - first.cumsum(0))  # place `count` collects the rows that are no draft
+    node = torch.where(first, count, row - first.cumsum(0))  # place `count` collects the rows that are not drafts
     return torch.zeros(count + 1, dtype=torch.int64, device=local.device).scatter_(0, node, row)[:nodes]
 
 
 def laws_of(draft_logits, rows, expanded, local, host_slots, count):
-    """The logits of the drafts, one row per node: a view where the requests lie side by side with all their drafts, else a copy."""
+    """The logits of the drafts, one row per node: a view if the requests are adjacent and have all their drafts, else a copy."""
     steps, first = draft_logits.shape[1], int(host_slots[0])
     side_by_side = np.array_equal(host_slots, np.arange(first, first + len(host_slots)))
     if side_by_side and count == len(host_slots) * (steps + 1):
@@ -125,9 +125,9 @@ def draw(
     scheme, logits, expanded_idx_mapping, temperature, seed, pos, apply_temperature, is_drafting, logits_cache=None,
     logits_cache_col=None, use_fp64=False, logits_cache_source=None,
 ):  # fmt: skip
-    """`gumbel_sample` as the drafters call it: draw one token a row, and keep the row in logits_cache[slot, col].
+    """`gumbel_sample` as the drafters call it: draw one token per row, and store the row in logits_cache[slot, col].
 
-    Rows that pad a CUDA graph have slot −1: they read and write the slot behind the last, which `with_spare_slot` made.
+    Rows that pad a CUDA graph have slot −1: they read and write the slot after the last, which `with_spare_slot` added.
     """
     card, slots = SCHEMES[scheme], expanded_idx_mapping.long()
     rows = (logits if logits_cache_source is None else logits_cache_source).to(logits_cache.dtype)
@@ -141,16 +141,16 @@ def draw(
 
 
 def with_spare_slot(speculator):
-    """One more slot for the drafts' logits, so that slot −1 belongs to no request."""
+    """Add a slot for the drafts' logits, so that slot −1 belongs to no request."""
     kept = speculator.draft_logits
     if kept is not None:
         fill = speculator.draft_logits_spec(speculator.vllm_config)[1]
-        speculator.draft_logits = None  # before the new one is made
+        speculator.draft_logits = None  # freed before the new one is allocated
         speculator.draft_logits = torch.full((kept.shape[0] + 1, *kept.shape[1:]), fill, dtype=kept.dtype, device=kept.device)
 
 
 def add_request(sampler, slot, params):
-    """After vLLM's own Sampler.add_request: a seed for a request without one, and whether its rows need vLLM's processors."""
+    """Runs after vLLM's Sampler.add_request: sets a seed for a request without one, and whether its rows need vLLM's processors."""
     states = sampler.sampling_states
     if params.seed is None:
         states.seeds.np[slot] = seed_of(sampler.req_states.index_to_req_id[slot], sampler.specsample_seed)
@@ -161,11 +161,11 @@ def add_request(sampler, slot, params):
     )  # fmt: skip
 
 
-VLLMS_OWN = 3  # logits processors that are vLLM's own: bias, penalties, bad words
+VLLMS_OWN = 3  # vLLM's own logits processors: bias, penalties, bad words
 
 
 def init(sampler, vllm_config, max_num_reqs):
-    """After Sampler.__init__."""
+    """Runs after Sampler.__init__."""
     sampler.specsample_seed = vllm_config.model_config.seed or 0
     sampler.specsample_processed = np.zeros(max_num_reqs, dtype=bool)
     sampler.use_flashinfer = sampler.use_xpu_sampler = False
