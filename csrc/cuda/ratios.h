@@ -36,27 +36,28 @@ constexpr int kPairUnits = 2;  // units of each row that a lane takes at once
 // Sums over the tokens of both rows except `skip`; ids missing from the draft have weight 0. f(target's unit, draft's unit, sums).
 template <int kSums, class F>
 SPS_DEVICE void sum_pairs(Scratch& s, const Order& o, const Skip& skip, const F& f) {
-  const bool some = skip.any(), infinite = o.law.max >= kLargest || o.draft.max >= kLargest;
-  const bool rare = some || infinite;  // one branch for both
+  const auto infinite = [&] { return o.law.max >= kLargest || o.draft.max >= kLargest; };
+  const bool rare = skip.any() || infinite();  // one branch and one register for both
   const int vocab = static_cast<int>(o.law.vocab), common = o.draft.vocab < vocab ? static_cast<int>(o.draft.vocab) : vocab;
-  sum_tiles<kSums, kPairUnits, 2>(
-      s, {o.law.row, o.draft.row}, {vocab, common}, o.dtype, [&](Unit(&unit)[2][kPairUnits], int first, float (&part)[kSums]) {
+  const auto add = [&](Unit(&unit)[2][kPairUnits], int first, float (&part)[kSums]) {
 #pragma unroll
-        for (int u = 0; u < kPairUnits; ++u) {
-          if (rare) {
-            if (some) leave_out(skip, first + u * 32 * kUnit, unit[0][u]), leave_out(skip, first + u * 32 * kUnit, unit[1][u]);
-            if (infinite) clamp(unit[0][u]), clamp(unit[1][u]);
-          }
-          f(unit[0][u], unit[1][u], part);
-        }
-      });
+    for (int u = 0; u < kPairUnits; ++u) {
+      if (rare) {
+        const int at = first + u * 32 * kUnit;
+        if (skip.any()) leave_out(skip, at, unit[0][u]), leave_out(skip, at, unit[1][u]);
+        if (infinite()) clamp(unit[0][u]), clamp(unit[1][u]);
+      }
+      f(unit[0][u], unit[1][u], part);
+    }
+  };
+  sum_tiles<kSums, kPairUnits, 2>(s, {o.law.row, o.draft.row}, {vocab, common}, o.dtype, add);
 }
 
 // Sum of (scale t - b)+; both laws have rows.
 SPS_DEVICE double residual_sum(Scratch& s, const Order& o) {
   const Pair pair = Pair::of(o.law, o.draft, o.norms);
-  const BinRatios ratios = o.ratios;
-  const float scale = static_cast<float>(o.scale), norm = static_cast<float>(o.scale * o.norms.t);
+  const BinRatios& ratios = o.ratios;  // read where needed, like o.scale: in registers over the row they would spill
+  const float norm = static_cast<float>(o.scale * o.norms.t);
   const bool plain = pair.plain();
   sum_pairs<1>(s, o, o.skip, [&](const Unit& target, const Unit& draft, float (&part)[1]) {
     float chain[2] = {};
@@ -71,6 +72,7 @@ SPS_DEVICE double residual_sum(Scratch& s, const Order& o) {
       chain[0] = chain[1] = 0;  // NaN among them
     }
     if (ratios.of_bin) {
+      const float scale = static_cast<float>(o.scale);
 #pragma unroll
       for (int j = 0; j < kUnit; ++j) {
         const float t = pair.target(target.z[j]), d = pair.draft(draft.z[j]);
@@ -78,6 +80,7 @@ SPS_DEVICE double residual_sum(Scratch& s, const Order& o) {
         chain[j & 1] += fmaxf(fmaf(scale, t, -(d * ratio)), 0.f);
       }
     } else {
+      const float norm = static_cast<float>(o.scale * o.norms.t);
 #pragma unroll
       for (int j = 0; j < kUnit; ++j) chain[j & 1] += fmaxf(fmaf(norm, pair.t.kept(target.z[j]), -pair.draft(draft.z[j])), 0.f);
     }
