@@ -203,6 +203,16 @@ def identical(a, b):
             assert x.dtype == y.dtype and torch.equal(x, y), f"{name}: {x} against {y}"
 
 
+def same_as_reference(args, backend, logprobs=None):
+    """Assert that `verify` gives the reference's integers, and its log-probabilities within float32's rounding. -> the expected verdict"""
+    expected = ss.verify(**args, logprobs=logprobs, backend="reference")
+    got = ss.verify(**args, logprobs=logprobs, backend=backend)
+    if logprobs:
+        torch.testing.assert_close(got.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
+    identical(got._replace(logprobs=None), expected._replace(logprobs=None))
+    return expected
+
+
 def stacked(verdicts):
     """Verdicts of the same width, concatenated."""
     return ss.Verdict(*(None if x[0] is None else torch.cat(x) for x in zip(*verdicts)))

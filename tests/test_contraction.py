@@ -11,8 +11,8 @@ import ptx_machine
 import pytest
 import torch
 from conftest import numbers
+from ptx_cases import DTYPES, KINDS, NAMES, SAMPLINGS, args_of, same
 from ptx_machine import ALL, ARCHS, NAME, edited, on
-from test_ptx import DTYPES, KINDS, NAMES, SAMPLINGS, args_of, same
 
 import specsample as ss
 

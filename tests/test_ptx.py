@@ -16,41 +16,19 @@ import ptx_machine
 import pytest
 import torch
 from conftest import CHAIN_SCHEMES, case, identical, numbers, packed, stacked, widened
+from ptx_cases import DTYPES, FILTERED, KINDS, NAMES, SAMPLINGS, args_of, same
 from ptx_machine import ALL, ARCHS, KERNELS, NAME, edited, launches, on
-from trees import drafted_tree
 
 import specsample as ss
-from specsample import backends
 
-NAMES = backends.BACKENDS["cuda"].schemes
-KINDS = ("iid", "distinct", "arrivals", "lists", "top", "topk")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FILTERED = ss.Sampling(0.8, 700, 0.95, 0.001)
-SAMPLINGS = (ss.Sampling(), FILTERED, ss.Sampling(1.2, top_p=0.9), ss.Sampling(0.0), ss.Sampling(min_p=0.01))
 # Vocabularies for which the launch code chooses teams of this many blocks (capacity.h), on a GPU with room for them.
 WIDE = {1: 777, 2: 5641, 4: 11_300, 8: 22_600}
 MANY_BINS = 1200  # their histogram does not fit in shared memory
-LIMITS = {"rtol": 1e-5, "atol": 2e-5}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def machine():
     return ptx_machine.load()
-
-
-def args_of(scheme, requests, V, **settings):
-    if scheme in CHAIN_SCHEMES:
-        return case(requests, 4, V, scheme=scheme, **settings)
-    return drafted_tree(requests, 3, 2, V, scheme, **settings)
-
-
-def same(args, logprobs=None):
-    expected = ss.verify(**args, logprobs=logprobs, backend="reference")
-    got = ss.verify(**args, logprobs=logprobs, backend=NAME)
-    if logprobs:
-        torch.testing.assert_close(got.logprobs, expected.logprobs, **LIMITS)
-    identical(got._replace(logprobs=None), expected._replace(logprobs=None))
-    return expected
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

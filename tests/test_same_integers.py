@@ -8,7 +8,7 @@ import cuda_on_cpu
 import on_gpu
 import pytest
 import torch
-from conftest import ALL_SCHEMES, CHAIN_SCHEMES, case, identical, numbers, require
+from conftest import ALL_SCHEMES, CHAIN_SCHEMES, case, identical, numbers, require, same_as_reference
 
 import specsample as ss
 from specsample import backends
@@ -53,15 +53,6 @@ def few(compiled, takes_part):
         pytest.skip(f"{compiled} takes a part of these cases")
 
 
-def same(args, compiled, logprobs=None):
-    expected = ss.verify(**args, logprobs=logprobs, backend="reference")
-    got = ss.verify(**args, logprobs=logprobs, backend=compiled)
-    if logprobs:
-        torch.testing.assert_close(got.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
-    identical(got._replace(logprobs=None), expected._replace(logprobs=None))
-    return expected
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("setting", SAMPLINGS)
 @pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
@@ -70,7 +61,7 @@ def test_verify(compiled, scheme, setting, dtype):
     accepted = 0
     for i, (V, N) in enumerate(SMALL.items()):
         args = case(B_MIXED, N, V, dtype, scheme, seed=i, sampling=SAMPLINGS[setting])
-        accepted += int(same(args, compiled, LOGPROBS[i % 3]).num_accepted.sum())
+        accepted += int(same_as_reference(args, compiled, LOGPROBS[i % 3]).num_accepted.sum())
     assert accepted > 0
 
 
@@ -80,27 +71,27 @@ def test_verify_large_vocabulary(compiled, scheme, V, setting):
     few(compiled, (V, setting) == (32000, "all"))
     dtype = DTYPES[(CHAIN_SCHEMES.index(scheme) + V) % 3]
     sampling = ss.Sampling(*(x[:2] if isinstance(x, torch.Tensor) else x for x in SAMPLINGS[setting]))
-    same(case(2, 1, V, dtype, scheme, sharpness=2.0, seed=V, sampling=sampling), compiled)
+    same_as_reference(case(2, 1, V, dtype, scheme, sharpness=2.0, seed=V, sampling=sampling), compiled)
 
 
 @pytest.mark.parametrize("sharpness", [0.0, 0.1, 30.0])
 @pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_flat_and_certain_laws(compiled, scheme, sharpness):
     for setting in ("plain", "all"):
-        same(case(16, 3, 500, torch.bfloat16, scheme, sharpness, seed=1, sampling=SAMPLINGS[setting]), compiled)
+        same_as_reference(case(16, 3, 500, torch.bfloat16, scheme, sharpness, seed=1, sampling=SAMPLINGS[setting]), compiled)
 
 
 @pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_many_requests(compiled, scheme):
     few(compiled, scheme == "block")
-    verdict = same(case(500, 4, 33, torch.float32, scheme, seed=2), compiled)
+    verdict = same_as_reference(case(500, 4, 33, torch.float32, scheme, seed=2), compiled)
     assert 0.3 < float(verdict.num_accepted.float().mean()) < 3.9
 
 
 @pytest.mark.parametrize("setting", ["plain", "all", "a request"])
 @pytest.mark.parametrize("scheme", CHAIN_SCHEMES)
 def test_one_hot_drafts(compiled, scheme, setting):
-    same(case(B_MIXED, 4, 300, scheme=scheme, seed=3, one_hot=True, sampling=SAMPLINGS[setting]), compiled, "raw")
+    same_as_reference(case(B_MIXED, 4, 300, scheme=scheme, seed=3, one_hot=True, sampling=SAMPLINGS[setting]), compiled, "raw")
 
 
 @pytest.mark.parametrize("setting", ["plain", "all", "greedy", "a request"])
@@ -112,7 +103,7 @@ def test_draft_stats(compiled, scheme, setting):
     a_row = ss.Sampling(*(x.repeat_interleave(N) if isinstance(x, torch.Tensor) else x for x in sampling))
     for source in ("reference", compiled):
         stats = ss.row_stats(args["draft_logits"].flatten(0, 1), sampling=a_row, backend=source)
-        verdict = same(args | {"draft_stats": stats}, compiled)
+        verdict = same_as_reference(args | {"draft_stats": stats}, compiled)
         identical(verdict, ss.verify(**args, backend="reference"))
 
 
@@ -121,7 +112,7 @@ def test_draft_stats(compiled, scheme, setting):
 def test_draft_vocabulary(compiled, scheme, draft_vocab):
     for setting in ("plain", "all"):
         args = case(40, 3, 100, scheme=scheme, seed=5, draft_vocab=draft_vocab, sampling=SAMPLINGS[setting])
-        verdict = same(args, compiled)
+        verdict = same_as_reference(args, compiled)
         assert int(verdict.tokens.max()) < 100
 
 
@@ -133,7 +124,7 @@ def test_draft_sampling(compiled, scheme):
     rows = ss.Sampling(torch.linspace(0.0, 1.5, B * N), top_p=torch.linspace(0.5, 1.0, B * N))
     for draft_sampling in (ss.Sampling(0.8, 20), each, rows):
         args = case(B, N, V, scheme=scheme, seed=6, sampling=SAMPLINGS["top-p"])
-        same(args | {"draft_sampling": draft_sampling}, compiled)
+        same_as_reference(args | {"draft_sampling": draft_sampling}, compiled)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -14,7 +14,7 @@ import native
 import on_gpu
 import pytest
 import torch
-from conftest import CHAIN_SCHEMES, case, identical, numbers, packed, require, require_scheme, stacked, widened
+from conftest import CHAIN_SCHEMES, case, identical, numbers, packed, require, require_scheme, same_as_reference, stacked, widened
 from trees import drafted_tree
 
 import specsample as ss
@@ -66,13 +66,8 @@ def teams(backend, requests):
 
 
 def same(args, backend, requests, logprobs=None):
-    expected = ss.verify(**args, logprobs=logprobs, backend="reference")
     with teams(backend, requests):
-        got = ss.verify(**args, logprobs=logprobs, backend=backend)
-    if logprobs:
-        torch.testing.assert_close(got.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
-    identical(got._replace(logprobs=None), expected._replace(logprobs=None))
-    return expected
+        return same_as_reference(args, backend, logprobs)
 
 
 @pytest.mark.parametrize("scheme", ["token", "block"])

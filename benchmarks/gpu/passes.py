@@ -173,17 +173,12 @@ def rounds(warps):
     return [max(least, math.ceil(n / warps)) for n, least in zip(OPENED, LEAST_ROUNDS)]
 
 
-def blocks_of(cubin):
-    (text,) = sass.disassembled(cubin).values()
-    return sass.blocks_of(text)
-
-
 def measured(folder, exact):
     """{name: Pass} for CUDA, for CUDA with rows that are not aligned, and for Triton; seconds to open a group. exact: seconds of
     exact scores"""
     cuda, apart, by_triton = {}, {}, {}
     for name, kind in PASSES.items():
-        blocks = blocks_of(machine_code.pass_alone(kind.statement, folder, ARCH))
+        blocks = sass.blocks_of_cubin(machine_code.pass_alone(kind.statement, folder, ARCH))
         cuda[name] = Pass(blocks, kind)
         if "none in the tail" not in name:
             apart[name] = Pass(blocks, kind, aligned=False)
@@ -193,5 +188,5 @@ def measured(folder, exact):
         race.waits += sum(rounds(CREW // 32)) / 2 * opened + exact
     for name, (kernel, always, words) in TRITON.items():
         kind = PASSES[name]._replace(always=tuple(always), last=(), after=1)
-        by_triton[name] = Pass(blocks_of(compiled_by_triton(kernel, folder)), kind, words, 3 * 128)
+        by_triton[name] = Pass(sass.blocks_of_cubin(compiled_by_triton(kernel, folder)), kind, words, 3 * 128)
     return cuda, apart, by_triton, opened

@@ -80,7 +80,7 @@ SPS_DEVICE double residual_sum(Scratch& s, const Order& o) {
         chain[j & 1] += fmaxf(fmaf(scale, t, -(d * ratio)), 0.f);
       }
     } else {
-      const float norm = static_cast<float>(o.scale * o.norms.t);
+      const float norm = static_cast<float>(o.scale * o.norms.t);  // again: the outer one need not outlive the common path
 #pragma unroll
       for (int j = 0; j < kUnit; ++j) chain[j & 1] += fmaxf(fmaf(norm, pair.t.kept(target.z[j]), -pair.draft(draft.z[j])), 0.f);
     }

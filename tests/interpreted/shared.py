@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from conftest import identical
+from conftest import same_as_reference
 from triton_memory import guarded
 
 import specsample as ss
@@ -37,12 +37,7 @@ def odd_rows(width, like):
 
 
 def same(args, logprobs=None):
-    expected = ss.verify(**args, logprobs=logprobs, backend="reference")
-    got = ss.verify(**args, logprobs=logprobs, backend="triton")
-    if logprobs:
-        torch.testing.assert_close(got.logprobs, expected.logprobs, rtol=1e-5, atol=2e-5)
-    identical(got._replace(logprobs=None), expected._replace(logprobs=None))
-    return expected
+    return same_as_reference(args, "triton", logprobs)
 
 
 def few_bins(args):

@@ -85,11 +85,10 @@ def pass_alone(statement, folder, arch, include=native.ROOT):
 
 
 def blocks_of(cubin):
-    """sass.blocks_of its only kernel; skips the test if there is no disassembler"""
+    """sass.blocks_of_cubin; skips the test if there is no disassembler"""
     if nvidia_tool("nvdisasm") is None:
         pytest.skip("no nvdisasm on the path or in Triton's package")
-    (text,) = sass.disassembled(cubin).values()
-    return sass.blocks_of(text)
+    return sass.blocks_of_cubin(cubin)
 
 
 @functools.cache

@@ -87,6 +87,12 @@ def blocks_of(text):
     return out
 
 
+def blocks_of_cubin(cubin):
+    """blocks_of a cubin's only kernel"""
+    (text,) = disassembled(cubin).values()
+    return blocks_of(text)
+
+
 def guard(op):
     """The predicate that guards an instruction, with its sign; "" if there is none"""
     return re.match(r"(@!?U?P\w+ )?", op)[0]
