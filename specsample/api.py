@@ -242,25 +242,30 @@ def verify(
         expect(cu_rows.dim() == 1 and cu_rows.shape[0] >= 1, "cu_rows", "shape [B + 1]", tuple(cu_rows.shape))
     check_logits(target_logits, "target_logits", 2 if packed else 3)
     device, shape = target_logits.device, target_logits.shape
-    expect(isinstance(draft_tokens, torch.Tensor), "draft_tokens", "a tensor", type(draft_tokens).__name__)
-    expect(draft_tokens.dtype in INTS, "draft_tokens", "int64 or int32", draft_tokens.dtype)
-    expect(draft_tokens.device == device, "draft_tokens", f"a tensor on {device}", draft_tokens.device)
+    if not isinstance(draft_tokens, torch.Tensor):
+        expect(False, "draft_tokens", "a tensor", type(draft_tokens).__name__)
+    sizes = draft_tokens.shape
+    if draft_tokens.dtype not in INTS:
+        expect(False, "draft_tokens", "int64 or int32", draft_tokens.dtype)
+    if draft_tokens.device != device:
+        expect(False, "draft_tokens", f"a tensor on {device}", draft_tokens.device)
     if cu_rows is not None:
         expect(cu_rows.device == device, "cu_rows", f"a tensor on {device}", cu_rows.device)
-        expect(draft_tokens.dim() == 1, "draft_tokens", "shape [total − B] when packed", tuple(draft_tokens.shape))
+        expect(len(sizes) == 1, "draft_tokens", "shape [total − B] when packed", tuple(sizes))
         expect(max_depth is not None, "max_depth", "an int when packed", None)
-        batch, nodes, limit = cu_rows.shape[0] - 1, draft_tokens.shape[0], max_depth
+        batch, nodes, limit = cu_rows.shape[0] - 1, sizes[0], max_depth
     else:
         batch = shape[0]
-        good = draft_tokens.dim() == 2 and draft_tokens.shape[0] == batch
-        expect(good, "draft_tokens", f"shape [{batch}, N]", tuple(draft_tokens.shape))
-        nodes = draft_tokens.shape[1]
-        expect(nodes <= MAX_NODES, "draft_tokens", f"at most {MAX_NODES} nodes a request", nodes)
-        if rows is None:
-            expect(shape[1] == nodes + 1, "target_logits", f"shape [{batch}, N + 1 = {nodes + 1}, V]", tuple(shape))
-        limit = nodes
+        if len(sizes) != 2 or sizes[0] != batch:
+            expect(False, "draft_tokens", f"shape [{batch}, N]", tuple(sizes))
+        nodes = limit = sizes[1]
+        if nodes > MAX_NODES:
+            expect(False, "draft_tokens", f"at most {MAX_NODES} nodes a request", nodes)
+        if rows is None and shape[1] != nodes + 1:
+            expect(False, "target_logits", f"shape [{batch}, N + 1 = {nodes + 1}, V]", tuple(shape))
     if draft_logits is None:
-        expect(card.one_hot or nodes == 0, "draft_logits", f"the drafts' logits (scheme {card.name!r} needs them)", None)
+        if not card.one_hot and nodes > 0:
+            expect(False, "draft_logits", f"the drafts' logits (scheme {card.name!r} needs them)", None)
     else:
         check_draft_logits(draft_logits, target_logits, nodes, packed, rows is not None or draft_rows is not None)
     if parents is not None or rows is not None or draft_rows is not None or lists is not None:
@@ -273,12 +278,12 @@ def verify(
             limit = check_parents(parents, card)
     if max_depth is None:
         max_depth = limit
-    else:
-        expect(isinstance(max_depth, int) and max_depth >= 0, "max_depth", "an int >= 0", max_depth)
+    elif not (isinstance(max_depth, int) and max_depth >= 0):
+        expect(False, "max_depth", "an int >= 0", max_depth)
     if options is not None:
         check_options(options, card)
-    known = logprobs is None or (isinstance(logprobs, str) and logprobs in _LOGPROBS)
-    expect(known, "logprobs", 'None, "filtered" or "raw"', repr(logprobs))
+    if not (logprobs is None or (isinstance(logprobs, str) and logprobs in _LOGPROBS)):
+        expect(False, "logprobs", 'None, "filtered" or "raw"', repr(logprobs))
 
     numbers, per_request = pack(sampling, (batch,), device)
     draft_max = draft_logsumexp = draft_cutoff = None
@@ -296,7 +301,7 @@ def verify(
 
     tokens, num_accepted, path, emitted = backends.pick(backend, target_logits, "target_logits", scheme=scheme).verify(
         target_logits, draft_tokens, draft_logits, parents, rows, draft_rows, lists, max_depth, scheme,
-        [float((options or {}).get(name, setting[0])) for name, setting in card.options.items()],
+        [float((options or {}).get(name, setting[0])) for name, setting in card.options.items()] if card.options else [],
         numbers, per_request, draft_numbers, draft_rows_sampling, draft_max, draft_logsumexp, draft_cutoff,
         seed, seeds, position, positions, cu_rows, _LOGPROBS[logprobs],
     )  # fmt: skip

@@ -41,15 +41,18 @@ def check_logits(logits, name, dim):
 
 def check_draft_logits(draft, target, nodes, packed, mapped):
     check_logits(draft, "draft_logits", target.dim())
-    expect(draft.dtype == target.dtype, "draft_logits", f"{target.dtype} like target_logits", draft.dtype)
-    expect(draft.device == target.device, "draft_logits", f"a tensor on {target.device}", draft.device)
+    if draft.dtype != target.dtype:
+        expect(False, "draft_logits", f"{target.dtype} like target_logits", draft.dtype)
+    if draft.device != target.device:
+        expect(False, "draft_logits", f"a tensor on {target.device}", draft.device)
+    rows, of_target = draft.shape, target.shape
     if packed:
-        good = draft.shape[0] >= target.shape[0] or draft.shape[0] >= nodes
-        expect(good, "draft_logits", f"at least {nodes} rows (or {target.shape[0]} like the target)", tuple(draft.shape))
-    else:
-        expect(draft.shape[0] == target.shape[0], "draft_logits", f"{target.shape[0]} requests", tuple(draft.shape))
-        if not mapped:
-            expect(draft.shape[1] >= nodes, "draft_logits", f"at least {nodes} rows a request", tuple(draft.shape))
+        good = rows[0] >= of_target[0] or rows[0] >= nodes
+        expect(good, "draft_logits", f"at least {nodes} rows (or {of_target[0]} like the target)", tuple(rows))
+    elif rows[0] != of_target[0]:
+        expect(False, "draft_logits", f"{of_target[0]} requests", tuple(rows))
+    elif not mapped and rows[1] < nodes:
+        expect(False, "draft_logits", f"at least {nodes} rows a request", tuple(rows))
 
 
 def per_node(values, name, batch, nodes, packed, device, extra=0):

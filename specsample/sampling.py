@@ -41,6 +41,10 @@ def pack(sampling, counts, device, name="sampling"):
     if type(sampling) is not Sampling:
         expect(isinstance(sampling, tuple) and len(sampling) == 4, name, "a Sampling", type(sampling).__name__)
         sampling = Sampling(*sampling)
+    t, k, p, m = sampling
+    if type(t) is type(p) is type(m) is float and type(k) is int:  # most calls end here
+        if 0.0 <= t < math.inf and k >= 0 and 0.0 <= p <= 1.0 and 0.0 <= m <= 1.0:
+            return [t, float(k), p, m], None
     numbers, tensors, length = list(OFF), None, None
     for i, value in enumerate(sampling):
         if isinstance(value, torch.Tensor):
