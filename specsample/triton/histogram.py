@@ -9,7 +9,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .law import load_logits, weights
+from .law import finite, stored_logits, weights
 
 _UNIT = tl.constexpr(2.0**60)  # unit of the fixed point: a law's mass is at most 1
 _TAIL = tl.constexpr(1e-3)  # tokens whose probabilities are both below this divided by V share one bin
@@ -55,12 +55,18 @@ def with_tail(bins, k, tail_bin):
 
 
 @triton.jit
-def binned(pair, ids, bins):
-    """(t, d float32, bin int32, not in the tail) of tokens of the target's vocabulary. Both the histogram and the look-up of a single
-    token call this: they must agree on every token, bit for bit."""
-    t = weights(load_logits(pair.row, ids, pair.vocab), pair.target) * (1.0 / pair.target.mass).to(tl.float32)
+def load_pair(pair, ids):
+    """The stored logits of tokens of the target's vocabulary, under the target and under the draft"""
     shared = tl.minimum(pair.vocab, pair.draft_vocab)
-    d = weights(load_logits(pair.draft_row, ids, shared), pair.draft) * (1.0 / pair.draft.mass).to(tl.float32)
+    return stored_logits(pair.row, ids, pair.vocab), stored_logits(pair.draft_row, ids, shared)
+
+
+@triton.jit
+def binned(pair, ids, z, y, bins):
+    """(t, d float32, bin int32, not in the tail) of tokens with the logits z, y. Both the histogram and the look-up of a single token
+    call this: they must agree on every token, bit for bit."""
+    t = weights(finite(z), pair.target) * (1.0 / pair.target.mass).to(tl.float32)
+    d = weights(finite(y), pair.draft) * (1.0 / pair.draft.mass).to(tl.float32)
     d = tl.where(pair.draft.only >= 0, ((ids == pair.draft.only) & (ids < pair.vocab)).to(tl.float32), d)
     heavy = (t >= bins.tail) | (d >= bins.tail)
     last = (bins.count - 1).to(tl.float32)
@@ -78,7 +84,8 @@ def ratio_in(bins, bin, heavy, inside):
 @triton.jit
 def ratios_of(pair, ids, bins):
     """ρ of each token, float64"""
-    _t, _d, bin, heavy = binned(pair, ids, bins)
+    z, y = load_pair(pair, ids)
+    _t, _d, bin, heavy = binned(pair, ids, z, y, bins)
     return ratio_in(bins, bin, heavy, ids < pair.vocab)
 
 
@@ -108,17 +115,23 @@ def histogram(pair, bins, BLOCK: tl.constexpr):
         tl.store(bins.sums + at, tl.zeros((BLOCK,), tl.int64), mask=at < 2 * bins.width)
     tl.debug_barrier()
     tail_t, tail_d = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+    lanes = tl.arange(0, 2 * BLOCK)
+    z, y = load_pair(pair, lanes)
     for first in range(0, pair.vocab, 2 * BLOCK):
-        t, d, bin, heavy = binned(pair, first + tl.arange(0, 2 * BLOCK), bins)
+        next_z, next_y = load_pair(pair, first + 2 * BLOCK + lanes)  # on their way while this tile is summed
+        t, d, bin, heavy = binned(pair, first + lanes, z, y, bins)
         tail_t += tl.sum(tl.reshape(tl.where(heavy, 0.0, t), (BLOCK, 2)), 1).to(tl.float64)
         tail_d += tl.sum(tl.reshape(tl.where(heavy, 0.0, d), (BLOCK, 2)), 1).to(tl.float64)
         if tl.max(heavy.to(tl.int32), 0) > 0:
             tl.atomic_add(bins.sums + bin, fixed(t), mask=heavy, sem="relaxed")
             tl.atomic_add(bins.sums + bins.width + bin, fixed(d), mask=heavy, sem="relaxed")
+        z, y = next_z, next_y
     beyond = tl.zeros((BLOCK,), tl.float64)  # draft ids beyond the target's vocabulary have ratio 0
-    for first in range(pair.vocab, pair.draft_vocab, 8 * BLOCK):
-        part = weights(load_logits(pair.draft_row, first + tl.arange(0, 8 * BLOCK), pair.draft_vocab), pair.draft)
-        beyond += tl.sum(tl.reshape(part, (BLOCK, 8)), 1).to(tl.float64)
+    for first in range(pair.vocab, pair.draft_vocab, 4 * BLOCK):
+        z = stored_logits(pair.draft_row, first + lanes, pair.draft_vocab)
+        y = stored_logits(pair.draft_row, first + 2 * BLOCK + lanes, pair.draft_vocab)
+        part = weights(finite(z), pair.draft) + weights(finite(y), pair.draft)
+        beyond += tl.sum(tl.reshape(part, (BLOCK, 2)), 1).to(tl.float64)
     outside = tl.sum(beyond, 0) / pair.draft.mass
     outside = tl.where(pair.draft.only >= 0, (pair.draft.only >= pair.vocab).to(tl.float64), outside)
     t, d, last = tl.sum(tail_t, 0), tl.sum(tail_d, 0), (bins.count - 1).to(tl.float64)

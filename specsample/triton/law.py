@@ -45,24 +45,35 @@ def store_law(at, law):
 
 
 @triton.jit
-def raw_logits(row, ids, vocab):
-    """float32 logits unchanged; ids beyond the vocabulary read as −inf."""
-    return tl.load(row + ids, mask=(ids >= 0) & (ids < vocab), other=float("-inf")).to(tl.float32)
+def stored_logits(row, ids, vocab):
+    """Logits in their own dtype; ids beyond the vocabulary read as −inf."""
+    return tl.load(row + ids, mask=(ids >= 0) & (ids < vocab), other=float("-inf"))
 
 
 @triton.jit
-def load_logits(row, ids, vocab):
-    """The same, but NaN reads as −inf and +inf as the largest float."""
-    z = raw_logits(row, ids, vocab)
+def raw_logits(row, ids, vocab):
+    """The same in float32"""
+    return stored_logits(row, ids, vocab).to(tl.float32)
+
+
+@triton.jit
+def finite(z):
+    """Logits in float32 with −inf for NaN and the largest float for +inf"""
+    z = z.to(tl.float32)
     return tl.minimum(tl.where(z == z, z, float("-inf")), LARGEST)
 
 
 @triton.jit
+def load_logits(row, ids, vocab):
+    return finite(stored_logits(row, ids, vocab))
+
+
+@triton.jit
 def four_tiles(row, first, vocab, BLOCK: tl.constexpr):
-    """The logits of four tiles starting at `first`"""
+    """The stored logits of four tiles starting at `first`"""
     ids = first + tl.arange(0, BLOCK)
-    a, b = load_logits(row, ids, vocab), load_logits(row, ids + BLOCK, vocab)
-    return a, b, load_logits(row, ids + 2 * BLOCK, vocab), load_logits(row, ids + 3 * BLOCK, vocab)
+    a, b = stored_logits(row, ids, vocab), stored_logits(row, ids + BLOCK, vocab)
+    return a, b, stored_logits(row, ids + 2 * BLOCK, vocab), stored_logits(row, ids + 3 * BLOCK, vocab)
 
 
 @triton.jit
@@ -134,8 +145,13 @@ def measure(row, vocab, law, cut, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     least = tl.full((BLOCK,), float("inf"), tl.float32)
     below = tl.full((BLOCK,), float("-inf"), tl.float32)
     bar = tl.maximum(law.cutoff, cut)
+    ids = tl.arange(0, BLOCK)
+    next = stored_logits(row, ids, vocab)
     for first in range(0, vocab, 4 * BLOCK):
-        a, b, c, d = four_tiles(row, first, vocab, BLOCK)
+        b, c = stored_logits(row, first + BLOCK + ids, vocab), stored_logits(row, first + 2 * BLOCK + ids, vocab)
+        d = stored_logits(row, first + 3 * BLOCK + ids, vocab)
+        a, b, c, d = finite(next), finite(b), finite(c), finite(d)
+        next = stored_logits(row, first + 4 * BLOCK + ids, vocab)  # on its way while these are measured
         part = held_above(a, law, cut, COUNT) + held_above(b, law, cut, COUNT)
         total += (part + (held_above(c, law, cut, COUNT) + held_above(d, law, cut, COUNT))).to(tl.float64)
         least = tl.minimum(tl.minimum(least_above(a, bar), least_above(b, bar)), least)
@@ -170,10 +186,9 @@ def max_and_mass(row, vocab, scale, BLOCK: tl.constexpr):
     Each lane's sum is relative to the largest logit the lane has seen, and is rescaled once every four tiles."""
     peak = tl.full((BLOCK,), -LARGEST, tl.float32)
     total = tl.zeros((BLOCK,), tl.float64)
-    ids = tl.arange(0, BLOCK)
     for first in range(0, vocab, 4 * BLOCK):
-        a, b = raw_logits(row, first + ids, vocab), raw_logits(row, first + BLOCK + ids, vocab)
-        c, d = raw_logits(row, first + 2 * BLOCK + ids, vocab), raw_logits(row, first + 3 * BLOCK + ids, vocab)
+        a, b, c, d = four_tiles(row, first, vocab, BLOCK)
+        a, b, c, d = a.to(tl.float32), b.to(tl.float32), c.to(tl.float32), d.to(tl.float32)
         top = tl.minimum(larger(d, larger(c, larger(b, larger(a, peak)))), LARGEST)
         part = (power(a - top, scale) + power(b - top, scale)) + (power(c - top, scale) + power(d - top, scale))
         total = total * power(peak - top, scale).to(tl.float64) + part.to(tl.float64)
@@ -195,6 +210,7 @@ def row_law(row, vocab, temperature, top_k, top_p, min_p, NORMALISED: tl.constex
         peak = tl.full((BLOCK,), float("-inf"), tl.float32)
         for first in range(0, vocab, 4 * BLOCK):
             a, b, c, d = four_tiles(row, first, vocab, BLOCK)
+            a, b, c, d = finite(a), finite(b), finite(c), finite(d)
             peak = tl.maximum(tl.maximum(tl.maximum(a, b), tl.maximum(c, d)), peak)
         top = tl.max(peak, 0)
     infinite = top >= LARGEST

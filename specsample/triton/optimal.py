@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .coupling import priorities, solve
-from .histogram import binned, bins_for, histogram, with_tail
+from .histogram import binned, bins_for, histogram, load_pair, with_tail
 from .tree import MAX_SIBLINGS, child, draft_prob, residual, target_prob, verify_tree
 from .walk import accept, at_node, first_of
 
@@ -15,7 +15,8 @@ def select(at, bins):
     lanes = tl.arange(0, MAX_SIBLINGS)
     x, node = child(at, lanes)
     known = x < at.pair.vocab  # ids beyond the target's vocabulary have ratio 0
-    _t, _d, bin, heavy = binned(at.pair, x, bins)
+    z, y = load_pair(at.pair, x)
+    _t, _d, bin, heavy = binned(at.pair, x, z, y, bins)
     segment = bins.count - 1 - tl.where(known, tl.where(heavy, bin, bins.tail_bin), 0)
     u, ratio = priorities(bins, segment, at.seed, at.position, node)
     u = tl.where(lanes < at.count, u, float("inf"))

@@ -6,9 +6,9 @@ prefix is kept, including its table of ratios: tables are double-buffered, so th
 
 import triton.language as tl
 
-from .coupling import TABLES, power, solve
+from .coupling import power, solve
 from .groups import last_race, room_of
-from .histogram import SPARE, bins_for, histogram, with_tail
+from .histogram import bins_for, histogram, with_tail
 from .kernel import Kernel
 from .launch import launch
 from .law import FIELDS, load_law
@@ -24,16 +24,18 @@ from .tree import (
     marks_of,
     residual,
     root_exists,
+    tables_at,
     target_prob,
     tree_args,
     tree_constants,
+    words_of,
 )
 from .walk import Draft, Inputs, Target, accept, draft_row_of, first_of, last_stream, law_of, row_of, span_of
 
 
 @Kernel
 def optimal_block_kernel(
-    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, listed, sums, tables, tops,
+    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, room, tops,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
     s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node,
@@ -47,8 +49,7 @@ def optimal_block_kernel(
         tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, spans,
     )  # fmt: skip
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
-    width = bins + SPARE
-    sums, tables, listed = sums + b * 2 * width, tables + b * 2 * TABLES * width, listed + b * 2 * MAX_SIBLINGS
+    room += b * words_of(bins, 2)
     first = emitted + b * (max_depth + 1)
     marks = marks_of(marks, b, span, spans, count)
     depth, chosen, token = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32), b * 0
@@ -59,7 +60,7 @@ def optimal_block_kernel(
     exists = root_exists(inputs, b, span)
     going = exists
     while going:
-        scratch = Scratch(marks, listed, sums, tables + (1 - held) * TABLES * width, bins)
+        scratch = Scratch(marks, room, 1 - held, bins)
         at, row, left, _hit = arrive(
             token, depth, b, span, own, drafts, inputs, seed, position, path, max_depth, scratch, True
         )  # fmt: skip
@@ -107,7 +108,7 @@ def optimal_block_kernel(
             tl.store(path + b * max_depth + i, -1)
         tl.store(num_accepted + b, stop)
         law = law_of(own, span, stop_row)
-        binning = bins_for(stop_count, bins, vocab, sums, tables + held * TABLES * width)
+        binning = bins_for(stop_count, bins, vocab, room + 2 * MAX_SIBLINGS, tables_at(room, held, bins))
         rest = Residual(
             draft_row_of(drafts, stop_left), draft_vocab, load_law(draft_laws + stop_left * FIELDS), stop_weight, zero,
             with_tail(binning, stop_k, stop_tail), (), (),
@@ -119,5 +120,5 @@ def optimal_block_kernel(
 
 
 def verify(call):
-    args = tree_args(call, int(call.options[0]), tables=2)
+    args = tree_args(call, int(call.options[0]), sets=2)
     launch(optimal_block_kernel, (call.batch,), *args, **tree_constants(call))

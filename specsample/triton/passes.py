@@ -5,7 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .histogram import Pair, binned, ratio_in, ratios_of
+from .histogram import Pair, binned, load_pair, ratio_in, ratios_of
 from .law import load_logits, prob, weights
 
 
@@ -66,7 +66,9 @@ def residual_tile(row, vocab, law, rest, first, BLOCK: tl.constexpr):
     """(scale·t − ρ·d)⁺ of a tile, float32: exactly 0 if t and d are equal, the scale is 1 and there are no bins"""
     ids, scale = first + tl.arange(0, BLOCK), rest.scale.to(tl.float32)
     if len(rest.bins) > 0:
-        t, d, bin, heavy = binned(Pair(row, vocab, law, rest.row, rest.vocab, rest.law), ids, rest.bins)
+        pair = Pair(row, vocab, law, rest.row, rest.vocab, rest.law)
+        z, y = load_pair(pair, ids)
+        t, d, bin, heavy = binned(pair, ids, z, y, rest.bins)
         d *= ratio_in(rest.bins, bin, heavy, ids < vocab).to(tl.float32)
     else:
         z, y = load_logits(row, ids, vocab), load_logits(rest.row, ids, rest.vocab)  # both loads are issued before either is used

@@ -113,13 +113,24 @@ def share_of(rest, whole):
 
 
 class Scratch(NamedTuple):
-    """The scratch memory of a request."""
+    """The scratch memory of a request. One pointer serves all of `room`, to save registers."""
 
     marks: object  # pointer to int32, one per node: its depth once it is live
-    list: object  # see Siblings for this and the others
-    sums: object
-    tables: object
+    room: object  # pointer to 64-bit words: the list of siblings, the sums of a histogram, sets of its tables; see Siblings
+    table: object  # int32: which set of tables
     bins: object
+
+
+@triton.jit
+def words_of(bins, SETS: tl.constexpr):
+    """64-bit words of a request's `room`"""
+    return 2 * MAX_SIBLINGS + (2 + SETS * TABLES) * (bins + SPARE)
+
+
+@triton.jit
+def tables_at(room, table, bins):
+    """A set of tables in the request's `room`"""
+    return (room + 2 * MAX_SIBLINGS + (2 + table * TABLES) * (bins + SPARE)).to(tl.pointer_type(tl.float64))
 
 
 @triton.jit
@@ -128,7 +139,7 @@ def arrive(token, depth, b, span, target, draft, inputs, seed, position, path, m
     under a greedy target only with POINTS; target row; index of the children's draft law; whether a greedy target's only token is
     among all the children)."""
     tokens_of = inputs.tokens + start_of(b, span, inputs.spans, inputs.tokens_stride, False)
-    marks, list, last = scratch.marks, scratch.list, span.nodes.to(tl.int32)
+    marks, list, last = scratch.marks, scratch.room, span.nodes.to(tl.int32)
     node, first = tl.full((), -1, tl.int32), tl.full((), 0, tl.int32)
     while (depth > 0) & (node < 0) & (first < last):  # the first of them is reported
         ids = first + tl.arange(0, FEW)
@@ -161,7 +172,8 @@ def arrive(token, depth, b, span, target, draft, inputs, seed, position, path, m
     tl.debug_barrier()
     here, draft_row = row_of(target, b, span, row), draft_row_of(draft, left)
     pair = Pair(here, target.vocab, law, draft_row, draft.vocab, load_law(draft.laws + left * FIELDS))
-    return Siblings(pair, count, seed, position, scratch.bins, list, scratch.sums, scratch.tables), row, left, hit > 0
+    tables = tables_at(scratch.room, scratch.table, scratch.bins)
+    return Siblings(pair, count, seed, position, scratch.bins, list, list + 2 * MAX_SIBLINGS, tables), row, left, hit > 0
 
 
 @triton.jit
@@ -181,7 +193,7 @@ def root_exists(inputs, b, span):
 
 @Kernel
 def tree_kernel(
-    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, listed, sums, tables, tops,
+    target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, room, tops,
     tokens, parents, rows_of, draft_rows, draft_laws,
     vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
     s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node,
@@ -195,10 +207,7 @@ def tree_kernel(
         tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, spans,
     )  # fmt: skip
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
-    scratch = Scratch(
-        marks_of(marks, b, span, spans, count), listed + b * 2 * MAX_SIBLINGS, sums + b * 2 * (bins + SPARE),
-        tables + b * TABLES * (bins + SPARE), bins,
-    )  # fmt: skip
+    scratch = Scratch(marks_of(marks, b, span, spans, count), room + b * words_of(bins, 1), 0, bins)
     tops += b * room_of(vocab)
     depth, races, token = tl.full((), 0, tl.int32), b * 0, b * 0
     going = root_exists(inputs, b, span)
@@ -227,20 +236,19 @@ def verify_tree(call, step, bins=0):
     launch(tree_kernel, (call.batch,), *tree_args(call, bins), STEP=step, **tree_constants(call))
 
 
-def tree_args(call, bins, tables=1):
-    """The arguments of a walk over trees, with scratch for `tables` sets of tables."""
+def tree_args(call, bins, sets=1):
+    """The arguments of a walk over trees, with scratch for `sets` sets of tables."""
     laws, draft_laws = call.laws(normalised=True), call.draft_laws()
     draft, batch, device = call.draft, call.batch, call.device
     if draft is None:  # no nodes, but a row to point at
         draft, draft_laws = call.target, laws
     marks = torch.empty(call.tokens.shape[0] if call.packed else batch * call.node_count, dtype=torch.int32, device=device)
-    listed = torch.empty(batch, 2, MAX_SIBLINGS.value, dtype=torch.int64, device=device)
-    sums = torch.empty(batch, 2, bins + SPARE.value, dtype=torch.int64, device=device)
-    tables = torch.empty(batch, tables, TABLES.value, bins + SPARE.value, dtype=torch.float64, device=device)
+    words = 2 * MAX_SIBLINGS.value + (2 + sets * TABLES.value) * (bins + SPARE.value)
+    room = torch.empty(batch, words, dtype=torch.int64, device=device)
     tensors, numbers, _constants = call.nodes_args(draft_laws)
     return (
         call.target, draft, laws, call.spans, call.seeds, call.positions, call.emitted, call.path, call.num_accepted,
-        marks, listed, sums, tables, tops_for(call.target, batch), *tensors, call.vocab, draft.shape[-1], call.row_count,
+        marks, room, tops_for(call.target, batch), *tensors, call.vocab, draft.shape[-1], call.row_count,
         call.node_count, *call.strides(call.target), *call.strides(draft), call.seed, call.position, call.max_depth, bins,
         *numbers,
     )  # fmt: skip

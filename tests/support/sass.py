@@ -14,7 +14,7 @@ from nvidia_tools import nvidia_tool
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _CODE = re.compile(r"\s*/\*([0-9a-f]{4,6})\*/\s+(.*?)\s*;")
 _FRAME = re.compile(r'\s*//## File "([^"]+)", line (\d+)')
-_HEAD = re.compile(r"^\s{0,2}(?:template <.*?> )?(?:static )?(?:SPS_DEVICE|SPS_HD|__global__) .*?(\w+)\(")
+_HEAD = re.compile(r"^\s{0,2}(?:template <.*?> )?(?:static )?(?:SPS_DEVICE|SPS_HD|__global__) .*?(\w+)\(|^def (\w+)\(")
 _KERNEL = re.compile(r"^\s*\.section\s+\.text\.(\w+),", re.M)
 
 
@@ -44,7 +44,7 @@ def _functions(path):
     for line in path.read_text().splitlines():
         head = _HEAD.match(line)
         if head and not line.rstrip().endswith(";"):
-            name = "kernel" if head[1] == "__launch_bounds__" else head[1]
+            name = "kernel" if head[1] == "__launch_bounds__" else head[1] or head[2]
         names.append(name)
     return names
 
@@ -52,7 +52,7 @@ def _functions(path):
 @functools.cache
 def _frame(path, line):
     path = Path(path)
-    names = _functions(path) if "csrc" in path.parts and path.exists() else []
+    names = _functions(path) if {"csrc", "specsample"} & set(path.parts) and path.exists() else []
     return (names[line] if line < len(names) else None, path.name, line)
 
 
@@ -216,15 +216,15 @@ def registers(op):
     return written, read
 
 
-def waits(way, loads):
+def waits(way, loads, size=len):
     """[(place, loads in flight)]: where a way that is run again and again waits for a load, and how many of `loads` (ids) are then
-    in flight, those it waits for included"""
+    in flight, those it waits for included; or their `size`"""
     pending, found, guards = {}, {}, {}
     for _ in range(2):  # the second time, the loads of the first are in flight
         for i, op in enumerate(way):
             written, read = registers(op)
             if done := {pending[r] for r in read if r in pending}:
-                found[i] = max(len(set(pending.values())), found.get(i, 0))
+                found[i] = max(size(set(pending.values())), found.get(i, size(())))
                 pending = {r: load for r, load in pending.items() if load not in done}
             own = guard(op)  # under the opposite of a load's predicate, only one of the two is executed
             pending = {r: load for r, load in pending.items() if r not in written or own == opposite(guards[load])}

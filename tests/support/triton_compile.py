@@ -16,10 +16,12 @@ import tempfile
 assert os.environ.get("TRITON_INTERPRET", "0") == "0", "the interpreter has no compiler"
 os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="specsample-triton-")
 
+import sass  # noqa: E402
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 import triton_ptx  # noqa: E402
 import triton_sass  # noqa: E402
+from nvidia_tools import nvidia_tool  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -53,7 +55,6 @@ from specsample.triton.launch import (  # noqa: E402
     WARPS,
 )  # fmt: skip
 
-TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 # Arguments that are pointers, by name.
 POINTERS = {
     "logits": "*{dtype}", "target": "*{dtype}", "draft": "*{dtype}", "laws": "*fp64", "draft_laws": "*fp64", "stats": "*fp32",
@@ -61,7 +62,7 @@ POINTERS = {
     "seeds": "*i64", "lists": "*i64", "positions": "*i64", "depths": "*i64", "nodes": "*i64", "out": "*i64", "spans": "*i64", "stops": "*i64",
     "weights": "*fp64", "kept_weights": "*fp64", "masses": "*fp64", "steps": "*i64", "lengths": "*i64", "winners": "*i64",
     "tokens": "*i64", "parents": "*i64", "rows_of": "*i64", "draft_rows": "*i64", "emitted": "*i64", "path": "*i32",
-    "num_accepted": "*i32", "marks": "*i32", "listed": "*i64", "sums": "*i64", "tables": "*fp64", "tops": "*fp32",
+    "num_accepted": "*i32", "marks": "*i32", "room": "*i64", "tops": "*fp32",
 }  # fmt: skip
 NAMES_OF = {"logprobs_kernel": {"out": "*fp32", "nodes": "*i32"}, "spilling_kernel": {"out": "*fp32"}}
 DENSE = ("spans", "owner", "seeds", "positions", "depths", "nodes", "kept_max", "kept_logsumexp", "kept_cutoff")
@@ -131,15 +132,15 @@ def usage(binary, backend):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        run = lambda tool, *args: (
-            subprocess.run([os.path.join(TOOLS, tool), *args, file.name], capture_output=True, text=True, check=True).stdout
-        )
-        report, code = run("cuobjdump", "-res-usage"), run("nvdisasm", "-gi")
+        report = subprocess.run(
+            [nvidia_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+        (code,) = sass.disassembled(file.name).values()
     read = lambda name: int(re.search(rf"\b{name}:(\d+)", report)[1])
     local = len(re.findall(r"\b(?:STL|LDL)\b", code))
     wide = len(re.findall(r"\bLDG\.E\.128\b", code))
     threads = 32 * binary.metadata.num_warps
-    loops = [(loads, threads * size, names) for loads, size, names in triton_sass.loops_over_rows(code)]
+    loops = [(loads, threads * size, names) for loads, size, names in triton_sass.loops_over_rows(sass.blocks_of(code))]
     binned, forms = triton_ptx.forms(binary.asm["ptx"])
     return {
         "registers": read("REG"), "spills": read("STACK") + read("LOCAL") + local, "wide_loads": wide, "loops": loops,
