@@ -56,7 +56,7 @@ struct Arrivals {
   bool infinite = false;
 
   double threshold() const { return count < k ? -kInfinity : score[k - 1]; }
-  int enough() const { return std::max(16, 8 * k); }
+  int enough() const { return std::max(16, 2 * k); }
   void offer(double value, int64_t token) {
     if (!(value >= threshold() && value > -kInfinity)) return;
     for (int i = 0; i < count; ++i)
