@@ -67,12 +67,12 @@ def test_vllm_as_it_is_refuses_more():
 
 
 @pytest.mark.parametrize("drafter", [None, "ngram", "student"])
-def test_a_thinking_budget_ends_the_thoughts(drafter):
-    """With V1."""
+@pytest.mark.parametrize("runner", ["V1", "V2"])
+def test_a_thinking_budget_ends_the_thoughts(runner, drafter):
     start, end = map(CHARACTERS.index, "<>")
     own = {"max_tokens": 12, "ignore_eos": True, "temperature": 1.0}
     params = [{**own, "seed": i, "thinking_token_budget": 2 + i // 2} for i in range(6)]
     calls = [{"prompts": [[5, 9, start]] * 6, "params": params}]
-    written = ids(run(engine(drafter, reasoning_config=THINKING), calls, "race")["calls"][0])
+    written = ids(run(engine(drafter, reasoning_config=THINKING), calls, "race", runner=runner)["calls"][0])
     assert [text.index(end) for text in written] == [2, 2, 3, 3, 4, 4]
-    assert written == ids(run(engine(reasoning_config=THINKING), calls, "race")["calls"][0])
+    assert written == ids(run(engine(reasoning_config=THINKING), calls, "race", runner=runner)["calls"][0])

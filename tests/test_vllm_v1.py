@@ -53,6 +53,25 @@ def test_a_round_is_verify_of_its_rows(scheme, with_law):
         assert int(state.next[b]) == int(position[b]) + int(alone.num_accepted[0]) + 1
 
 
+@pytest.mark.parametrize("scheme", SUPPORTED)
+def test_rounds_of_other_lengths_follow_each_other(scheme):
+    """What is kept from round to round is that of these numbers of drafts, and the next round begins where this one ended."""
+    asked, state = [fakes.params(**own) for own in MIXED], None
+    for turn, lengths in enumerate([(3, 3, 3, 3), (3, 0, 2, 3), (3, 0, 2, 3), (3, 3, 3, 3), (2, 1)]):
+        count = len(lengths)
+        logits = numbers(sum(lengths) + count, V, seed=90 + turn, scale=3)
+        outcomes = []
+        for given in (state, None):
+            runner = fakes.runner(names_of(count), asked[:count], TEXTS[:count])
+            metadata = fakes.with_drafts(runner, [[5 + b, 6, 7][:n] for b, n in enumerate(lengths)])
+            outcomes.append(step(runner, scheme, logits, metadata, given))
+        (kept, state), (fresh, new) = outcomes
+        assert kept.sampled_token_ids.tolist() == fresh.sampled_token_ids.tolist()
+        emitted = (kept.sampled_token_ids >= 0).sum(1)
+        first = torch.tensor([PROMPT + len(text) for text in TEXTS[:count]])
+        assert state.next.tolist() == new.next.tolist() == (first + emitted).tolist()
+
+
 def test_a_request_does_not_depend_on_its_batch():
     asked, logits = [fakes.params(**own) for own in MIXED], numbers(4, V, seed=1, scale=3)
     names = names_of(4)

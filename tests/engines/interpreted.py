@@ -1,7 +1,10 @@
 """vLLM's V2 model runner on a CPU, its Triton kernels in Triton's interpreter. Call `enable()` before importing vLLM.
 
 vLLM requires a Triton with a CPU backend; this registers one that compiles nothing. The interpreter rejects integer masks, which
-Triton itself accepts: they are converted to bool. Each kernel takes some milliseconds per request, so use it for few, short texts.
+Triton itself accepts: they are converted to bool. It also replaces the functions of triton.language for each launch and each call
+of a device function, and copies all storage back afterwards: both are left out, because nothing here is compiled and everything is
+on the CPU. Use it for few, short texts all the same. One kernel, that of top-k and top-p, does not run in the interpreter: vLLM's
+own function for platforms without Triton takes its place.
 """
 
 import os
@@ -13,7 +16,7 @@ def enable():
     from triton import backends
     from triton.backends.compiler import BaseBackend, GPUTarget
     from triton.backends.driver import DriverBase
-    from triton.runtime.interpreter import InterpreterBuilder
+    from triton.runtime import interpreter
 
     def nothing(*_):
         raise RuntimeError("only interpreted")
@@ -31,7 +34,10 @@ def enable():
 
     backends.backends["cpu"] = backends.Backend(Compiler, Driver)
     for name in ("create_masked_load", "create_masked_store"):
-        setattr(InterpreterBuilder, name, with_bool_mask(getattr(InterpreterBuilder, name), 1 if name.endswith("load") else 2))
+        inner = getattr(interpreter.InterpreterBuilder, name)
+        setattr(interpreter.InterpreterBuilder, name, with_bool_mask(inner, 1 if name.endswith("load") else 2))
+    interpreter._patch_lang = once(interpreter._patch_lang)
+    interpreter.GridExecutor._restore_args_dev = lambda *_: None
 
 
 def with_bool_mask(inner, place):
@@ -40,5 +46,30 @@ def with_bool_mask(inner, place):
         if mask is not None:
             mask.data = mask.data.astype(bool)
         return inner(self, *args, **kwargs)
+
+    return call
+
+
+def without_top_k_kernel():
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    topk_topp_sampler.HAS_TRITON = False
+
+
+class Kept:
+    """A scope of replaced functions that are not put back."""
+
+    restore = staticmethod(lambda: None)
+
+
+def once(patch_lang):
+    """Replace the functions of triton.language once for each module of kernels: which of them it sees decides what is replaced."""
+    done = set()
+
+    def call(fn):
+        if id(fn.__globals__) not in done:
+            done.add(id(fn.__globals__))
+            patch_lang(fn)
+        return Kept
 
     return call

@@ -1,8 +1,5 @@
-"""Shared by the tests of vLLM: engines on tiny random models in float32, in separate processes, because an environment variable
-switches the adapter on.
-
-Importing vLLM takes ten times as long as running such an engine. So V2's engines with the same scheme share a process, one after
-another, each engine gets many calls, and its output is kept for other tests.
+"""Shared by the tests of vLLM: engines on tiny random models in float32, each in a process of its own (vllm_run.py), because an
+environment variable switches the adapter on. An engine gets many calls, and its output is kept for other tests.
 """
 
 import atexit
@@ -62,18 +59,14 @@ def engine(drafter=None, **given):
 
 def run(llm, calls, scheme=None, **more):
     """-> the output of vllm_run.py, with "log". scheme: None = unmodified vLLM; more: of the job. AssertionError if it fails"""
-    job = {"llm": llm, "calls": calls, "runner": "V1", **more}
-    return _run(json.dumps(job, sort_keys=True), scheme)
+    return _run(json.dumps({"llm": llm, "calls": calls, "runner": "V1", "scheme": scheme, **more}, sort_keys=True))
 
 
 class Worker:
-    """A process of vllm_run.py, for all jobs with the same scheme and the same process-wide settings."""
+    """A process of vllm_run.py, for all jobs with the same runner."""
 
-    def __init__(self, scheme):
+    def __init__(self):
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)])}
-        env.pop("SPECSAMPLE_VLLM", None)
-        if scheme is not None:
-            env["SPECSAMPLE_VLLM"] = scheme
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process)
         command = [sys.executable, str(HERE / "vllm_run.py")]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log, text=True, env=env)
@@ -94,17 +87,12 @@ class Worker:
 
 
 @functools.cache
-def _run(text, scheme):
+def _run(text):
     job = json.loads(text)
-    alone = job["runner"] == "V1"  # a third V1 engine in one process was seen to fail
-    key = None if alone else (scheme, *(job.get(name) for name in ("runner", "repair", "spoil")))
-    worker = WORKERS.pop(key, None) or Worker(scheme)
-    name = hashlib.sha256(f"{scheme}{text}".encode()).hexdigest()[:16]
+    worker = WORKERS.pop(job["runner"], None) or Worker()
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
     result = worker.ask(job, Path(models()[0]).parent / f"{name}.json")
-    if alone:
-        worker.close()
-    else:
-        WORKERS[key] = worker  # one that failed is not reused
+    WORKERS[job["runner"]] = worker  # one that failed is not reused
     return result
 
 

@@ -16,21 +16,21 @@ SHARPNESS = 20.0  # of the output head: about a dozen tokens share most of a law
 CHARACTERS = [chr(c) for c in range(33, 127)]
 
 
-def config(layers=2):
+def config(layers=2, vocab=VOCAB):
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=vocab, hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2,
         head_dim=32, max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=510, eos_token_id=EOS, pad_token_id=EOS,
         architectures=["LlamaForCausalLM"],
     )  # fmt: skip
 
 
-def target():
+def target(vocab=VOCAB):
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(7)
-    model = LlamaForCausalLM(config()).float().eval()
+    model = LlamaForCausalLM(config(vocab=vocab)).float().eval()
     with torch.no_grad():
         for weights in model.parameters():
             if weights.dim() == 2:
@@ -39,8 +39,8 @@ def target():
     return model
 
 
-def student(noise=0.08):
-    model = target()
+def student(noise=0.08, vocab=VOCAB):
+    model = target(vocab)
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for weights in model.parameters():

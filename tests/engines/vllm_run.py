@@ -1,13 +1,16 @@
-"""vLLM engines in a separate process, one after another: reads jobs from stdin (JSON, one per line), and writes the output of each
-(JSON) to the file that it names, or to the one on the command line.
+"""vLLM engines, one after another: reads jobs from stdin (JSON, one per line), and writes the output of each (JSON) to the file that
+it names, or to the one on the command line. This process only imports vLLM, which takes longer than most jobs. Each job runs in a
+fork of it, so nothing that the adapter replaced, and nothing that vLLM keeps, reaches the next. If one fails, so does this process.
 
 job: out       the file
      llm       arguments of vllm.LLM
-     runner    "V2": vLLM's newer model runner, interpreted
+     scheme    the value of SPECSAMPLE_VLLM; null = unset
+     runner    "V2": vLLM's newer model runner, interpreted; taken from the first job
      repair    true: vLLM's own rejection sampler, with its broken CPU kernel repaired
+     timed     true: "steps" = the seconds that each of V1's sampling or rejection steps took, in the last call
      spoil     true: drafts are verified as if drawn from a flatter law than they were, for controls
-     calls     list of {prompts: [[ids]], params: [{SamplingParams}] or one for all}. limit: seconds it may take; may_fail: true for
-               "error" in its place; name: its name in the log
+     calls     list of {prompts: [[ids]], params: [{SamplingParams}] or one for all}. limit: seconds it may take (900); may_fail: true
+               for "error" in its place; name: its name in the log
 -> {"calls": [[{"ids", "text", "logprobs"}] of each call, or {"error": ...}], "counters": {...}, "seconds": [...]}
 """
 
@@ -18,6 +21,9 @@ import os
 import signal
 import sys
 import time
+import traceback
+
+import interpreted
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -56,9 +62,6 @@ def repair():
 @contextlib.contextmanager
 def limited(name, seconds):
     """TimeoutError after this many seconds; if Python is stuck in a library, the process ends and prints its stack."""
-    if seconds is None:
-        yield
-        return
 
     def late(*_):
         raise TimeoutError(f"{name} took more than {seconds} s")
@@ -87,15 +90,50 @@ def spoil():
 
 
 def prepare(job):
-    """Process-wide settings, taken from the first job."""
+    """Settings of the process that runs a job."""
+    os.environ.pop("SPECSAMPLE_VLLM", None)
+    if job.get("scheme"):
+        os.environ["SPECSAMPLE_VLLM"] = job["scheme"]
     if job.get("runner") == "V2":
-        import interpreted
-
-        interpreted.enable()
+        interpreted.without_top_k_kernel()
     if job.get("repair"):
         repair()
     if job.get("spoil"):
         spoil()
+
+
+def forked(job, out):
+    """Run a job in a fork. -> its exit code"""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            prepare(job)
+            main(job, out)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def timed():
+    """-> a list to which V1's runner adds the seconds of each step"""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    inner, steps = GPUModelRunner._sample, []
+
+    def _sample(*args, **kwargs):
+        begin = time.perf_counter()
+        output = inner(*args, **kwargs)
+        steps.append(time.perf_counter() - begin)
+        return output
+
+    GPUModelRunner._sample = _sample
+    return steps
 
 
 def main(job, out):
@@ -103,14 +141,16 @@ def main(job, out):
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
     from vllm.sampling_params import StructuredOutputsParams
 
-    llm = LLM(**job["llm"])
-    result = {"calls": [], "seconds": []}
+    with limited("the engine's start", 300):
+        llm = LLM(**job["llm"])
+    result = {"calls": [], "seconds": [], "steps": timed() if job.get("timed") else []}
     for call in job["calls"]:
         count = len(call["prompts"])
         own = call["params"] if isinstance(call["params"], list) else [call["params"]] * count
+        result["steps"].clear()
         start = time.perf_counter()
         try:
-            with limited(call.get("name"), call.get("limit")):
+            with limited(call.get("name", "generate"), call.get("limit", 900)):
                 params = [params_of(each, StructuredOutputsParams) for each in own]
                 outputs = llm.generate([{"prompt_token_ids": ids} for ids in call["prompts"]], params, use_tqdm=False)
             kept = [plain(each.outputs[0]) for each in outputs]
@@ -143,5 +183,9 @@ if __name__ == "__main__":
     for number, line in enumerate(sys.stdin):
         job = json.loads(line)
         if number == 0:
-            prepare(job)
-        main(job, job.get("out") or sys.argv[1])
+            if job.get("runner") == "V2":
+                interpreted.enable()
+            import vllm.entrypoints.llm  # noqa: F401
+        code = forked(job, job.get("out") or sys.argv[1])
+        if code:
+            sys.exit(code)

@@ -7,6 +7,7 @@ Nothing here waits for the device: no boolean indexing, no `.item()` or `.tolist
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ class Asked(NamedTuple):
     biases       (request, {token: bias}) for requests with a logit_bias
     minimal      (request, min_tokens, its stop tokens, whether it also has a grammar) for requests with min_tokens
     grammars     whether any request has a grammar, by which vLLM cuts drafts
+    vllms        whether vLLM's own processors change any row; custom: those of the user that act before the temperature, warping:
+                 those that act after it
     """
 
     metadata: Any
@@ -40,6 +43,12 @@ class Asked(NamedTuple):
     biases: list
     minimal: list
     grammars: bool
+    vllms: bool
+    custom: list
+    warping: list
+
+
+OURS = ("MinTokensLogitsProcessor", "LogitBiasLogitsProcessor", "MinPLogitsProcessor")
 
 
 class State:
@@ -49,9 +58,20 @@ class State:
         self.card = SCHEMES[scheme]
         self.engine_seed = runner.model_config.seed or 0
         self.asked = None
-        self.next = None  # int64 [B]: the position of the round being drafted now
-        self.depth = 0  # the number of its drafts so far
+        self.counts = self.layout = None  # of the last round with drafts (layout_of)
+        self.depth = 0  # the number of drafts so far of the round being drafted now
         self.drawn = set()  # ids of requests whose last drafts were drawn, not picked
+
+    def ended(self, position, accepted):
+        """A round that began at `position` is over."""
+        self.__dict__.pop("next", None)
+        self.round, self.depth = (position, accepted), 0
+
+    @functools.cached_property
+    def next(self):
+        """int64 [B]: the position of the round being drafted now; computed when the first draft is drawn, if any is"""
+        position, accepted = self.round
+        return position + accepted + 1
 
 
 def asked_for(runner, state):
@@ -75,12 +95,26 @@ def asked_for(runner, state):
         for b, p in enumerate(params)
         if p.min_tokens > 0 and p.all_stop_token_ids
     ]
+    processors = metadata.logitsprocs
+    custom, warping = (
+        [p for p in kind if type(p).__name__ not in OURS] for kind in (processors.non_argmax_invariant, processors.argmax_invariant)
+    )
+    vllms = not metadata.no_penalties or metadata.bad_words_token_ids or metadata.allowed_token_ids_mask is not None or custom
     state.asked = Asked(
         metadata, ids, params, upload(seeds, torch.int64, device), sampling, drafting,
         [(b, p.logit_bias) for b, p in enumerate(params) if p.logit_bias], minimal,
-        any(p.structured_outputs is not None for p in params),
+        any(p.structured_outputs is not None for p in params), bool(vllms), custom, warping,
     )  # fmt: skip
     return state.asked
+
+
+def layout_of(state, metadata):
+    """-> cu_rows int32 [B + 1], and minus the number of drafts, int64 [B]: kept for as long as the numbers of drafts are the same."""
+    counts = metadata.num_draft_tokens
+    if state.counts != counts:
+        rows = torch.nn.functional.pad(metadata.cu_num_sampled_tokens, (1, 0))
+        state.counts, state.layout = list(counts), (rows, 1 + (rows[:-1] - rows[1:]).to(torch.int64))
+    return state.layout
 
 
 @torch.inference_mode()
@@ -92,19 +126,17 @@ def sample(runner, state, logits, metadata, output):
     if metadata is not None and runner.use_async_scheduling and runner._draft_token_req_ids is not None:
         batch.update_async_spec_token_ids(runner._get_draft_token_ids_cpu()[0])
     asked = asked_for(runner, state)
-    position = runner.seq_lens[: len(asked.ids)].to(torch.int64)
+    position = runner.seq_lens[: len(asked.ids)]
     if metadata is None:
-        rows, counts = None, [0] * len(asked.ids)
+        rows, counts, position = None, [0] * len(asked.ids), position.to(torch.int64)
     else:
-        counts, ends = metadata.num_draft_tokens, metadata.cu_num_sampled_tokens
-        rows = ends.new_zeros(len(counts) + 1)
-        rows[1:] = ends
-        position = position + 1 + rows[:-1] - ends
+        counts, (rows, fewer) = metadata.num_draft_tokens, layout_of(state, metadata)
+        position = position + fewer
     law = processed(runner, asked, logits, counts, position, metadata)
     law, sampling = with_invariant(asked, law, counts)
     if metadata is None:
         tokens = api.sample(law, sampling=sampling, seed=asked.seeds, position=position)[:, None]
-        state.next = position + 1
+        state.ended(position, 0)
     else:
         drafts, laws = drafted(runner, state, asked, logits, metadata)
         if laws is not None:
@@ -114,8 +146,7 @@ def sample(runner, state, logits, metadata, output):
             draft_sampling=None if sampling is asked.drafting else asked.drafting, max_depth=metadata.max_spec_len,
         )  # fmt: skip
         tokens = verdict.tokens
-        state.next = position + verdict.num_accepted + 1
-    state.depth = 0
+        state.ended(position, verdict.num_accepted)
     state.drawn.difference_update(asked.ids)
     tokens = with_first_token(tokens)
     return output(
@@ -140,24 +171,19 @@ def processed(runner, asked, logits, counts, position, metadata):
     length alone.)
     """
     plain, holder = asked.metadata, asked.metadata.thinking_budget_state_holder
-    custom = [p for p in plain.logitsprocs.non_argmax_invariant if type(p).__name__ not in OURS]
     thinking = holder is not None and holder.has_tracked_requests()
     minimal = [each for each in asked.minimal if _unfinished(runner, asked.ids[each[0]], each[1])]
-    vllms = not plain.no_penalties or plain.bad_words_token_ids or plain.allowed_token_ids_mask is not None or custom
-    if not (vllms or asked.biases or minimal or thinking):
+    if not (asked.vllms or asked.biases or minimal or thinking):
         return logits
     law = logits.to(torch.float32, copy=True)
     owner, place = owners(counts)
     _add_bias(law, asked.biases, owner)
     _forbid_stops(law, minimal, runner, asked.ids, owner, place, position)
-    if vllms:
-        law = runner.sampler.apply_logits_processors(law, _of_rows(plain, owner, place, custom, law.device), False)
+    if asked.vllms:
+        law = runner.sampler.apply_logits_processors(law, _of_rows(plain, owner, place, asked.custom, law.device), False)
     if thinking:
         law = _think(holder, plain, law, metadata)
     return law
-
-
-OURS = ("MinTokensLogitsProcessor", "LogitBiasLogitsProcessor", "MinPLogitsProcessor")
 
 
 def _unfinished(runner, name, least):
@@ -238,11 +264,10 @@ def with_invariant(asked, law, counts):
     if sampling is not asked.drafting:
         temperature, min_p = (_of_row(field, counts) for field in (sampling.temperature, asked.drafting.min_p))
         law = with_min_p_first(law, temperature, min_p)
-    custom = [p for p in asked.metadata.logitsprocs.argmax_invariant if type(p).__name__ not in OURS]
-    if custom:
+    if asked.warping:
         temperature = of_rows(sampling.temperature, len(law), law.device)
         law = law.to(torch.float32) / temperature.masked_fill(temperature == 0, 1.0)[:, None]
-        for processor in custom:
+        for processor in asked.warping:
             law = processor.apply(law)
         sampling = sampling._replace(temperature=(temperature > 0).to(torch.float32))
     return law, sampling
