@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import vllm_fakes as fakes
@@ -113,6 +114,29 @@ def test_v2_requests_are_added_with_a_seed():
         v2.add_request(sampler, slot, own)
     assert sampler.sampling_states.seeds.np.tolist() == [requests.seed_of("9", 0), -9, 3]
     assert sampler.specsample_processed.tolist() == [False, False, True]
+
+
+def test_v2_settings_are_read_anew():
+    """What is kept of a batch is that of these slots, until a request is added; then a slot may hold another request."""
+    asked = [fakes.params(**own) for own in MIXED]
+    sampler = fakes.sampler_v2(asked, V)
+    ask = lambda *slots: v2.asked_for(sampler, torch.tensor(slots), np.array(slots, dtype=np.int32))  # noqa: E731
+    first = ask(1, 2)
+    assert ask(1, 2) is first and first.first == 1 and first.seeds.tolist() == [12, 13]
+    assert ask(2, 1).seeds.tolist() == [13, 12] and ask(2, 1).first is None and ask(1, 3).first is None
+    assert ask(3).sampling.min_p == pytest.approx(0.05) and not ask(3).min_p_first and not ask(0).processed
+    new = fakes.params(seed=99, min_tokens=3)
+    sampler.sampling_states.seeds.np[2] = sampler.sampling_states.seeds.gpu[2] = 99  # as vLLM's own add_request
+    before = ask(1, 2)
+    v2.add_request(sampler, 2, new)
+    assert ask(1, 2).seeds.tolist() == [12, 99] and ask(1, 2).processed and not before.processed
+
+
+@pytest.mark.parametrize("batch, steps", [(1, 1), (1, 4), (3, 1), (5, 3)])
+def test_v2_rows_of_full_rounds(batch, steps):
+    local = torch.arange(steps + 1).repeat(batch)
+    rows = v2.full_rows(batch, steps, torch.device("cpu"))
+    assert rows.tolist() == v2.rows_of_nodes(local, batch * steps).tolist() == local.nonzero()[:, 0].tolist()
 
 
 def test_v2_slots_have_a_spare():

@@ -138,6 +138,7 @@ def sampler_v2(slots, vocab, device="cpu", logprobs_mode="raw_logprobs"):
         sampling_states=states, logprobs_mode=logprobs_mode, return_sampling_mask=False, logits_processors=[], specsample_seed=0,
         thinking_budget_state=SimpleNamespace(apply=lambda logits, context: None),
         specsample_processed=np.zeros(len(slots), dtype=bool), req_states=SimpleNamespace(index_to_req_id={}),
+        specsample_asked=None,
     )  # fmt: skip
 
 

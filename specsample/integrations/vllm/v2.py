@@ -5,6 +5,9 @@ bonus row last, which is the packed layout of `ss.verify`; the row of a token at
 has index p + 1. Drafting is captured in a CUDA graph, so nothing here waits for the device: slots are looked up on it.
 """
 
+import functools
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -28,19 +31,50 @@ def settings(states, slots, host_slots):
     return Sampling(temperature, top_k, top_p, min_p)
 
 
-def law_of(sampler, logits, expanded, slots, host_slots, pos, input_ids, local, longest, make_context):
+class Asked(NamedTuple):
+    """What the requests of a batch ask for: kept until the batch changes or a request is added.
+
+    sampling     of the target; the drafts' is its temperature alone
+    seeds        int64 [B]
+    processed    whether vLLM's logits processors change any row
+    min_p_first  whether min_p must come before top-k and top-p
+    first        the slot of the first request, if the others' follow it one by one; else None
+    """
+
+    sampling: Sampling
+    seeds: torch.Tensor
+    processed: bool
+    min_p_first: bool
+    first: int | None
+
+
+def asked_for(sampler, slots, host_slots):
+    kept, key = sampler.specsample_asked, host_slots.tobytes()
+    if kept is not None and kept[0] == key:
+        return kept[1]
+    states, first = sampler.sampling_states, int(host_slots[0])
+    side_by_side = np.array_equal(host_slots, np.arange(first, first + len(host_slots)))
+    filtered = np.any(states.top_k.np[host_slots] != states.vocab_size) or np.any(states.top_p.np[host_slots] < 1)
+    asked = Asked(
+        settings(states, slots, host_slots), states.seeds.gpu[slots], bool(np.any(sampler.specsample_processed[host_slots])),
+        bool(filtered and np.any(states.min_p.np[host_slots] > 0)), first if side_by_side else None,
+    )  # fmt: skip
+    sampler.specsample_asked = key, asked
+    return asked
+
+
+def law_of(sampler, asked, logits, expanded, slots, host_slots, pos, input_ids, local, longest, make_context):
     """-> the rows [n, V] after vLLM's logits processors, the Sampling of the requests, and what vLLM calls processed logits (None:
     not requested). The rows are `logits` itself if nothing changes them."""
     states = sampler.sampling_states
-    if sampler.return_sampling_mask or sampler.logprobs_mode.startswith(
-        "processed"
-    ):  # the whole law is wanted, so vLLM applies everything
+    if sampler.return_sampling_mask or sampler.logprobs_mode.startswith("processed"):
+        # The whole law is wanted, so vLLM applies everything.
         law = sampler.apply_sampling_params(logits, expanded, slots, host_slots, pos, input_ids, local, longest)
-        temperature = field(states.temperature, slots, host_slots)
+        temperature = asked.sampling.temperature
         hot = float(temperature > 0) if isinstance(temperature, float) else (temperature > 0).to(torch.float32)
         return law, Sampling(hot), law
-    law, sampling = logits, settings(states, slots, host_slots)
-    if np.any(sampler.specsample_processed[host_slots]):
+    law, sampling = logits, asked.sampling
+    if asked.processed:
         law = logits.to(torch.float32, copy=True)
         context = make_context(
             expanded_idx_mapping=expanded, idx_mapping=slots, idx_mapping_np=host_slots, expanded_local_pos=local,
@@ -49,8 +83,7 @@ def law_of(sampler, logits, expanded, slots, host_slots, pos, input_ids, local, 
         for processor in sampler.logits_processors:
             law = processor.apply(law, context)
         sampler.thinking_budget_state.apply(law, context)
-    filtered = np.any(states.top_k.np[host_slots] != states.vocab_size) or np.any(states.top_p.np[host_slots] < 1)
-    if filtered and np.any(states.min_p.np[host_slots] > 0):
+    if asked.min_p_first:
         law = with_min_p_first(law, states.temperature.gpu[expanded], states.min_p.gpu[expanded])
         sampling = sampling._replace(min_p=0.0)
     return law, sampling, None
@@ -62,12 +95,12 @@ def sample(
     seq_lens_upper_bound_np, return_logprobs=False,
 ):  # fmt: skip
     """Sampler.sample: one row per request -> (tokens int64 [B], the logits from which log-probabilities are computed)"""
+    asked = asked_for(sampler, idx_mapping, idx_mapping_np)
     law, sampling, kept = law_of(
-        sampler, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, expanded_local_pos,
+        sampler, asked, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, expanded_local_pos,
         seq_lens_upper_bound_np, make_context,
     )  # fmt: skip
-    seeds = sampler.sampling_states.seeds.gpu[idx_mapping]
-    tokens = api.sample(law, sampling=sampling, seed=seeds, position=pos.to(torch.int64) + 1)
+    tokens = api.sample(law, sampling=sampling, seed=asked.seeds, position=pos.to(torch.int64) + 1)
     return with_first_token(tokens[:, None])[:, 0], law if kept is None else kept
 
 
@@ -77,26 +110,42 @@ def verify(
     expanded_idx_mapping, expanded_local_pos, seq_lens_upper_bound_np, verify_draft_sampled,
 ):  # fmt: skip
     """RejectionSampler._verify -> (processed logits, tokens int64 [B, steps + 1], their number int32 [B])"""
-    sampler, card = rejection.sampler, SCHEMES[scheme]
+    sampler, card, steps = rejection.sampler, SCHEMES[scheme], rejection.num_speculative_steps
+    asked = asked_for(sampler, idx_mapping, idx_mapping_np)
     law, sampling, kept = law_of(
-        sampler, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, draft_sampled, expanded_local_pos,
+        sampler, asked, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, draft_sampled, expanded_local_pos,
         seq_lens_upper_bound_np, make_context,
     )  # fmt: skip
-    rows = rows_of_nodes(expanded_local_pos, len(logits) - len(idx_mapping_np))
+    batch, count = len(idx_mapping_np), len(logits)
+    full = count == batch * (steps + 1)  # each request has all its drafts
+    if full:
+        rows = full_rows(batch, steps, logits.device)
+        start = pos[:: steps + 1]
+    else:
+        rows = rows_of_nodes(expanded_local_pos, count - batch)
+        start = pos[cu_num_logits[:-1].long()]
     tokens = verify_draft_sampled[rows]
     laws = drafting = None
     if draft_logits is not None and card.uses_draft_logits:
-        laws = laws_of(draft_logits, rows, expanded_idx_mapping, expanded_local_pos, idx_mapping_np, len(logits))
-        drafting = Sampling(field(sampler.sampling_states.temperature, idx_mapping, idx_mapping_np))
+        first_slot = asked.first if full else None
+        laws = laws_of(draft_logits, rows, expanded_idx_mapping, expanded_local_pos, first_slot, batch)
+        drafting = Sampling(asked.sampling.temperature)
         if verify_draft_sampled is not draft_sampled:
             tokens, laws = within_grammar(tokens, laws, logits[rows - 1])  # a node is decided by the row before its own
         law, laws = in_wider_dtype(law, laws)
     verdict = api.verify(
-        law, tokens, laws, scheme=scheme, sampling=sampling, draft_sampling=drafting,
-        seed=sampler.sampling_states.seeds.gpu[idx_mapping], position=pos[cu_num_logits[:-1].long()].to(torch.int64) + 1,
-        cu_rows=cu_num_logits.to(torch.int32), max_depth=rejection.num_speculative_steps,
+        law, tokens, laws, scheme=scheme, sampling=sampling, draft_sampling=drafting, seed=asked.seeds,
+        position=start.to(torch.int64) + 1, cu_rows=cu_num_logits.to(torch.int32), max_depth=steps,
     )  # fmt: skip
     return law if kept is None else kept, with_first_token(verdict.tokens), verdict.num_accepted + 1
+
+
+@functools.lru_cache(maxsize=512)
+def full_rows(batch, steps, device):
+    """`rows_of_nodes` of requests with `steps` drafts each"""
+    with torch.inference_mode(False):
+        node = torch.arange(batch * steps, device=device)
+        return node + node // steps + 1
 
 
 def rows_of_nodes(local, nodes):
@@ -111,12 +160,11 @@ def rows_of_nodes(local, nodes):
     return torch.zeros(count + 1, dtype=torch.int64, device=local.device).scatter_(0, node, row)[:nodes]
 
 
-def laws_of(draft_logits, rows, expanded, local, host_slots, count):
-    """The logits of the drafts, one row per node: a view if the requests are adjacent and have all their drafts, else a copy."""
-    steps, first = draft_logits.shape[1], int(host_slots[0])
-    side_by_side = np.array_equal(host_slots, np.arange(first, first + len(host_slots)))
-    if side_by_side and count == len(host_slots) * (steps + 1):
-        return draft_logits[first : first + len(host_slots)].flatten(0, 1)
+def laws_of(draft_logits, rows, expanded, local, first, batch):
+    """The logits of the drafts, one row per node: a view if the requests have all their drafts, in slots from `first` on; else a
+    copy."""
+    if first is not None:
+        return draft_logits[first : first + batch].flatten(0, 1)
     return draft_logits[expanded[rows].long(), local[rows].long() - 1]
 
 
@@ -154,6 +202,7 @@ def add_request(sampler, slot, params):
     states = sampler.sampling_states
     if params.seed is None:
         states.seeds.np[slot] = seed_of(sampler.req_states.index_to_req_id[slot], sampler.specsample_seed)
+    sampler.specsample_asked = None
     sampler.specsample_processed[slot] = bool(
         params.logit_bias or params.allowed_token_ids or params.bad_words or params.min_tokens
         or params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
@@ -168,6 +217,7 @@ def init(sampler, vllm_config, max_num_reqs):
     """Runs after Sampler.__init__."""
     sampler.specsample_seed = vllm_config.model_config.seed or 0
     sampler.specsample_processed = np.zeros(max_num_reqs, dtype=bool)
+    sampler.specsample_asked = None
     sampler.use_flashinfer = sampler.use_xpu_sampler = False
 
 
