@@ -64,10 +64,10 @@ def p_of(texts, name, length, drafter="student"):
     return p_value(outcomes, torch.tensor([*common, 1 - sum(common)], dtype=torch.float64))
 
 
-def samples(drafter, scheme, names=tuple(LAWS), runner="V1", **more):
+def samples(drafter, scheme, names=tuple(LAWS), runner="V1", count=None, **more):
     """{law: texts} for requests without seeds; vLLM's counters"""
     params = {"max_tokens": LENGTH, "ignore_eos": True, "detokenize": False}
-    calls = [{"prompts": [prompt_of(drafter)] * SAMPLES[runner], "params": {**LAWS[name], **params}} for name in names]
+    calls = [{"prompts": [prompt_of(drafter)] * (count or SAMPLES[runner]), "params": {**LAWS[name], **params}} for name in names]
     result = run(engine(drafter, max_num_seqs=256, seed=5), calls, scheme, runner=runner, **more)
     return {name: ids(call) for name, call in zip(names, result["calls"])}, result["counters"]
 
@@ -95,9 +95,9 @@ def test_drafts_taken_for_those_of_another_law_are_seen(runner):
 
 
 def test_vllms_own_v2_keeps_the_law():
-    """The test itself is right if vLLM passes it. (V2's kernels are as vLLM wrote them.)"""
+    """The control of the controls: vLLM's kernels, unbroken under this runner, pass. (They are slower to interpret than to replace.)"""
     name = "T = 0.7, top-p"
-    texts, _ = samples("student", None, (name,), "V2")
+    texts, _ = samples("student", None, (name,), "V2", count=1000)
     assert p_of(texts[name], name, LENGTH) > FAILURE_RATE
 
 

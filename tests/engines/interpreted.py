@@ -3,8 +3,10 @@
 vLLM requires a Triton with a CPU backend; this registers one that compiles nothing. The interpreter rejects integer masks, which
 Triton itself accepts: they are converted to bool. It also replaces the functions of triton.language for each launch and each call
 of a device function, and copies all storage back afterwards: both are left out, because nothing here is compiled and everything is
-on the CPU. Use it for few, short texts all the same. One kernel, that of top-k and top-p, does not run in the interpreter: vLLM's
-own function for platforms without Triton takes its place.
+on the CPU. Use it for few, short texts all the same.
+
+Two things in vLLM's kernels do not run in the interpreter: the kernel of top-k and top-p, in whose place vLLM has a function for
+platforms without Triton, and log1p of the GPU's own library, here numpy's.
 """
 
 import os
@@ -37,6 +39,7 @@ def enable():
         inner = getattr(interpreter.InterpreterBuilder, name)
         setattr(interpreter.InterpreterBuilder, name, with_bool_mask(inner, 1 if name.endswith("load") else 2))
     interpreter._patch_lang = once(interpreter._patch_lang)
+    interpreter._get_np_dtype = by_name(interpreter._get_np_dtype)
     interpreter.GridExecutor._restore_args_dev = lambda *_: None
 
 
@@ -50,10 +53,21 @@ def with_bool_mask(inner, place):
     return call
 
 
-def without_top_k_kernel():
+def complete():
+    """Stand-ins for what does not run in the interpreter; they need vLLM imported."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
     from vllm.v1.sample.ops import topk_topp_sampler
+    from vllm.v1.worker.gpu.spec_decode import rejection_sampler_utils
+
+    class Device:
+        @staticmethod
+        def log1p(x):
+            return tl.core.tensor(TensorHandle(np.log1p(x.handle.data), x.handle.dtype), x.type)
 
     topk_topp_sampler.HAS_TRITON = False
+    rejection_sampler_utils.tldevice = Device
 
 
 class Kept:
@@ -71,5 +85,18 @@ def once(patch_lang):
             done.add(id(fn.__globals__))
             patch_lang(fn)
         return Kept
+
+    return call
+
+
+def by_name(np_dtype):
+    """Triton builds a table for each call."""
+    found = {}
+
+    def call(given):
+        name = given.element_ty.name if given.is_block() else given.name
+        if name not in found:
+            found[name] = np_dtype(given)
+        return found[name]
 
     return call

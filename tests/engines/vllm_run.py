@@ -95,7 +95,7 @@ def prepare(job):
     if job.get("scheme"):
         os.environ["SPECSAMPLE_VLLM"] = job["scheme"]
     if job.get("runner") == "V2":
-        interpreted.without_top_k_kernel()
+        interpreted.complete()
     if job.get("repair"):
         repair()
     if job.get("spoil"):
