@@ -161,3 +161,22 @@ def test_plan_of_a_call():
     assert parts[2] == pytest.approx([2.4, 2.4]) and parts[3] == pytest.approx([1, 1]) and parts[4] == [0, 0]
     two_waves = plan.price([plan.Launch(256, [passes.STATISTICS], {})], every, 1e-6)
     assert two_waves[3] == pytest.approx([2, 2]) and two_waves[1] == pytest.approx([2 * 5 * 0.05] * 2)
+
+
+@needs_cpu
+def test_the_runner_and_its_figure(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs specsample[bench]")
+    bench, out = load("cpu.run"), tmp_path / "cpu.json"
+    assert bench.main(["--quick", "--filter", "token-peaked-float32-B1", "--threads", "1", "--plot", "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["rows"] and result["agreement"]["differing"] == 0 and out.with_suffix(".png").stat().st_size > 1000
+    assert all(row["case"] in out.with_suffix(".md").read_text() for row in result["rows"])
+
+
+@needs_cpu
+def test_scratch_memory_of_a_call():
+    memory = load("cpu.memory")
+    if not memory.STATUS.exists():
+        pytest.skip("needs Linux")
+    rows = memory.rows(8, 4, 32000, "float32")
+    assert rows["peak_cpu"]["peak_kb"] < 2048 < rows["peak_torch"]["peak_kb"], rows  # eager torch writes probabilities

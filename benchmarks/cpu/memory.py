@@ -1,6 +1,6 @@
 """Scratch memory of one verification: how far the process's peak rises above its inputs.
 
-Run in a separate process for each figure, `python memory.py cpu 32 8 128256 bfloat16`: the kernel's high-water mark
+Run in a separate process for each figure, `python -m benchmarks.cpu.memory cpu 32 8 128256 bfloat16`: the kernel's high-water mark
 of resident memory (VmHWM) covers every allocator, including C++ ones. Linux only.
 """
 
@@ -8,6 +8,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks import ROOT
 
 STATUS = Path("/proc/self/status")
 
@@ -48,8 +50,8 @@ def measure(who, B, L, V, dtype):
 
 def in_subprocess(who, B, L, V, dtype):
     """measure() in a fresh process; {"error": …} if it is not possible."""
-    arguments = [sys.executable, __file__, who, *map(str, (B, L, V)), dtype]
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=Path(__file__).parent)
+    arguments = [sys.executable, "-m", "benchmarks.cpu.memory", who, *map(str, (B, L, V)), dtype]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["failed"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])

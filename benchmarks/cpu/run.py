@@ -133,9 +133,9 @@ def main(arguments=None):
     options.out.with_suffix(".md").write_text(table)
     print(table)
     if options.plot:
-        import plot
+        from benchmarks import figures
 
-        plot.ratios(result, options.out.with_suffix(".png"))
+        figures.ratios(result, options.out.with_suffix(".png"))
     if not checker.agreement.acceptable:
         return f"bench: {checker.agreement.differing} tokens differ from the reference's"
     return 0
