@@ -82,13 +82,10 @@ def pick(name, logits, argument, scheme=None, kind=None):
     """The functions of backend `name`; if None, those of the best available backend for `logits` (and for the scheme of `verify`
     or the kind of `draft`)."""
     if name is None:
-        device, dtype = logits.device.type, logits.dtype
         for backend in BACKENDS.values():
-            functions, own, dtypes, schemes, kinds = backend[:5]
-            if functions is None or not (own == device or _takes(backend, device)) or not (dtypes is None or dtype in dtypes):
-                continue
-            if (scheme is None or schemes is None or scheme in schemes) and (kind is None or kinds is None or kind in kinds):
-                return functions
+            if backend.functions is not None and _takes(backend, logits.device.type) and _has(backend, scheme, kind):
+                if backend.dtypes is None or logits.dtype in backend.dtypes:
+                    return backend.functions
     expect(name in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", repr(name))
     backend = BACKENDS[name]
     # Logits on its device prove that there is one.
