@@ -48,8 +48,13 @@ struct RowArgs {
   SPS_HD Stream stream(int64_t i, int j) const {
     if (op == RowOp::kSample) return Stream(seed[i], position[i], kClock);
     if (op == RowOp::kDistinct) return Stream(seed[i], position[i], kDistinct, node[i]);
-    if (op == RowOp::kIid || op == RowOp::kTop) return Stream(seed[i], position[i], kDraft, node[i] + j);
+    if (op == RowOp::kIid) return Stream(seed[i], position[i], kDraft, node[i]);
+    if (op == RowOp::kTop) return Stream(seed[i], position[i], kDraft, node[i] + j);
     return Stream(seed[i], position[i] + depth[i], kClock, op == RowOp::kLists ? j : 0);
+  }
+  // For kIid: the clock that a token of row i starts after its `number`-th arrival.
+  SPS_HD double renewal(int64_t i, int64_t token, int64_t number) const {
+    return Stream::renewal(seed[i], position[i], node[i], token, number);
   }
   SPS_HD void write_stats(int64_t i, const Law& law) const {
     float top = law.max, sum = static_cast<float>(law.max * law.scale + log(law.mass)), least = law.cutoff;

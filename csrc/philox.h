@@ -11,9 +11,10 @@
 namespace SPS_NAMESPACE {
 
 // Version of the streams below: a seed's tokens change only with it. specsample/version.py repeats it, and import compares the two.
-constexpr int kStreamVersion = 2;
+constexpr int kStreamVersion = 3;
 
-enum Purpose : uint32_t { kClock = 0, kAccept = 1, kResidual = 2, kSelect = 3, kDraft = 4, kDistinct = 5 };
+enum Purpose : uint32_t { kClock = 0, kAccept = 1, kResidual = 2, kSelect = 3, kDraft = 4, kDistinct = 5, kRenewal = 6 };
+constexpr int kRenewalBits = 14;  // of a slot: for the node; the others number a token's renewals
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
@@ -108,7 +109,14 @@ struct Stream {
     return place_of(token) == of_group.place ? of_group.clock : of_group.clock - log1p(-uniform(token, r));
   }
   SPS_HD double clock(int64_t token, const Least& of_group) const { return clock(token, of_group, word(token)); }
-  SPS_HD double log_clock(int64_t token) const { return log(clock(token, least(group_of(token)))); }
+  SPS_HD double clock(int64_t token) const { return clock(token, least(group_of(token))); }
+  SPS_HD double log_clock(int64_t token) const { return log(clock(token)); }
+
+  // The clock that a token starts after its `number`-th arrival, number >= 1, when several children are drawn independently.
+  SPS_HD static double renewal(int64_t seed, int64_t position, int64_t node, int64_t token, int64_t number) {
+    const int64_t slot = (node & ((1 << kRenewalBits) - 1)) | number << kRenewalBits;
+    return -log1p(-Stream(seed, position, kRenewal, slot).uniform(token));
+  }
 
  private:
   SPS_HD static uint32_t of_four(const Words& w, int at) {

@@ -40,33 +40,55 @@ struct Best {
   void offer(double value, int64_t token) {
     if (value > score || (value == score && token < id)) score = value, id = token;
   }
+  void offer(double log_weight, double clock, int64_t token) { offer(log_weight - std::log(clock), token); }
   void merge(const Best& other) {
     if (other.id >= 0) offer(other.score, other.id);
     infinite |= other.infinite;
   }
 };
 
-// The k largest scores in order, lowest id first on ties. A token may be offered twice, by copies of the same code that round
-// differently: the compiler fuses a multiplication and an addition in one of them but not in another.
+// The clocks that tokens start once they have arrived, if k children are drawn independently: for one row of its call.
+struct Renewals {
+  int64_t seed, position, node;
+  double operator()(int64_t token, int64_t number) const { return Stream::renewal(seed, position, node, token, number); }
+};
+
+// The k largest scores in order, lowest id first on ties: of first arrivals or, with `renewals`, of all arrivals. A token may be
+// offered twice, by copies of the same code that round differently: the compiler fuses a multiplication and an addition in one of
+// them but not in another.
 struct Arrivals {
   int k;
   double* score;
   int64_t* id;
+  const Renewals* renewals = nullptr;
   int count = 0;
   bool infinite = false;
 
   double threshold() const { return count < k ? -kInfinity : score[k - 1]; }
-  int enough() const { return std::max(16, 2 * k); }
-  void offer(double value, int64_t token) {
-    if (!(value >= threshold() && value > -kInfinity)) return;
+  int enough() const { return renewals ? 16 : std::max(16, 2 * k); }
+  bool offer(double value, int64_t token) {
+    if (!(value >= threshold() && value > -kInfinity)) return false;
     for (int i = 0; i < count; ++i)
-      if (id[i] == token) return;
+      if (id[i] == token) return false;
+    return insert(value, token);
+  }
+  void offer(double log_weight, double clock, int64_t token) {
+    bool more = offer(log_weight - std::log(clock), token);
+    for (int64_t n = 1; more && renewals; ++n) {
+      clock += (*renewals)(token, n);
+      const double value = log_weight - std::log(clock);
+      more = value >= threshold() && insert(value, token);
+    }
+  }
+  // Of a token that may be there already.
+  bool insert(double value, int64_t token) {
     int i = count;
     while (i > 0 && (score[i - 1] < value || (score[i - 1] == value && id[i - 1] > token))) --i;
-    if (i == k) return;
+    if (i == k) return false;
     if (count < k) ++count;
     for (int j = count - 1; j > i; --j) score[j] = score[j - 1], id[j] = id[j - 1];
     score[i] = value, id[i] = token;
+    return true;
   }
 };
 

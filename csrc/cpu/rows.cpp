@@ -6,19 +6,20 @@
 namespace SPS_NAMESPACE {
 namespace {
 
-// The first k arrivals of a race; without a stream, the k likeliest.
+// The first k arrivals of a race, of which a token has one or, with renewals, many; without a stream, the k likeliest.
 void arrivals(const RowRunner& runner, const Rows& rows, Law law, const Stream* stream, int k, int64_t* token,
-              std::vector<double>& score) {
+              std::vector<double>& score, const Renewals* renewals = nullptr) {
   score.resize(k);
-  Arrivals found{k, score.data(), token};
+  Arrivals found{k, score.data(), token, renewals};
   const auto run = [&](float level = 0) {
-    found = Arrivals{k, score.data(), token};
+    found = Arrivals{k, score.data(), token, renewals};
     const RaceArgs args{law.row, law.scale, law.cutoff, stream, 1, true, nullptr, 0, level};
     rows.passes->arrivals(args, 0, law.vocab, &found);
   };
   if (law.broken) {
   } else if (law.only >= 0) {
-    found.offer(0, law.only);
+    do found.insert(0, law.only);
+    while (renewals && found.count < k);
   } else if (stream) {
     run();
     if (found.infinite) {
@@ -30,7 +31,7 @@ void arrivals(const RowRunner& runner, const Rows& rows, Law law, const Stream* 
       if (top > -HUGE_VALF) run(top);
     }
     // The same for arrivals far below the first: each relative to the largest remaining logit.
-    for (int j = 0; j < k; ++j) {
+    for (int j = 0; j < k && !renewals; ++j) {
       if (j < found.count && std::fabs(score[j]) <= kPlainScores) continue;
       found.count = j;  // all later ones are far, too
       token[j] = runner.race(*rows.passes, law, *stream, token, j).id;
@@ -46,7 +47,7 @@ void arrivals(const RowRunner& runner, const Rows& rows, Law law, const Stream* 
 void draw(const RowRunner& runner, const RowArgs& a, int64_t i, const Law& law, std::vector<double>& score) {
   int64_t* const token = a.token + i * a.k;
   const int k = a.k;
-  if (a.op == RowOp::kSample || a.op == RowOp::kIid || a.op == RowOp::kLists || (a.op == RowOp::kArrivals && k == 1)) {
+  if (a.op == RowOp::kSample || a.op == RowOp::kLists || (k == 1 && (a.op == RowOp::kArrivals || a.op == RowOp::kIid))) {
     std::vector<Stream> streams;
     for (int j = 0; j < k; ++j) streams.push_back(a.stream(i, j));
     std::vector<Best> best(k);
@@ -59,12 +60,14 @@ void draw(const RowRunner& runner, const RowArgs& a, int64_t i, const Law& law, 
     if (left && (k == 1 || law.only < 0)) token[k - 1] = runner.race(*a.rows.passes, law, a.stream(i, k - 1), token, k - 1).id;
   } else {
     const Stream stream = a.stream(i, 0);
-    arrivals(runner, a.rows, law, a.op == RowOp::kTopK ? nullptr : &stream, k, token, score);
+    const Renewals renewals{a.seed[i], a.position[i], a.node[i]};
+    arrivals(runner, a.rows, law, a.op == RowOp::kTopK ? nullptr : &stream, k, token, score,
+             a.op == RowOp::kIid ? &renewals : nullptr);
   }
 }
 
 void run_rows(const RowArgs& a, int64_t count, const Tensor&) {
-  const int64_t races = a.op == RowOp::kIid || a.op == RowOp::kLists ? a.k : 1;
+  const int64_t races = a.op == RowOp::kLists ? a.k : 1;
   for_requests(count, a.rows.vocab * races, [&](int64_t first, int64_t last, bool split) {
     const RowRunner runner(split);
     std::vector<double> score;

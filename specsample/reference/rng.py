@@ -10,8 +10,10 @@ Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 20
     1 ACCEPT    acceptance uniforms (word of token 0)        the round's              node index
     2 RESIDUAL  residual races                               the round's              0 (`top`: 0, 1, …)
     3 SELECT    selection among siblings (tokens 0 and 1)    the round's              node index
-    4 DRAFT     independent drafting                         the round's              the child's node index
+    4 DRAFT     independent drafting                         the round's              first child's node index (`top`: the drawn child's)
     5 DISTINCT  drafting without replacement                 the round's              first child's node index
+    6 RENEWAL   independent drafting: a token's later        the round's              first child's node index + 2¹⁴·n, for the
+                arrivals (its word)                                                   token's n-th arrival after the first
 
 A round is one draft-and-verify step; its position is the absolute index of the first token it emits. Draft, acceptance
 and residual noise belong to the round, not to the token's position: under `block` a draft token affects the acceptance of
@@ -31,17 +33,22 @@ the memoryless property these are 32 independent Exp(1) clocks, and no clock of 
 over M does not reach the best score cannot contain the winner, and none of its words need be drawn. In a tile of 1024 tokens, group l
 comprises tokens 8·l..8·l + 7 of each of the tile's four rows of 256. Groups are always whole: places beyond the vocabulary have no weight.
 The second word of A keeps rare tokens exact; a token's second word matters only if a group has several rare ones (tests/test_clocks.py).
+
+*Renewals.* Several independent children of a row come from one race, which goes on after the first arrival: a token that has arrived
+starts another clock, so that it arrives at times E/w, (E + E')/w, (E + E' + E'')/w, … The arrivals of one token are then a Poisson process
+of rate w, and the tokens of the first k arrivals of all these processes are k independent draws.
 """
 
 import torch
 
-CLOCK, ACCEPT, RESIDUAL, SELECT, DRAFT, DISTINCT = range(6)
+CLOCK, ACCEPT, RESIDUAL, SELECT, DRAFT, DISTINCT, RENEWAL = range(7)
 GROUP = 32  # tokens
 
 _MASK = 0xFFFFFFFF
 REFINE_BELOW = 1 << 12  # words below this are refined by a second word
 REFINE_BLOCK = 1 << 31  # ... at the same counter with this bit of the block set
 GROUP_BLOCK = 1 << 30  # this bit selects the words of groups
+RENEWAL_BITS = 14  # of a slot: for the node; the others number a token's renewals
 
 
 def philox(counter, key):
@@ -57,9 +64,9 @@ def philox(counter, key):
 
 
 def _blocks(seed, position, purpose, slot, block):
-    """The words of counter blocks int64 [n]; the other arguments select streams, int64 [B] each -> int64 [B, n, 4]"""
+    """The words of counter blocks int64 [n] or [B, n]; the other arguments select streams, int64 [B] each -> int64 [B, n, 4]"""
     seed, position, slot = seed[:, None], position[:, None], slot[:, None]
-    counter = torch.broadcast_tensors(block[None], position & _MASK, (position >> 32) & _MASK, (purpose << 24) | (slot & 0xFFFFFF))
+    counter = torch.broadcast_tensors(block, position & _MASK, (position >> 32) & _MASK, (purpose << 24) | (slot & 0xFFFFFF))
     return torch.stack(philox(counter, (seed & _MASK, (seed >> 32) & _MASK)), -1)
 
 
@@ -113,3 +120,13 @@ def clocks(seed, position, purpose, slot, count):
     least, place = least_clocks(seed, position, purpose, slot, groups)
     least, first = least[:, group], place[:, group] == place_of(token)
     return least + torch.where(first, 0.0, -torch.log1p(-uniforms(seed, position, purpose, slot, count)))
+
+
+def renewals(seed, position, node, token, number):
+    """The clock that a token starts after its `number`-th arrival, number ≥ 1; all int64 [B] -> float64 [B]"""
+    slot = (node & (1 << RENEWAL_BITS) - 1) | number << RENEWAL_BITS
+    r, s = (
+        _blocks(seed, position, RENEWAL, slot, refine + token[:, None] // 4).gather(2, token[:, None, None] % 4)[:, 0, 0]
+        for refine in (0, REFINE_BLOCK)
+    )
+    return -torch.log1p(-_uniform(r, s, 32))

@@ -41,6 +41,19 @@ def arrivals(log_weights, clock, k):
     return torch.stack(found, -1) if found else torch.full((len(log_weights), k), -1, device=log_weights.device)
 
 
+def independent(log_weights, clock, k, renewal):
+    """k independent draws: the first k arrivals of a race in which a token that has arrived starts another clock, the n-th time
+    renewal(token [B], n [B]) (rng.py: *Renewals*). [B, V] -> int64 [B, k], −1 where no token has a weight"""
+    found = []
+    for j in range(k):
+        found.append(arrivals(log_weights, clock, 1)[:, 0])
+        if j + 1 < k and log_weights.shape[-1]:
+            token = found[-1].clamp(min=0)
+            number = sum((earlier == found[-1]).long() for earlier in found)
+            clock = clock.scatter_add(1, token[:, None], renewal(token, number)[:, None])
+    return torch.stack(found, -1)
+
+
 def sample(logits, sampling, sampling_rows, seed, seeds, position, positions):
     count, device = logits.shape[0], logits.device
     seed = spread(seed, seeds, count, device, step=1)
@@ -57,7 +70,8 @@ def draft(logits, k, kind, sampling, sampling_rows, seed, seeds, position, posit
     law = warp(logits, Params.of(sampling, sampling_rows, count, device))[0]
     slot = torch.zeros_like(seed)
     if kind == "iid":
-        return torch.stack([race(law, seed, position, rng.DRAFT, node + j) for j in range(k)], -1)
+        clock = rng.clocks(seed, position, rng.DRAFT, node, law.shape[-1])
+        return independent(law, clock, k, lambda token, number: rng.renewals(seed, position, node, token, number))
     if kind == "lists":
         return torch.stack([race(law, seed, position + depth, rng.CLOCK, slot + j) for j in range(k)], -1)
     if kind == "top":
