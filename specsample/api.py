@@ -105,7 +105,7 @@ def draft(
 
     logits    [R, V] as in `sample`
     k         int in [1, 1024]: children per row
-    kind      "iid": k independent draws; "distinct": k draws without replacement, in order (`recursive_distinct`);
+    kind      "iid": k independent draws, from one race; "distinct": k draws without replacement, in order (`recursive_distinct`);
               "arrivals": the first k arrivals of the race with the clocks of the children's position (`race`; k = 1 is `sample`
               at that position); "lists": child j is the winner on clock list j of the children's position (`lists`);
               "top": the k − 1 likeliest, then one drawn from the rest (`top`); "topk": the k likeliest, lowest id first on ties.
@@ -113,8 +113,10 @@ def draft(
     seed      int64 [R], or an int s, short for s, s + 1, …, s + R − 1
     position  int or int64 [R]: the position of the round, i.e. the index of the first token the round will emit
     depth     int or int64 [R]: depth of the parent below the root (0 for the root)
-    node      int or int64 [R]: index of the first child in the tree; child j has node + j
-    -> int64 [R, k]; −1 where fewer than k tokens have positive weight
+    node      int or int64 [R]: index of the first child in the tree, which selects the row's random numbers: no other row of the
+              round may have it. (A plain int suits one row, or rows of different seeds.) "top": child j has index node + j
+    -> int64 [R, k]; −1 where fewer than k tokens have positive weight ("iid": where none has). For every kind but "top", the
+    first children are the same whatever k
 
     Errors: ValueError naming the argument.
     """

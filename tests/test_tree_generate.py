@@ -236,9 +236,7 @@ def test_a_level_is_drawn_from_the_streams_of_its_nodes(kind):
             row = model.logits[tokens[parent] if parent >= 0 else some[b][-1]][None]
             at = {"sampling": ss.Sampling(0.8), "seed": seed[b : b + 1], "position": position[b : b + 1]}
             at |= {"depth": tree.depth_of[children[0]], "kind": kind}
-            if kind == "iid":
-                expected = [int(ss.draft(row, node=child, **at)) for child in children]
-            elif kind == "lists":
+            if kind == "lists":
                 expected = ss.draft(row, 6, **at)[0, [tree.lists[child] for child in children]].tolist()
             else:
                 first = children[-1] - len(children) + 1 if kind == "top" else children[0]

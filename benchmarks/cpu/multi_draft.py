@@ -92,8 +92,6 @@ def tree_of(shape, kind):
         for k in range(1 if i == 0 else shape.K):
             node = k * shape.L + i
             drawn = ss.draft(draft[each, rows[:, node]], shape.K if i == 0 else 1, depth=i, node=node, **stream)
-            if i == 0 and kind == "iid":  # a child's stream is its node's, and the first nodes of the paths are L apart
-                drawn = torch.cat([ss.draft(draft[:, 0], depth=0, node=c * shape.L, **stream) for c in range(shape.K)], 1)
             for c in range(drawn.shape[1]):
                 tokens[:, node + c * shape.L] = drawn[:, c]
         for r in range(R):  # equal prefixes share the first one's row

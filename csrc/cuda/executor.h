@@ -26,8 +26,14 @@ class Conductor {
     if (law.only >= 0) return skip.count ? Best::none() : Best{0, law.only};
     ask(Task::kRace, dtype, [&](Order&) {
       *s.race = Race(law, stream, skip);
-      (*s.race).level = level;
+      (*s.race).level = level, (*s.race).levelled = level != 0;
     });
+    return s.found;
+  }
+  // The last race again, without these tokens: the row is not read again. same_level: with scores relative to the same logit, which
+  // may leave no digits of the clocks to tokens far below it.
+  SPS_DEVICE Best race_again(int dtype, const Skip& skip, bool same_level) const {
+    ask(Task::kRace, dtype, [&](Order&) { (*s.race).skip = skip, (*s.race).levelled = same_level, (*s.race).bounded = true; });
     return s.found;
   }
   SPS_DEVICE Best next_likeliest(const Law& law, int dtype, float after_z, int64_t after_id) const {

@@ -98,7 +98,8 @@ struct Race {
   BinRatios ratios;
   Stream stream;
   float level = 0;  // logits are taken relative to this one
-  bool levelled = false;  // level is the largest logit of the row (it may be 0)
+  bool levelled = false;  // no other level will do: it is the largest logit of the row (which may be 0), or was asked for
+  bool bounded = false;   // Scratch::bound has the bounds of this target, stream and level
   Skip skip;
 
   SPS_DEVICE explicit Race(const Law& law, const Stream& clocks, const Skip& without)
@@ -191,7 +192,10 @@ struct Scratch {
     struct {
       int32_t tokens[kMaxNodes], parents[kMaxNodes], rows[kMaxNodes + 1], draft_rows[kMaxNodes], lists[kMaxNodes];
     };
-    int64_t children[kMaxNodes];  // the children drawn so far (row_kernels.h)
+    struct {  // row_kernels.h
+      int64_t children[kMaxNodes];  // drawn so far
+      double clock[kMaxNodes];  // independent children: when the child's token arrives next; 0 if a later child has that token
+    };
   };
 };
 

@@ -97,15 +97,14 @@ SPS_DEVICE void words_of_turn(const Stream& stream, const PhiloxKeys& keys, int 
 }
 
 // Stores in s.bound[i % kBounds] the higher bound of this lane's groups in its warp's i-th turn (or the highest over the turns that
-// share the entry). Returns the highest of all.
-SPS_DEVICE float bound_groups(Scratch& s, const Scores& scores, const Stream& stream, const void* row, int dtype, int vocab) {
+// share the entry).
+SPS_DEVICE void bound_groups(Scratch& s, const Scores& scores, const Stream& stream, const void* row, int dtype, int vocab) {
   constexpr int kUnits = kGroupTokens / kUnit;
   PhiloxKeys keys(stream.key0, stream.key1);
 #pragma unroll
   for (int i = 0; i < 10; ++i) keys.low[i] = of_warp(keys.low[i]), keys.high[i] = of_warp(keys.high[i]);
   const int id = thread_id(), lane = lane_id(), start = turn_of_warp(0), step = turn_of_warp(1) - start;
   for (int i = 0; i < kBounds; ++i) s.bound[i][id] = -HUGE_VALF;
-  float highest = -HUGE_VALF;
   Batch<kTiles * kUnits> batch = {};
   unsigned at = 0;
   for (int turn = start - step; turn < vocab;) {  // the first one only loads
@@ -121,9 +120,8 @@ SPS_DEVICE float bound_groups(Scratch& s, const Scores& scores, const Stream& st
     float most = bound;
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) most = fmaxf(most, scores.most(fminf(top[i], kLargest), a[i]));
-    bound = most, highest = fmaxf(highest, most), at = (at + 1) % kBounds;
+    bound = most, at = (at + 1) % kBounds;
   }
-  return highest;
 }
 
 // Lower and upper bound on the score of a token.
@@ -145,7 +143,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
   const Scores scores{base, __uint_as_float(of_warp(__float_as_uint(high))), static_cast<float>(log_scale), law.cutoff};
   constexpr float kNone = -3e38f;  // a goal that everything reaches
   if (thread_id() == 0) s.goal = ordered(kNone), s.candidates = 0;
-  const float highest = bound_groups(s, scores, stream, row, dtype, vocab);
+  if (!race.bounded) bound_groups(s, scores, stream, row, dtype, vocab);
   SPS_TEAM_BARRIER(s);
 
   // Read only here: kept in registers during the pass above, they would spill.
@@ -217,17 +215,17 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
       if (place < kCandidates) s.candidate[place] = Candidate{score.most, token};
     }
   };
-  for (float mine = highest;;) {
+  for (uint32_t unopened = (1u << kBounds) - 1;;) {  // the bounds stay, for another race without the winner
+    const int id = thread_id();
+    float mine = -HUGE_VALF;
+    int at = 0;
+    for (int i = 0; i < kBounds; ++i)
+      if ((unopened >> i & 1) && s.bound[i][id] >= mine) mine = s.bound[i][id], at = i;
     const float most = warp_max_fast(mine);
     if (!reaches(most, known())) break;
-    const int owner = __ffs(static_cast<int>(__ballot_sync(kFullWarp, mine == most))) - 1, id = thread_id();
-    int at = 0;
-    for (int i = 1; i < kBounds; ++i) at = s.bound[i][id] == mine ? i : at;
+    const int owner = __ffs(static_cast<int>(__ballot_sync(kFullWarp, mine == most))) - 1;
     at = __shfl_sync(kFullWarp, at, owner);
-    if (lane_id() == owner) {
-      s.bound[at][id] = mine = -HUGE_VALF;
-      for (int i = 0; i < kBounds; ++i) mine = fmaxf(mine, s.bound[i][id]);
-    }
+    if (lane_id() == owner) unopened &= ~(1u << at);
     for (int i = at; turn_of_warp(i) < vocab; i += kBounds) open(turn_of_warp(i), owner);
   }
   SPS_CREW_BARRIER();
@@ -254,14 +252,13 @@ SPS_DEVICE Best race_of(Scratch& s, int dtype) {
   Race& race = *s.race;
   for (;;) {
     const Best best = run_race(s, dtype);
-    const bool levelled = race.levelled || race.level != 0;
     enum { kDone, kWithoutDraft, kUniform, kRelative, kAll } next = kDone;
     float level = 0;
     if (race.residual) {
       if (best.id < 0) next = kWithoutDraft;  // the draft covers the target up to rounding: fall back to the target's law
     } else if (best.score == kInfinity) {
       next = kUniform;  // over the +inf logits
-    } else if (!levelled && (best.id < 0 || fabs(best.score) > kPlainScores)) {
+    } else if (!race.levelled && (best.id < 0 || fabs(best.score) > kPlainScores)) {
       // Nothing found, or logits so large that the clocks are rounded away: run relative to the largest.
       level = row_max(s, race.target, dtype, race.skip);
       if (level > -HUGE_VALF) next = kRelative;
@@ -274,6 +271,7 @@ SPS_DEVICE Best race_of(Scratch& s, int dtype) {
       if (next == kUniform) race.target.cutoff = kLargest, race.target.scale = 0;
       if (next == kRelative) race.level = level, race.levelled = true;
       if (next == kAll) race.skip = Skip(), race.level = 0, race.levelled = false;
+      race.bounded = false;
     }
     SPS_CREW_BARRIER();
   }

@@ -4,6 +4,59 @@
 
 namespace SPS_NAMESPACE {
 
+// k independent children: the race goes on after its first arrival, and a token that has arrived starts another clock. `clock` has
+// one entry per child; a lane has every 32nd of them, and knows which of its tokens arrives next.
+SPS_DEVICE void draft_independent(const Conductor& conductor, const RowArgs& a, int64_t i, const Law& law) {
+  int64_t* const token = conductor.s.children;
+  double* const clock = conductor.s.clock;
+  const bool one = law.only >= 0 || law.broken;  // the same child k times
+  const Stream stream = a.stream(i, 0);
+  Best fresh = conductor.race(law, a.rows.dtype, stream);  // the next token to arrive for the first time
+  const double scale = one ? 0 : (*conductor.s.race).target.scale, level = one ? 0 : conductor.s.level;
+  const auto score = [&](int child) {
+    return (static_cast<double>(logit(law.row, a.rows.dtype, token[child])) - level) * scale - log(clock[child]);
+  };
+  Best again = Best::none();  // this lane's next arrival
+  int of = 0;                 // ... and its entry
+  for (int j = 0; j < a.k; ++j) {
+    const Best renewed = warp_best(again);
+    Best next = renewed;
+    next.merge(fresh);
+    if (lane_id() == 0) token[j] = next.id;
+    if (lane_id() == 0 && team_rank() == 0) a.token[i * a.k + j] = next.id;
+    SPS_BARRIER();
+    if (one || next.id < 0 || j + 1 == a.k) continue;
+    int earlier = 0;  // arrivals of this token
+    for (int child = lane_id(); child < j; child += 32) earlier += token[child] == next.id;
+    earlier = warp_sum(earlier);
+    double elapsed;
+    if (earlier == 0) {
+      elapsed = stream.clock(next.id);
+      fresh = conductor.race_again(a.rows.dtype, Skip{token, j + 1}, true);
+    } else {
+      const int owner = __ffs(static_cast<int>(__ballot_sync(kFullWarp, again.id == next.id))) - 1;
+      const int entry = __shfl_sync(kFullWarp, of, owner);
+      elapsed = clock[entry];
+      SPS_BARRIER();
+      if (lane_id() == owner) {
+        clock[entry] = 0, again = Best::none();
+        for (int child = owner; child < j; child += 32) {
+          if (!(clock[child] > 0)) continue;
+          const double value = score(child);
+          if (again.id < 0 || value > again.score) again = Best{value, token[child]}, of = child;
+        }
+      }
+    }
+    elapsed += a.renewal(i, next.id, earlier + 1);
+    if (lane_id() == j % 32) {
+      clock[j] = elapsed;
+      const double value = score(j);
+      if (again.id < 0 || value > again.score) again = Best{value, next.id}, of = j;
+    }
+    SPS_BARRIER();
+  }
+}
+
 // Draw the k children of a row; later draws exclude earlier ones where the kind requires it.
 SPS_DEVICE void draft_children(const Conductor& conductor, const RowArgs& a, int64_t i, const Law& law) {
   int64_t* const token = conductor.s.children;
@@ -26,7 +79,11 @@ SPS_DEVICE void draft_children(const Conductor& conductor, const RowArgs& a, int
       more = winner >= 0;
     } else if (more) {  // a race; without replacement, the same race repeated without the earlier winners
       const bool again = a.op == RowOp::kArrivals || a.op == RowOp::kDistinct;
-      winner = conductor.race(law, a.rows.dtype, a.stream(i, j), again || a.op == RowOp::kTop ? Skip{token, j} : Skip()).id;
+      if (again && j > 0) {
+        winner = law.only >= 0 ? -1 : conductor.race_again(a.rows.dtype, Skip{token, j}, false).id;
+      } else {
+        winner = conductor.race(law, a.rows.dtype, a.stream(i, j), a.op == RowOp::kTop ? Skip{token, j} : Skip()).id;
+      }
       more = !again || winner >= 0;
     }
     if (lane_id() == 0) token[j] = winner;
@@ -47,6 +104,8 @@ __global__ void __launch_bounds__(kBlock, 1) row_kernel(RowArgs a) {
   } else if (a.op == RowOp::kSample) {
     const int64_t token = conductor.race(law, a.rows.dtype, a.stream(i, 0)).id;
     if (lane_id() == 0 && team_rank() == 0) a.token[i] = token;
+  } else if (a.op == RowOp::kIid) {
+    draft_independent(conductor, a, i, law);
   } else {
     draft_children(conductor, a, i, law);
   }

@@ -72,17 +72,12 @@ class Tree:
         for node in self.levels[level]:
             if mine is None or node in mine:
                 rows.setdefault((self.parents[node], laws[node] if laws else 0), []).append(node)
-        if kind == "iid":  # each child has its own stream; one row per parent if their numbers allow
-            regular = len({len(children) for children in rows.values()}) == 1
-            if not regular or any(children[-1] - children[0] >= len(children) for children in rows.values()):
-                rows = {(*row, child): [child] for row, children in rows.items() for child in children}
         widest = max(map(len, rows.values()), default=0)
         if kind == "lists":
             widest = 1 + max((self.lists[child] for children in rows.values() for child in children), default=0)
         calls = {}
-        for (parent, law, *_), children in rows.items():
-            # When drawing without replacement or racing, the first children do not depend on how many follow.
-            k = len(children) if kind in ("iid", "top") else widest
+        for (parent, law), children in rows.items():
+            k = len(children) if kind == "top" else widest  # of other kinds, the first children do not depend on how many follow
             call = calls.setdefault(k, Draw(k, [], [], [], [], []))
             start = len(call.parents) * k
             call.columns.extend(start + (self.lists[child] if kind == "lists" else j) for j, child in enumerate(children))

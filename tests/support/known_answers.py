@@ -50,7 +50,7 @@ def calls(case):
     """{name: backend -> tokens} for one case of the file; calls of `draft` are named after the kind."""
     row = logits(case["vocab"], case["salt"], case["dtype"], case.get("heavy"), case.get("without"))
     at = {"seed": torch.tensor([case["seed"]]), "position": case["position"]}
-    draft = {"iid": 2, "distinct": 5, "arrivals": 8, "lists": 3, "top": 3}
+    draft = {"iid": 6, "distinct": 5, "arrivals": 8, "lists": 3, "top": 3}
     out = {name: lambda backend, name=name, k=k: ss.draft(row, k, kind=name, depth=1, node=3, backend=backend, **at)
            for name, k in draft.items()}  # fmt: skip
     # A one-hot draft whose token is hardly ever the target's: one race over the rest of the target.
@@ -107,7 +107,7 @@ def odd_calls(rows, backend):
     few, greedy = ss.Sampling(0.7, top_k=3, min_p=0.01), ss.Sampling(0.0)
     out = {f"sample {n}": ss.sample(rows, sampling=x, **at)[:, None] for n, x in enumerate((ss.Sampling(), few, greedy))}
     has = backends.BACKENDS[backend].kinds
-    for kind, k in {"iid": 1, "distinct": 4, "arrivals": 4, "lists": 2, "top": 3, "topk": 4}.items():
+    for kind, k in {"iid": 3, "distinct": 4, "arrivals": 4, "lists": 2, "top": 3, "topk": 4}.items():
         if has is None or kind in has:
             out[kind] = ss.draft(rows, k, kind=kind, **at)
     target = rows[:, None].expand(-1, 3, -1)

@@ -42,14 +42,13 @@ def drawn_tree(target, draft, k, scheme, seeds, backend, sampling=None, draft_sa
     parents, level = paths(k, depth), [i % depth for i in range(k * depth)]
     at = {"sampling": draft_sampling or sampling or ss.Sampling(), "seed": seeds, "position": 50, "backend": backend}
     tokens = torch.zeros(len(draft), k * depth, dtype=torch.int64)
-    if kind in ("distinct", "top", "lists", "arrivals"):
-        tokens[:, ::depth] = ss.draft(draft[:, 0], k, kind=kind, depth=0, node=0, **at)
+    tokens[:, ::depth] = ss.draft(draft[:, 0], k, kind=kind, depth=0, node=0, **at)
     for i, d in enumerate(level):
         if kind == "lists" and d:
             tokens[:, i] = ss.draft(draft[:, d], k, kind="lists", depth=d, **at)[:, i // depth]
         elif kind == "arrivals" and d:
             tokens[:, i] = ss.draft(draft[:, d], kind="arrivals", depth=d, **at)[:, 0]
-        elif kind == "iid" or d:  # one child: every kind equals `iid`, except for its stream
+        elif d:  # one child: every kind equals `iid`, except for its stream
             tokens[:, i] = ss.draft(draft[:, d], kind="iid", depth=d, node=i, **at)[:, 0]
     out = {"target_logits": target, "draft_tokens": tokens, "draft_logits": draft, "parents": parents}
     out |= {"rows": [0] + [d + 1 for d in level], "draft_rows": level, "scheme": scheme, "seed": seeds, "position": 50}
