@@ -36,6 +36,7 @@ struct Best {
   bool infinite = false;  // a +inf logit was found: the law is uniform over these, and the race must be rerun on it
 
   double threshold() const { return score; }
+  static int wanted() { return 1; }
   static int enough() { return 16; }  // groups to open first, for a threshold that rules out most others
   void offer(double value, int64_t token) {
     if (value > score || (value == score && token < id)) score = value, id = token;
@@ -65,6 +66,7 @@ struct Arrivals {
   bool infinite = false;
 
   double threshold() const { return count < k ? -kInfinity : score[k - 1]; }
+  int wanted() const { return k; }
   int enough() const { return renewals ? 16 : std::max(16, 2 * k); }
   bool offer(double value, int64_t token) {
     if (!(value >= threshold() && value > -kInfinity)) return false;

@@ -14,7 +14,7 @@ tokens    int64 [B, D + 1], the tokens the round emitted for each request, padde
 
 A drafter may propose any tree (Proposal.parents), requested or not, to a scheme that takes trees. Under every scheme but
 `race` the number of a node's children must not depend on what is drawn below it, and siblings come from `ss.draft` with the
-`kind` that the scheme requires: K of them in one call, or independent ones from the streams of their own node numbers.
+`kind` that the scheme requires: K of them in one call, or independent ones one by one, each with its own node number.
 """
 
 from collections.abc import Callable, Sequence
