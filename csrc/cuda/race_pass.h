@@ -96,8 +96,11 @@ SPS_DEVICE void words_of_turn(const Stream& stream, const PhiloxKeys& keys, int 
   out[0] = second ? w.v[2] : w.v[0], out[1] = second ? w.v[3] : w.v[1];
 }
 
+SPS_DEVICE float unopened(float bound) { return __uint_as_float(__float_as_uint(bound) & ~1u); }
+SPS_DEVICE float opened(float bound) { return __uint_as_float(__float_as_uint(bound) | 1u); }
+
 // Stores in s.bound[i % kBounds] the higher bound of this lane's groups in its warp's i-th turn (or the highest over the turns that
-// share the entry).
+// share the entry), without its lowest bit, which marks those that a race has opened.
 SPS_DEVICE void bound_groups(Scratch& s, const Scores& scores, const Stream& stream, const void* row, int dtype, int vocab) {
   constexpr int kUnits = kGroupTokens / kUnit;
   PhiloxKeys keys(stream.key0, stream.key1);
@@ -120,7 +123,7 @@ SPS_DEVICE void bound_groups(Scratch& s, const Scores& scores, const Stream& str
     float most = bound;
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) most = fmaxf(most, scores.most(fminf(top[i], kLargest), a[i]));
-    bound = most, at = (at + 1) % kBounds;
+    bound = unopened(most), at = (at + 1) % kBounds;
   }
 }
 
@@ -130,7 +133,8 @@ struct Range {
 };
 
 // The winner of the race in s.race. Its score is +inf if a +inf logit took part: the row's law is uniform over these, and the race
-// must be rerun on it.
+// must be rerun on it. Races of rounds (kRound) are never repeated with the bounds of the one before.
+template <bool kRound>
 SPS_DEVICE Best run_race(Scratch& s, int dtype) {
   const Race& race = *s.race;
   const Law& law = race.target;
@@ -143,7 +147,7 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
   const Scores scores{base, __uint_as_float(of_warp(__float_as_uint(high))), static_cast<float>(log_scale), law.cutoff};
   constexpr float kNone = -3e38f;  // a goal that everything reaches
   if (thread_id() == 0) s.goal = ordered(kNone), s.candidates = 0;
-  if (!race.bounded) bound_groups(s, scores, stream, row, dtype, vocab);
+  if (kRound || !race.bounded) bound_groups(s, scores, stream, row, dtype, vocab);
   SPS_TEAM_BARRIER(s);
 
   // Read only here: kept in registers during the pass above, they would spill.
@@ -215,17 +219,20 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
       if (place < kCandidates) s.candidate[place] = Candidate{score.most, token};
     }
   };
-  for (uint32_t unopened = (1u << kBounds) - 1;;) {  // the bounds stay, for another race without the winner
-    const int id = thread_id();
-    float mine = -HUGE_VALF;
-    int at = 0;
-    for (int i = 0; i < kBounds; ++i)
-      if ((unopened >> i & 1) && s.bound[i][id] >= mine) mine = s.bound[i][id], at = i;
+  float mine = -HUGE_VALF;
+  for (int i = 0, id = thread_id(); i < kBounds; ++i) mine = fmaxf(mine, s.bound[i][id] = unopened(s.bound[i][id]));
+  for (;;) {
     const float most = warp_max_fast(mine);
     if (!reaches(most, known())) break;
-    const int owner = __ffs(static_cast<int>(__ballot_sync(kFullWarp, mine == most))) - 1;
+    const int owner = __ffs(static_cast<int>(__ballot_sync(kFullWarp, mine == most))) - 1, id = thread_id();
+    int at = 0;
+    for (int i = 1; i < kBounds; ++i) at = s.bound[i][id] == mine ? i : at;
     at = __shfl_sync(kFullWarp, at, owner);
-    if (lane_id() == owner) unopened &= ~(1u << at);
+    if (lane_id() == owner) {  // the bounds stay, for another race without the winner
+      s.bound[at][id] = opened(mine), mine = -HUGE_VALF;
+      for (int i = 0; i < kBounds; ++i)
+        if (s.bound[i][id] == unopened(s.bound[i][id])) mine = fmaxf(mine, s.bound[i][id]);
+    }
     for (int i = at; turn_of_warp(i) < vocab; i += kBounds) open(turn_of_warp(i), owner);
   }
   SPS_CREW_BARRIER();
@@ -248,10 +255,11 @@ SPS_DEVICE Best run_race(Scratch& s, int dtype) {
 constexpr double kPlainScores = 1e6;  // scores above this, unless relative to the row's maximum, would lose digits of the clocks
 
 // The winner of the race in s.race, which is rerun if necessary; its id is -1 for a row without a finite logit.
+template <bool kRound>
 SPS_DEVICE Best race_of(Scratch& s, int dtype) {
   Race& race = *s.race;
   for (;;) {
-    const Best best = run_race(s, dtype);
+    const Best best = run_race<kRound>(s, dtype);
     enum { kDone, kWithoutDraft, kUniform, kRelative, kAll } next = kDone;
     float level = 0;
     if (race.residual) {

@@ -13,9 +13,6 @@ SPS_DEVICE void draft_independent(const Conductor& conductor, const RowArgs& a, 
   const Stream stream = a.stream(i, 0);
   Best fresh = conductor.race(law, a.rows.dtype, stream);  // the next token to arrive for the first time
   const double scale = one ? 0 : (*conductor.s.race).target.scale, level = one ? 0 : conductor.s.level;
-  const auto score = [&](int child) {
-    return (static_cast<double>(logit(law.row, a.rows.dtype, token[child])) - level) * scale - log(clock[child]);
-  };
   Best again = Best::none();  // this lane's next arrival
   int of = 0;                 // ... and its entry
   for (int j = 0; j < a.k; ++j) {
@@ -30,6 +27,7 @@ SPS_DEVICE void draft_independent(const Conductor& conductor, const RowArgs& a, 
     for (int child = lane_id(); child < j; child += 32) earlier += token[child] == next.id;
     earlier = warp_sum(earlier);
     double elapsed;
+    bool changed = false;  // an entry of this lane
     if (earlier == 0) {
       elapsed = stream.clock(next.id);
       fresh = conductor.race_again(a.rows.dtype, Skip{token, j + 1}, true);
@@ -38,20 +36,15 @@ SPS_DEVICE void draft_independent(const Conductor& conductor, const RowArgs& a, 
       const int entry = __shfl_sync(kFullWarp, of, owner);
       elapsed = clock[entry];
       SPS_BARRIER();
-      if (lane_id() == owner) {
-        clock[entry] = 0, again = Best::none();
-        for (int child = owner; child < j; child += 32) {
-          if (!(clock[child] > 0)) continue;
-          const double value = score(child);
-          if (again.id < 0 || value > again.score) again = Best{value, token[child]}, of = child;
-        }
-      }
+      if (lane_id() == owner) clock[entry] = 0, changed = true;
     }
     elapsed += a.renewal(i, next.id, earlier + 1);
-    if (lane_id() == j % 32) {
-      clock[j] = elapsed;
-      const double value = score(j);
-      if (again.id < 0 || value > again.score) again = Best{value, next.id}, of = j;
+    if (lane_id() == j % 32) clock[j] = elapsed, changed = true;
+    if (changed) again = Best::none();
+    for (int child = lane_id(); changed && child <= j; child += 32) {
+      if (!(clock[child] > 0)) continue;
+      const double z = logit(law.row, a.rows.dtype, token[child]), score = (z - level) * scale - log(clock[child]);
+      if (score > again.score) again = Best{score, token[child]}, of = child;
     }
     SPS_BARRIER();
   }
