@@ -28,7 +28,6 @@ from .tree import (
     target_prob,
     tree_args,
     tree_constants,
-    words_of,
 )
 from .walk import Draft, Inputs, Target, accept, draft_row_of, first_of, last_stream, law_of, row_of, span_of
 
@@ -37,7 +36,7 @@ from .walk import Draft, Inputs, Target, accept, draft_row_of, first_of, last_st
 def optimal_block_kernel(
     target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, room, tops,
     tokens, parents, rows_of, draft_rows, draft_laws,
-    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
+    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins, words,
     s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node,
     BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
@@ -49,7 +48,7 @@ def optimal_block_kernel(
         tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, spans,
     )  # fmt: skip
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
-    room += b * words_of(bins, 2)
+    room += b * words
     first = emitted + b * (max_depth + 1)
     marks = marks_of(marks, b, span, spans, count)
     depth, chosen, token = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32), b * 0
