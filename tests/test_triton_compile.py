@@ -14,7 +14,8 @@ import pytest
 
 TARGETS = os.environ.get("SPECSAMPLE_TRITON_TARGETS", "sm_90 gfx942").split()
 READS_ROWS = {f"{name}_kernel" for name in (
-    "laws", "race", "arrivals", "independent", "topk", "rest", "tree", "optimal_block", "lists", "masses", "finish", "winners")}  # fmt: skip
+    "laws", "race", "arrivals", "independent", "topk", "rest", "tree", "optimal_block", "lists", "masses", "finish",
+    "winners")}  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.skipif(

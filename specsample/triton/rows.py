@@ -86,8 +86,8 @@ def independent_kernel(
     logits, laws, out, tops, seeds, positions, nodes, vocab, stride, scale, seed, position, node, k,
     WIDTH: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Writes out int64 [R, k], initially −1, k <= WIDTH: the first k arrivals of each row's race on stream (position, slot node), in
-    which a token that has arrived starts another clock. The row is read once. Those far below the first never come."""
+    """Writes out int64 [R, k], initially −1, k <= WIDTH: the first k arrivals of each row's race on stream (position, slot node),
+    in which a token that has arrived starts another clock. The row is read once. Tokens far below the first never arrive."""
     i = tl.program_id(0).to(tl.int64)
     lanes, here, row = tl.arange(0, WIDTH), out + i * k, logits + i * stride
     law = law_or_plain(laws, i, scale)

@@ -103,7 +103,7 @@ def clock_of(s, token):
 
 @triton.jit
 def renewal(s, node, token, number):
-    """The clock that a token starts after its `number`-th arrival in the race on s, the children of whose row begin at `node`: float64"""
+    """The clock that a token starts after its `number`-th arrival in the race on s. node: of the row's first child. float64"""
     again = stream(s.seed, s.position, RENEWAL, (node & (_RENEWAL_NODES - 1)) + number * _RENEWAL_NODES)
     return exponential(unit(words_of(again, token, 0), words_of(again, token, REFINE_BLOCK), _TO_UNIT))
 

@@ -62,7 +62,7 @@ def independent_children(k, logits=None, **how):
 
 
 def test_independent_children(monkeypatch):
-    """Tokens that arrive many times, others far below them, and flat laws; with the kernel for few children and the one for many."""
+    """Tokens that arrive many times, others far below them, and flat laws; with the kernels for few children and for many."""
     near, far = torch.tensor([[1e7, 1e7 - 3, -1e7], [1e7, 1e7, 3.0]]), torch.tensor([[0.0, 9.0, 8.0], [3e38, -3e38, 3e38]])
     for logits in (None, near, far, torch.zeros(2, 5)):
         got, want = independent_children(9, logits)

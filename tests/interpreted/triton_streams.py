@@ -167,7 +167,7 @@ def _again(first, later, tokens, counts, seed, position, node, PURPOSE: tl.const
 
 @pytest.mark.parametrize("refine_below", [1 << 12, 1 << 31])  # half of the words are refined: normally one in a million
 def test_renewals(monkeypatch, refine_below):
-    """The first clock of a token is that of the race; its later ones have a word for each arrival, and the node's lowest 14 bits."""
+    """The first clock of a token is that of the race; each later one has a word of its own; of the node, 14 bits count."""
     rng = ss.reference.rng
     monkeypatch.setattr(rng, "REFINE_BELOW", refine_below)
     monkeypatch.setattr(streams, "REFINE_BELOW", tl.constexpr(refine_below))
