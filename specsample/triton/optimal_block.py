@@ -24,6 +24,7 @@ from .tree import (
     marks_of,
     residual,
     root_exists,
+    sums_at,
     tables_at,
     target_prob,
     tree_args,
@@ -107,7 +108,7 @@ def optimal_block_kernel(
             tl.store(path + b * max_depth + i, -1)
         tl.store(num_accepted + b, stop)
         law = law_of(own, span, stop_row)
-        binning = bins_for(stop_count, bins, vocab, room + 2 * MAX_SIBLINGS, tables_at(room, held, bins))
+        binning = bins_for(stop_count, bins, vocab, sums_at(room), tables_at(room, held, bins))
         rest = Residual(
             draft_row_of(drafts, stop_left), draft_vocab, load_law(draft_laws + stop_left * FIELDS), stop_weight, zero,
             with_tail(binning, stop_k, stop_tail), (), (),

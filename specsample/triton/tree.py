@@ -122,9 +122,15 @@ class Scratch(NamedTuple):
 
 
 @triton.jit
+def sums_at(room):
+    """The sums of a histogram in the request's `room`"""
+    return room + 2 * MAX_SIBLINGS
+
+
+@triton.jit
 def tables_at(room, table, bins):
-    """A set of tables in the request's `room`"""
-    return (room + 2 * MAX_SIBLINGS + (2 + table * TABLES) * (bins + SPARE)).to(tl.pointer_type(tl.float64))
+    """A set of tables there"""
+    return (sums_at(room) + (2 + table * TABLES) * (bins + SPARE)).to(tl.pointer_type(tl.float64))
 
 
 @triton.jit
@@ -167,7 +173,7 @@ def arrive(token, depth, b, span, target, draft, inputs, seed, position, path, m
     here, draft_row = row_of(target, b, span, row), draft_row_of(draft, left)
     pair = Pair(here, target.vocab, law, draft_row, draft.vocab, load_law(draft.laws + left * FIELDS))
     tables = tables_at(scratch.room, scratch.table, scratch.bins)
-    return Siblings(pair, count, seed, position, scratch.bins, list, list + 2 * MAX_SIBLINGS, tables), row, left, hit > 0
+    return Siblings(pair, count, seed, position, scratch.bins, list, sums_at(list), tables), row, left, hit > 0
 
 
 @triton.jit
