@@ -134,7 +134,7 @@ def test_rows(compiled, V, dtype):
     few(compiled, V <= 1000 or dtype == torch.bfloat16)
     settings = SAMPLINGS if V <= 1000 else {"a request": SAMPLINGS["a request"]}
     logits = numbers(B_MIXED, V, seed=V, scale=2.0, dtype=dtype)
-    kinds = (("iid", 5), ("arrivals", 3), ("topk", 3), ("distinct", 3), ("lists", 2), ("top", 3))
+    kinds = (("iid", 2), ("iid", 5), ("arrivals", 3), ("topk", 3), ("distinct", 3), ("lists", 2), ("top", 3))
     has = backends.BACKENDS[compiled].kinds
     kinds = [kind for kind in kinds if has is None or kind[0] in has]
     ids = torch.arange(B_MIXED)

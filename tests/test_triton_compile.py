@@ -14,7 +14,8 @@ import pytest
 
 TARGETS = os.environ.get("SPECSAMPLE_TRITON_TARGETS", "sm_90 gfx942").split()
 READS_ROWS = {f"{name}_kernel" for name in (
-    "laws", "race", "arrivals", "topk", "rest", "tree", "optimal_block", "lists", "masses", "finish", "winners")}  # fmt: skip
+    "laws", "race", "arrivals", "independent", "topk", "rest", "tree", "optimal_block", "lists", "masses", "finish",
+    "winners")}  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.skipif(
@@ -79,7 +80,7 @@ def test_calls_that_vary_compile_a_kernel_once_or_twice():
     for line in lines:
         alike = line["varies"] in ("batch", "position", "seed")
         for kernel, count in line["keys"].items():
-            plain = kernel in ("winners_kernel", "race_kernel") and line["varies"] == "all"
+            plain = kernel in ("winners_kernel", "race_kernel", "independent_kernel") and line["varies"] == "all"
             assert count <= (1 if alike else 3 if plain else 2), line
     offsets = [n for line in lines if line["varies"] == "offset" for n in line["keys"].values()]
     assert offsets.count(2) > len(offsets) / 2  # the counter does count

@@ -197,6 +197,12 @@ def score_of(race, groups):
 
 
 @triton.jit
+def score_at(row, vocab, law, token, clock):
+    """The score of one kept token with a given clock, computed as in `score_of`: float64"""
+    return (load_logits(row, token, vocab).to(tl.float64) - law.max) * law.scale - tl.log(clock)
+
+
+@triton.jit
 def open_held(race, ceiling, group, best, best_id):
     """Update (best, best_id) with the tokens of those groups [PIECE / 4, 4] that may be better, the highest of each lane first"""
     ceiling = tl.reshape(ceiling, (PIECE // 4 // OPENED, OPENED, 4))

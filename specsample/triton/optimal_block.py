@@ -24,11 +24,11 @@ from .tree import (
     marks_of,
     residual,
     root_exists,
+    sums_at,
     tables_at,
     target_prob,
     tree_args,
     tree_constants,
-    words_of,
 )
 from .walk import Draft, Inputs, Target, accept, draft_row_of, first_of, last_stream, law_of, row_of, span_of
 
@@ -37,7 +37,7 @@ from .walk import Draft, Inputs, Target, accept, draft_row_of, first_of, last_st
 def optimal_block_kernel(
     target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, room, tops,
     tokens, parents, rows_of, draft_rows, draft_laws,
-    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
+    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins, words,
     s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node,
     BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
@@ -49,7 +49,7 @@ def optimal_block_kernel(
         tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, spans,
     )  # fmt: skip
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
-    room += b * words_of(bins, 2)
+    room += b * words
     first = emitted + b * (max_depth + 1)
     marks = marks_of(marks, b, span, spans, count)
     depth, chosen, token = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32), b * 0
@@ -108,7 +108,7 @@ def optimal_block_kernel(
             tl.store(path + b * max_depth + i, -1)
         tl.store(num_accepted + b, stop)
         law = law_of(own, span, stop_row)
-        binning = bins_for(stop_count, bins, vocab, room + 2 * MAX_SIBLINGS, tables_at(room, held, bins))
+        binning = bins_for(stop_count, bins, vocab, sums_at(room), tables_at(room, held, bins))
         rest = Residual(
             draft_row_of(drafts, stop_left), draft_vocab, load_law(draft_laws + stop_left * FIELDS), stop_weight, zero,
             with_tail(binning, stop_k, stop_tail), (), (),

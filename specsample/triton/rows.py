@@ -4,13 +4,17 @@ import torch
 import triton
 import triton.language as tl
 
-from .groups import FAR, race_of, read_tops, room_of, winner_of, winner_of_law
+from .. import limits
+from .groups import FAR, race_of, read_tops, relative_to, room_of, score_at, winner_of, winner_of_law
 from .kernel import Kernel
-from .launch import BLOCK, launch, laws_of, per_row, plain, race_tiles, scale_bits, tops_for
+from .launch import ALONE, BLOCK, launch, laws_of, per_row, plain, race_tiles, scale_bits, tops_for
 from .law import FIELDS, LARGEST, Law, key, load_law, load_logits, number
 from .passes import Tokens, is_in
-from .streams import CLOCK, DISTINCT, DRAFT, spread, stream
+from .streams import CLOCK, DISTINCT, DRAFT, clock_of, renewal, spread, stream
 from .tree import law_without
+
+FEW_CHILDREN = 32  # independent children that are held together, one a thread of a warp, if a row has no more; else MAX_NODES
+_NO_ID = tl.constexpr(2147483647)
 
 
 @triton.jit
@@ -74,6 +78,50 @@ def arrivals_kernel(
                 tl.debug_barrier()
                 last = race_without(row, vocab, law, Tokens(out + i * k, j), s, tops, TILES)
             tl.store(out + i * k + j, last)
+            j += 1
+
+
+@Kernel
+def independent_kernel(
+    logits, laws, out, tops, seeds, positions, nodes, vocab, stride, scale, seed, position, node, k,
+    WIDTH: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Writes out int64 [R, k], initially −1, k <= WIDTH: the first k arrivals of each row's race on stream (position, slot node),
+    in which a token that has arrived starts another clock. The row is read once. Tokens far below the first never arrive."""
+    i = tl.program_id(0).to(tl.int64)
+    lanes, here, row = tl.arange(0, WIDTH), out + i * k, logits + i * stride
+    law = law_or_plain(laws, i, scale)
+    if law.only >= 0:
+        tl.store(here + lanes, law.only, mask=lanes < k)
+    elif law.only == -1:
+        slot = spread(node, nodes, i, 0)
+        s = stream(spread(seed, seeds, i, 1), spread(position, positions, i, 0), DRAFT, slot)
+        tops += i * room_of(vocab)
+        peak = read_tops(row, vocab, tops, TILES)
+        own = law
+        if laws is None:
+            own = relative_to(law, peak)
+        # Of the tokens that have arrived, in the lane of the step in which they did: the sum of their clocks, the number of their
+        # arrivals, and the score of the next.
+        tokens, number = tl.full((WIDTH,), _NO_ID, tl.int32), tl.zeros((WIDTH,), tl.int32)
+        clock, next = tl.zeros((WIDTH,), tl.float64), tl.full((WIDTH,), float("-inf"), tl.float64)
+        score, new = tl.full((), float("inf"), tl.float64), tl.full((), 0, tl.int64)  # the next that has not arrived before
+        search, j = tl.full((), 1, tl.int1), k * 0
+        while (j < k) & (peak > float("-inf")):
+            if search:
+                score, new = winner_of(race_of(row, vocab, own, s, (), score, new), tops)
+            best = tl.max(next, 0)
+            again = tl.min(tl.where(next == best, tokens, _NO_ID), 0)
+            search = (score > best) | ((score == best) & (new < again))
+            token = tl.where(search, new, again)
+            tl.store(here + j, token)
+            lane = tl.where(search, lanes == j, tokens == token)
+            so_far, count = tl.sum(tl.where(lane, clock, 0.0), 0), tl.sum(tl.where(lane, number, 0), 0) + 1
+            if search:
+                so_far = clock_of(s, token)
+            so_far += renewal(s, slot, token, count)
+            tokens, number = tl.where(lane, token.to(tl.int32), tokens), tl.where(lane, count, number)
+            clock, next = tl.where(lane, so_far, clock), tl.where(lane, score_at(row, vocab, own, token, so_far), next)
             j += 1
 
 
@@ -153,7 +201,11 @@ def draft(logits, k, kind, sampling, sampling_rows, seed, seeds, position, posit
         return out
     streams = (seeds, positions, depths, nodes, vocab, stride)
     numbers = (seed, position, depth, node, k)
-    if ordered:
+    if kind == "iid" and k > 1:
+        held = {"WIDTH": FEW_CHILDREN} if k <= FEW_CHILDREN else {"WIDTH": limits.MAX_NODES, **ALONE}
+        streams, numbers = (seeds, positions, nodes, vocab, stride), (scale_bits(sampling), seed, position, node, k)
+        launch(independent_kernel, (count,), *common, tops_for(logits, count), *streams, *numbers, TILES=tiles, **held)
+    elif ordered:
         launch(arrivals_kernel, (count,), *common, tops_for(logits, count), *streams, *numbers, PURPOSE=purpose, TILES=tiles)
     else:
         tops, scale = tops_for(logits, count * k), scale_bits(sampling)

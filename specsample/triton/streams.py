@@ -16,6 +16,7 @@ from ..reference import rng
 
 CLOCK, ACCEPT, RESIDUAL = tl.constexpr(rng.CLOCK), tl.constexpr(rng.ACCEPT), tl.constexpr(rng.RESIDUAL)
 SELECT, DRAFT, DISTINCT = tl.constexpr(rng.SELECT), tl.constexpr(rng.DRAFT), tl.constexpr(rng.DISTINCT)
+RENEWAL, _RENEWAL_NODES = tl.constexpr(rng.RENEWAL), tl.constexpr(1 << rng.RENEWAL_BITS)
 REFINE_BELOW = tl.constexpr(rng.REFINE_BELOW)
 REFINE_BLOCK, GROUP_BLOCK = tl.constexpr(rng.REFINE_BLOCK), tl.constexpr(rng.GROUP_BLOCK)
 GROUP, LANES = tl.constexpr(rng.GROUP), tl.constexpr(32)  # tokens of a group; groups of a tile
@@ -90,6 +91,21 @@ def clocks(s, groups):
         refined = of_four(r0, r1, r2, r3, at)
     own = tl.where(4 * four + at == first, 0.0, exponential(unit(r, refined, _TO_UNIT)))
     return least + own, ids + at
+
+
+@triton.jit
+def clock_of(s, token):
+    """The clock of one token, with the arithmetic of `clocks`: float64"""
+    group = (token >> 12 << 7) | ((token >> 3) & 31) << 2 | ((token >> 10) & 3)
+    of_group, ids = clocks(s, tl.full((1, 1, 1), 0, tl.int32) + group.to(tl.int32))
+    return tl.sum(tl.where(ids == token, of_group, 0.0))
+
+
+@triton.jit
+def renewal(s, node, token, number):
+    """The clock that a token starts after its `number`-th arrival in the race on s. node: of the row's first child. float64"""
+    again = stream(s.seed, s.position, RENEWAL, (node & (_RENEWAL_NODES - 1)) + number * _RENEWAL_NODES)
+    return exponential(unit(words_of(again, token, 0), words_of(again, token, REFINE_BLOCK), _TO_UNIT))
 
 
 @triton.jit

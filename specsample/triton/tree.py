@@ -122,15 +122,15 @@ class Scratch(NamedTuple):
 
 
 @triton.jit
-def words_of(bins, SETS: tl.constexpr):
-    """64-bit words of a request's `room`"""
-    return 2 * MAX_SIBLINGS + (2 + SETS * TABLES) * (bins + SPARE)
+def sums_at(room):
+    """The sums of a histogram in the request's `room`"""
+    return room + 2 * MAX_SIBLINGS
 
 
 @triton.jit
 def tables_at(room, table, bins):
-    """A set of tables in the request's `room`"""
-    return (room + 2 * MAX_SIBLINGS + (2 + table * TABLES) * (bins + SPARE)).to(tl.pointer_type(tl.float64))
+    """A set of tables there"""
+    return (sums_at(room) + (2 + table * TABLES) * (bins + SPARE)).to(tl.pointer_type(tl.float64))
 
 
 @triton.jit
@@ -173,7 +173,7 @@ def arrive(token, depth, b, span, target, draft, inputs, seed, position, path, m
     here, draft_row = row_of(target, b, span, row), draft_row_of(draft, left)
     pair = Pair(here, target.vocab, law, draft_row, draft.vocab, load_law(draft.laws + left * FIELDS))
     tables = tables_at(scratch.room, scratch.table, scratch.bins)
-    return Siblings(pair, count, seed, position, scratch.bins, list, list + 2 * MAX_SIBLINGS, tables), row, left, hit > 0
+    return Siblings(pair, count, seed, position, scratch.bins, list, sums_at(list), tables), row, left, hit > 0
 
 
 @triton.jit
@@ -195,7 +195,7 @@ def root_exists(inputs, b, span):
 def tree_kernel(
     target, draft, laws, spans, seeds, positions, emitted, path, num_accepted, marks, room, tops,
     tokens, parents, rows_of, draft_rows, draft_laws,
-    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins,
+    vocab, draft_vocab, rows, count, stride_b, stride_r, draft_stride_b, draft_stride_r, seed, position, max_depth, bins, words,
     s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node,
     STEP: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
@@ -207,7 +207,7 @@ def tree_kernel(
         tokens, parents, rows_of, draft_rows, draft_laws, s0, s1, s2, s3, draft_count, draft_total, id_limit, row_a_node, spans,
     )  # fmt: skip
     seed, position = spread(seed, seeds, b, 1), spread(position, positions, b, 0)
-    scratch = Scratch(marks_of(marks, b, span, spans, count), room + b * words_of(bins, 1), 0, bins)
+    scratch = Scratch(marks_of(marks, b, span, spans, count), room + b * words, 0, bins)
     tops += b * room_of(vocab)
     depth, races, token = tl.full((), 0, tl.int32), b * 0, b * 0
     going = root_exists(inputs, b, span)
@@ -237,7 +237,7 @@ def verify_tree(call, step, bins=0):
 
 
 def tree_args(call, bins, sets=1):
-    """The arguments of a walk over trees, with scratch for `sets` sets of tables."""
+    """The arguments of a walk over trees, with scratch for `sets` sets of tables: `words` words a request (see Scratch)."""
     laws, draft_laws = call.laws(normalised=True), call.draft_laws()
     draft, batch, device = call.draft, call.batch, call.device
     if draft is None:  # no nodes, but a row to point at
@@ -250,7 +250,7 @@ def tree_args(call, bins, sets=1):
         call.target, draft, laws, call.spans, call.seeds, call.positions, call.emitted, call.path, call.num_accepted,
         marks, room, tops_for(call.target, batch), *tensors, call.vocab, draft.shape[-1], call.row_count,
         call.node_count, *call.strides(call.target), *call.strides(draft), call.seed, call.position, call.max_depth, bins,
-        *numbers,
+        words, *numbers,
     )  # fmt: skip
 
 

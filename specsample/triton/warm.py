@@ -11,8 +11,10 @@ def warmup(
 ):  # fmt: skip
     """Run a small call of each scheme and of its drafting, so that the kernels for such calls are compiled and loaded.
 
-    The kernels do not depend on batch sizes, offsets, seeds (a tensor, one per request) or the values of positions and settings, except
-    that `race` has its own kernel for plain settings (neither greedy nor filtered: the default). They depend on:
+    The kernels do not depend on batch sizes, offsets, seeds (a tensor, one per request), k or the values of positions and settings,
+    with two exceptions: `race`, `sample` and independent drafts have their own kernels for plain settings (neither greedy nor
+    filtered: the default), and more than 32 independent drafts of a row (rows.FEW_CHILDREN) have one that is not warmed up.
+    They depend on:
 
     vocab, dtype  of the logits; draft_vocab: of the draft logits, None = the same
     tree          with parents, rows and draft_rows, as tensors; otherwise chains

@@ -11,7 +11,7 @@ from conftest import case, identical, numbers, packed, widened
 from shared import DTYPES, SAMPLINGS, odd_rows, same
 
 import specsample as ss
-from specsample.triton import SUPPORTED
+from specsample.triton import SUPPORTED, rows
 
 pytest_plugins = ["shared"]
 
@@ -23,7 +23,7 @@ def test_rows(i, V):
     for sampling in (SAMPLINGS[i % 4], SAMPLINGS[4])[: 1 if V > 1000 else 2]:
         at = {"sampling": sampling, "seed": -3 - i, "position": (1 << 33) + i}
         more = (("distinct", 3), ("lists", 2), ("top", 3), ("top", 1)) if 1 < V < 1000 else ()
-        for kind, k in (("iid", 2), ("arrivals", 3), ("topk", 3), *more):
+        for kind, k in (("iid", 1), ("iid", 3), ("arrivals", 3), ("topk", 3), *more):
             node = {"kind": kind, "depth": torch.arange(3) % 2, "node": 5 * torch.arange(3)}
             assert torch.equal(
                 ss.draft(logits, k, **node, **at, backend="triton"), ss.draft(logits, k, **node, **at, backend="reference")
@@ -46,12 +46,47 @@ def test_odd_rows():
     for sampling in (ss.Sampling(), ss.Sampling(0.0), ss.Sampling(1.0, 3, 0.8, 0.01)):
         at = {"sampling": sampling, "seed": 1, "position": 2}
         assert torch.equal(ss.sample(logits, **at, backend="triton"), ss.sample(logits, **at, backend="reference"))
-        for kind in ("arrivals", "topk", "distinct", "top"):
+        for kind in ("iid", "arrivals", "topk", "distinct", "top"):
             got, want = (ss.draft(logits, 4, kind=kind, **at, backend=name) for name in ("triton", "reference"))
             assert torch.equal(got, want), (kind, got, want)
         got, want = (ss.row_stats(logits, sampling=sampling, backend=name) for name in ("triton", "reference"))
         for x, y in zip(got, want):
             torch.testing.assert_close(x, y, rtol=2e-6, atol=2e-6)
+
+
+def independent_children(k, logits=None, **how):
+    """(Triton's, the reference's)"""
+    logits = numbers(2, 50, seed=6, scale=4.0) if logits is None else logits
+    at = {"seed": 8, "position": 3, "node": torch.tensor([(1 << 14) - 1, (1 << 14) + 5])} | how
+    return [ss.draft(logits, k, kind="iid", **at, backend=name) for name in ("triton", "reference")]
+
+
+def test_independent_children(monkeypatch):
+    """Tokens that arrive many times, others far below them, and flat laws; with the kernels for few children and for many."""
+    near, far = torch.tensor([[1e7, 1e7 - 3, -1e7], [1e7, 1e7, 3.0]]), torch.tensor([[0.0, 9.0, 8.0], [3e38, -3e38, 3e38]])
+    for logits in (None, near, far, torch.zeros(2, 5)):
+        got, want = independent_children(9, logits)
+        assert torch.equal(got, want), logits
+        assert logits is not None or all(2 < len(set(row.tolist())) < 8 for row in want)
+    got, want = independent_children(33, numbers(1, 9, seed=6), node=1)
+    assert torch.equal(got, want)
+    monkeypatch.setattr(rows, "FEW_CHILDREN", 8)
+    for sampling in SAMPLINGS[:2]:
+        assert torch.equal(*independent_children(9, sampling=sampling))
+
+
+@pytest.mark.parametrize("name", ["renewal", "clock_of", "score_at"])
+def test_control_a_wrong_renewal_is_caught(monkeypatch, name):
+    """One that is not numbered, an arrival that is forgotten, a score without the token's weight."""
+    right = getattr(rows, name)
+    wrong = {
+        "renewal": lambda s, node, token, number: right(s, node, token, number * 0 + 1),
+        "clock_of": lambda s, token: right(s, token) * 0.0,
+        "score_at": lambda row, vocab, law, token, clock: right(row, vocab, law, token * 0, clock),
+    }
+    monkeypatch.setattr(rows, name, wrong[name])
+    got, want = independent_children(9)
+    assert torch.equal(got[:, 0], want[:, 0]) and not torch.equal(got, want)
 
 
 @pytest.mark.parametrize("i, V", list(enumerate((1, 2, 7, 33, 1000))))

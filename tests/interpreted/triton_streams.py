@@ -156,6 +156,36 @@ def test_clocks_at_the_ends_of_the_range(monkeypatch):
 
 
 @triton.jit
+def _again(first, later, tokens, counts, seed, position, node, PURPOSE: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64)
+    node = node.to(tl.int64)
+    s = streams.stream(streams.spread(seed, None, at, 0), streams.spread(position, None, at, 0), PURPOSE, node)
+    token, count = tl.load(tokens + at), tl.load(counts + at)
+    tl.store(first + at, streams.clock_of(s, token))
+    tl.store(later + at, streams.renewal(s, node, token, count))
+
+
+@pytest.mark.parametrize("refine_below", [1 << 12, 1 << 31])  # half of the words are refined: normally one in a million
+def test_renewals(monkeypatch, refine_below):
+    """The first clock of a token is that of the race; each later one has a word of its own; of the node, 14 bits count."""
+    rng = ss.reference.rng
+    monkeypatch.setattr(rng, "REFINE_BELOW", refine_below)
+    monkeypatch.setattr(streams, "REFINE_BELOW", tl.constexpr(refine_below))
+    tokens = torch.tensor([0, 1, 7, 8, 255, 256, 767, 1023, 1024, 4095, 4096, 5003, 16383, 1 << 30])
+    counts, near = torch.arange(14) ** 3 % 1024 + 1, tokens < 1 << 14
+    counts[-1] = 1023
+    for seed, position, node in ((0, 0, 0), (-5, (1 << 40) + 3, (1 << 14) - 1), (1 << 62, -1, (1 << 14) + 9)):
+        first, later = torch.zeros(2, 14, dtype=torch.float64)
+        _again[(14,)](first, later, tokens, counts, seed, position, node, PURPOSE=rng.DRAFT)
+        stream = [torch.tensor([x]) for x in (seed, position, node)]
+        clocks = rng.clocks(*stream[:2], rng.DRAFT, stream[2], 1 << 14)[0, tokens[near]]
+        torch.testing.assert_close(first[near], clocks, rtol=1e-14, atol=0)
+        want = rng.renewals(*(x.expand(14) for x in stream), tokens, counts)
+        torch.testing.assert_close(later, want, rtol=1e-14, atol=0)
+        assert later.unique().numel() == 14
+
+
+@triton.jit
 def _log2_below(words, out):
     tl.store(out + tl.arange(0, 64), streams.log2_below(tl.load(words + tl.arange(0, 64)).to(tl.uint32)))
 

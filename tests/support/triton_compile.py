@@ -93,6 +93,11 @@ def variants():
     yield rows.race_kernel, none((), PURPOSE=4, TILES=TILES_ANY), "fp32"
     yield rows.arrivals_kernel, none((), PURPOSE=0, TILES=TILES), "bf16"
     yield rows.arrivals_kernel, none((), PURPOSE=0, TILES=TILES_ANY), "fp16"
+    few_children, many_children = {"WIDTH": rows.FEW_CHILDREN}, {"WIDTH": limits.MAX_NODES}
+    yield rows.independent_kernel, none(("laws", *DENSE), **few_children, TILES=TILES), "bf16"
+    yield rows.independent_kernel, none((), **many_children, TILES=TILES), "bf16"
+    yield rows.independent_kernel, none((), **few_children, TILES=TILES_ANY), "fp16"
+    yield rows.independent_kernel, none((), **many_children, TILES=TILES_ANY), "fp32"
     yield rows.topk_kernel, none((), BLOCK=BLOCK), "bf16"
     yield rows.rest_kernel, none((), TILES=TILES), "bf16"
     yield rows.rest_kernel, none((), TILES=TILES_ANY), "fp32"
@@ -156,7 +161,8 @@ def compile_one(kernel, fixed, dtype, target):
     constants = {(names.index(n),): value for n, value in fixed.items() if n in names}
     aligned = {(p.num,): [["tt.divisibility", 16]] for p in form.params if not p.do_not_specialize and p.name not in fixed}
     source = ASTSource(fn=form, signature=signature, constexprs=constants, attrs=aligned)
-    how = ALONE if kernel in ON_ITS_OWN else LAST if kernel is walk.finish_kernel else {}
+    many_children = kernel is rows.independent_kernel and fixed["WIDTH"] > rows.FEW_CHILDREN
+    how = ALONE if kernel in ON_ITS_OWN or many_children else LAST if kernel is walk.finish_kernel else {}
     if kernel is law.laws_kernel and dtype != "bf16":
         how = {"registers": LAWS_REGISTERS}
     options = {"num_warps": how.get("warps", WARPS), **OPTIONS}

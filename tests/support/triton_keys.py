@@ -121,7 +121,8 @@ def new_keys(scheme, layout, **how):
             args = arguments(scheme, batch, layout, seed=each, position=position, **how)
             run(args)
             rows = numbers(batch, how.get("vocab", VOCAB))
-            ss.draft(rows, 2, kind=ss.schemes()[scheme].draft_kind, seed=each, position=position, backend="triton")
+            for k in (2, 3, 32):  # more independent children have a kernel of their own
+                ss.draft(rows, k, kind=ss.schemes()[scheme].draft_kind, seed=each, position=position, backend="triton")
             ss.sample(rows, seed=each, position=position, backend="triton")
     return {name: len(keys - before.get(name, set())) for name, keys in KEYS.items()}
 
@@ -157,11 +158,11 @@ def kernels():
 
 
 def drafts():
-    for batch in (1, 2, 3, 15, 16, 17, 64, 199):
+    for batch, k in ((1, 2), (2, 3), (3, 4), (15, 8), (16, 15), (17, 16), (64, 17), (199, 32)):
         for how in ({"seed": 1}, {"seed": 1 << 40, "position": 1 << 40, "depth": 16, "node": 16}):
-            yield numbers(batch, VOCAB), {"position": 0} | how
+            yield numbers(batch, VOCAB), {"k": k, "position": 0} | how
     for s in settings(8):
-        yield numbers(8, VOCAB), {"seed": 3, "position": 4, "sampling": s}
+        yield numbers(8, VOCAB), {"k": 2, "seed": 3, "position": 4, "sampling": s}
 
 
 @contextlib.contextmanager
@@ -196,8 +197,8 @@ def main():
                 print(
                     json.dumps({"scheme": scheme, "layout": layout, "varies": "all", "keys": counted(everything, run)}), flush=True
                 )
-        for kind, k in (("iid", 2), ("arrivals", 2), ("topk", 2), ("distinct", 2), ("lists", 2), ("top", 2)):
-            calls = counted(drafts(), lambda c: ss.draft(c[0], k, kind=kind, backend="triton", **c[1]))
+        for kind in ("iid", "arrivals", "topk", "distinct", "lists", "top"):
+            calls = counted(drafts(), lambda c: ss.draft(c[0], kind=kind, backend="triton", **c[1]))
             print(json.dumps({"draft": kind, "varies": "all", "keys": calls}), flush=True)
         print(json.dumps({"sample": "sample", "varies": "all", "keys": counted(drafts(), sample)}), flush=True)
 

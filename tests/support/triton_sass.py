@@ -5,7 +5,7 @@ A loop that waits for one tile before it loads the next pays the memory latency,
 
 import sass
 
-_ONE_TOKEN = {"score_of", "prob"}  # functions that read the logits of single tokens, not tiles
+_ONE_TOKEN = {"score_of", "score_at", "prob"}  # functions that read the logits of single tokens, not tiles
 _BYTES = {"U8": 1, "U16": 2, "64": 8, "128": 16}
 
 
