@@ -42,7 +42,8 @@ SPS_DEVICE void crew(Scratch& s) {
       const Law law = law_of(s, o.rows, o.row, o.sampling, o.normalised);
       if (thread_id() == 0) *s.law = law;
     } else if (task == Task::kRace || task == Task::kLikeliest) {
-      const Best best = task == Task::kRace ? race_of<kRound>(s, o.dtype) : next_likeliest(s, o.law, o.dtype, o.after_z, o.after_id);
+      const Best best =
+          task == Task::kRace ? race_of<kRound>(s, o.dtype) : next_likeliest(s, o.law, o.dtype, o.after_z, o.after_id);
       if (thread_id() == 0) s.found = best, s.level = (*s.race).level;
     } else if constexpr (kRound) {
       double value = 0;
