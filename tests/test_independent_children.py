@@ -93,11 +93,15 @@ def wrong(name, right, seed, position, node, token, number):
 # -- streams -----------------------------------------------------------------------------------------------------------
 
 
-def test_streams_of_renewals_are_distinct():
-    """Each of 2¹⁴ nodes and 1023 renewals has its own slot, and none of them exceeds 24 bits."""
-    node, number = torch.arange(1 << rng.RENEWAL_BITS), torch.arange(1, 1024)[:, None]
-    slots = node | number << rng.RENEWAL_BITS
-    assert slots.unique().numel() == slots.numel() and slots.max() < 1 << 24
+def test_streams_of_renewals_are_distinct(monkeypatch):
+    """Each of 2¹⁴ nodes and 1023 renewals has its own slot of 24 bits."""
+    node, seen, blocks = torch.arange(1 << rng.RENEWAL_BITS), [], rng._blocks
+    monkeypatch.setattr(rng, "_blocks", lambda *stream: (seen.append(stream[2:4]), blocks(*stream))[1])
+    for number in (1, 2, 3, 511, 512, 1023):
+        rng.renewals(*torch.zeros(2, len(node), dtype=torch.int64), node, node * 0, torch.full_like(node, number))
+    assert {purpose for purpose, _ in seen} == {rng.RENEWAL}
+    slots = torch.cat([slot for _, slot in seen[::2]])  # of the words, without those that refine them
+    assert slots.unique().numel() == len(slots) == 6 << rng.RENEWAL_BITS and slots.max() < 1 << 24
 
 
 def test_renewals_are_independent_exponentials():
