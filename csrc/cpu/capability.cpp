@@ -1,4 +1,5 @@
 // Which instruction set to use: the best one the machine supports, or the one named by SPECSAMPLE_CPU.
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -10,6 +11,15 @@ namespace SPS_NAMESPACE {
 float nth_largest(float* value, int count, int n) {
   std::nth_element(value, value + n, value + count, std::greater<>());
   return value[n];
+}
+
+void Arrivals::offer(double log_weight, double clock, int64_t token) {
+  bool more = offer(log_weight - std::log(clock), token);
+  for (int64_t n = 1; more && renewals; ++n) {
+    clock += (*renewals)(token, n);
+    const double value = log_weight - std::log(clock);
+    more = value >= threshold() && insert(value, token);
+  }
 }
 
 const Capability* find_capability(const char* name) {

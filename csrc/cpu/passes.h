@@ -74,14 +74,7 @@ struct Arrivals {
       if (id[i] == token) return false;
     return insert(value, token);
   }
-  void offer(double log_weight, double clock, int64_t token) {
-    bool more = offer(log_weight - std::log(clock), token);
-    for (int64_t n = 1; more && renewals; ++n) {
-      clock += (*renewals)(token, n);
-      const double value = log_weight - std::log(clock);
-      more = value >= threshold() && insert(value, token);
-    }
-  }
+  void offer(double log_weight, double clock, int64_t token);  // not compiled per instruction set, like nth_largest
   // Of a token that may be there already.
   bool insert(double value, int64_t token) {
     int i = count;
